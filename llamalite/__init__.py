@@ -1,0 +1,43 @@
+"""Convert LLaMA checkpoints to quantized GGUF in one pass, run them on a laptop's CPU, and measure what it cost.
+
+    import llamalite
+
+    report = llamalite.convert("./TinyLlama-1.1B", qtype="Q4_K_M")
+    with llamalite.Model(report.path) as model:
+        for piece in model.stream("Once upon a time", max_tokens=64):
+            print(piece.text, end="", flush=True)
+
+The public names are loaded on first use (PEP 562), so that importing llamalite loads neither numpy nor llama.cpp.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamalite.converters import ConversionReport as ConversionReport
+    from llamalite.converters import convert as convert
+    from llamalite.errors import LlamaliteError as LlamaliteError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConversionReport": "llamalite.converters",
+    "LlamaliteError": "llamalite.errors",
+    "convert": "llamalite.converters",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llamalite' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

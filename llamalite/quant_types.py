@@ -1,0 +1,118 @@
+"""One table of GGUF's tensor types and file types: ids, block sizes, bytes a block, bits a weight.
+
+    >>> TENSOR_TYPES["Q4_K"].bits_per_weight
+    4.5
+    >>> FILE_TYPES["Q4_K_M"].tensor_type.name, FILE_TYPES["Q4_K_M"].ftype
+    ('Q4_K', 15)
+
+A *tensor type* says how one tensor's bytes are laid out (``enum ggml_type``, ggml.h). A *file type* is what people ask
+for (``enum llama_ftype``, llama.h): a default tensor type, and rules by which some tensors get another one. Those rules
+are in `llamalite.converters.mix`; this module knows only numbers. A test holds them equal to the installed library's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A layout of weights: `block_size` of them lie together in `block_bytes` bytes."""
+
+    name: str
+    ggml_type: int
+    block_size: int
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block_size
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.block_size > 1
+
+    def row_bytes(self, n_columns: int) -> int:
+        """Bytes of a row of `n_columns` weights, as ``ggml_row_size`` (ggml.c); `n_columns` must fill whole blocks."""
+        if n_columns % self.block_size:
+            raise ValueError(f"a row of {n_columns} weights does not fill blocks of {self.block_size} ({self.name})")
+        return n_columns // self.block_size * self.block_bytes
+
+
+@dataclass(frozen=True)
+class FileType:
+    """What a whole file is called: its default tensor type, its number in ``general.file_type``, and its use."""
+
+    name: str
+    ftype: int
+    tensor_type: TensorType
+    about: str
+
+
+def _tensor_types(*rows: tuple[str, int, int, int]) -> dict[str, TensorType]:
+    return {row[0]: TensorType(*row) for row in rows}
+
+
+TENSOR_TYPES = _tensor_types(
+    ("F32", 0, 1, 4),
+    ("F16", 1, 1, 2),
+    ("BF16", 30, 1, 2),
+    ("Q4_0", 2, 32, 18),
+    ("Q4_1", 3, 32, 20),
+    ("Q5_0", 6, 32, 22),
+    ("Q5_1", 7, 32, 24),
+    ("Q8_0", 8, 32, 34),
+    ("Q2_K", 10, 256, 84),
+    ("Q3_K", 11, 256, 110),
+    ("Q4_K", 12, 256, 144),
+    ("Q5_K", 13, 256, 176),
+    ("Q6_K", 14, 256, 210),
+    ("IQ2_XXS", 16, 256, 66),
+    ("IQ2_XS", 17, 256, 74),
+    ("IQ3_XXS", 18, 256, 98),
+    ("IQ1_S", 19, 256, 50),
+    ("IQ4_NL", 20, 32, 18),
+    ("IQ3_S", 21, 256, 110),
+    ("IQ2_S", 22, 256, 82),
+    ("IQ4_XS", 23, 256, 136),
+    ("IQ1_M", 29, 256, 56),
+    ("TQ1_0", 34, 256, 54),
+    ("TQ2_0", 35, 256, 66),
+)
+
+TENSOR_TYPES_BY_ID = {t.ggml_type: t for t in TENSOR_TYPES.values()}
+
+
+def _file_types(*rows: tuple[str, int, str, str]) -> dict[str, FileType]:
+    return {name: FileType(name, ftype, TENSOR_TYPES[tensor], about) for name, ftype, tensor, about in rows}
+
+
+FILE_TYPES = _file_types(
+    ("F32", 0, "F32", "every weight as 32-bit float"),
+    ("F16", 1, "F16", "16-bit float, 5 bits of exponent"),
+    ("BF16", 32, "BF16", "16-bit float, 8 bits of exponent: what most checkpoints hold"),
+    ("Q8_0", 7, "Q8_0", "8 bits: next to no loss"),
+    ("Q6_K", 18, "Q6_K", "6 bits: very small loss"),
+    ("Q5_K_M", 17, "Q5_K", "5 bits, 6 for the tensors that need them"),
+    ("Q5_K_S", 16, "Q5_K", "5 bits"),
+    ("Q5_1", 9, "Q5_1", "5 bits, an older layout with an offset"),
+    ("Q5_0", 8, "Q5_0", "5 bits, an older layout"),
+    ("Q4_K_M", 15, "Q4_K", "4 bits, 6 for the tensors that need them: the usual choice"),
+    ("Q4_K_S", 14, "Q4_K", "4 bits, 5 for the first layers"),
+    ("Q4_1", 3, "Q4_1", "4 bits, an older layout with an offset"),
+    ("Q4_0", 2, "Q4_0", "4 bits, an older layout: fast on Arm"),
+    ("IQ4_NL", 25, "IQ4_NL", "4 bits on a curved scale, for rows that are no multiple of 256"),
+    ("IQ4_XS", 30, "IQ4_XS", "4 bits on a curved scale, a little smaller than Q4_K_S"),
+    ("Q3_K_L", 13, "Q3_K", "3 bits, 5 for the tensors that need them"),
+    ("Q3_K_M", 12, "Q3_K", "3 bits, 4 and 5 for the tensors that need them"),
+    ("Q3_K_S", 11, "Q3_K", "3 bits: a clear loss"),
+    ("Q2_K", 10, "Q2_K", "2 bits, 3 and 4 for the tensors that need them: a large loss"),
+)
+
+
+def file_type(name: str) -> FileType:
+    """Return the file type called `name`, in any case; ``ValueError`` names the known ones."""
+    try:
+        return FILE_TYPES[name.upper()]
+    except KeyError:
+        raise ValueError(f"unknown type {name!r}; known are {', '.join(FILE_TYPES)}") from None
