@@ -1,0 +1,108 @@
+"""ggml's own kernels over NumPy arrays: rows of float32 in, rows of bytes out.
+
+    >>> rows = np.zeros((2, 256), np.float32)
+    >>> quantize_rows(TENSOR_TYPES["Q4_K"], rows).shape
+    (2, 144)
+
+ctypes releases the GIL for the length of a call, so Python threads quantize side by side. What ggml would answer with an
+abort of the process (a row that does not fill its blocks, a missing importance matrix) is a ``ValueError`` here.
+`model_file` is llama.cpp's whole second step, ``llama_model_quantize``: the oracle that the tests compare with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import QuantizationError
+from llamalite.native import library
+from llamalite.quant_types import FileType, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+@functools.cache
+def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    function = getattr(library.ggml_base(), name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function  # type: ignore[no-any-return]
+
+
+def _quantize_chunk() -> Callable[..., Any]:
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    return _function("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer, long, long, long, pointer)
+
+
+@functools.cache
+def needs_importance(tensor_type: TensorType) -> bool:
+    """Whether ggml cannot quantize to this type without an importance matrix (``ggml_quantize_requires_imatrix``)."""
+    return bool(_function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)(tensor_type.ggml_type))
+
+
+def block_layout(ggml_type: int) -> tuple[int, int]:
+    """Return (weights, bytes) of a block of the type with this number, as the installed ggml has it."""
+    size = _function("ggml_blck_size", ctypes.c_int64, ctypes.c_int)(ggml_type)
+    return int(size), int(_function("ggml_type_size", ctypes.c_size_t, ctypes.c_int)(ggml_type))
+
+
+def quantize_rows(
+    tensor_type: TensorType, rows: Floats, out: Bytes | None = None, importance: Floats | None = None
+) -> Bytes:
+    """Quantize `rows` (float32 [n_rows, n_columns], C order) and return `out` (uint8 [n_rows, row bytes]).
+
+    `importance` is float32 [n_columns], one row of an importance matrix. The bytes are those of
+    ``ggml_quantize_chunk`` (ggml.c), whichever way a tensor is cut into chunks of rows.
+    """
+    n_rows, n_columns = rows.shape
+    if out is None:
+        out = np.empty((n_rows, tensor_type.row_bytes(n_columns)), np.uint8)
+    if rows.dtype != np.float32 or not rows.flags.c_contiguous or not out.flags.c_contiguous:
+        raise ValueError(f"rows must be float32 and C-contiguous, found {rows.dtype}")
+    if out.nbytes != n_rows * tensor_type.row_bytes(n_columns):
+        raise ValueError(f"out holds {out.nbytes} bytes, needed are {n_rows * tensor_type.row_bytes(n_columns)}")
+    if importance is not None and (importance.dtype != np.float32 or importance.shape != (n_columns,)):
+        raise ValueError(f"importance must be float32 [{n_columns}], found {importance.dtype} {importance.shape}")
+    if importance is None and needs_importance(tensor_type):
+        raise QuantizationError(f"{tensor_type.name} cannot be made without an importance matrix: pass --imatrix FILE")
+    matrix = importance.ctypes.data if importance is not None else None
+    _quantize_chunk()(tensor_type.ggml_type, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, matrix)
+    return out
+
+
+def dequantize_rows(tensor_type: TensorType, rows: Bytes, n_columns: int) -> Floats:
+    """Return `rows` (uint8 [n_rows, row bytes]) of `tensor_type` as float32 [n_rows, n_columns] (gguf-py's reader)."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType(tensor_type.ggml_type)
+    values: Floats = gguf.quants.dequantize(rows, kind).reshape(len(rows), n_columns)
+    return values
+
+
+def is_finite(tensor_type: TensorType, data: Bytes) -> bool:
+    """Whether no scale and no value in `data` is NaN or infinite (``ggml_validate_row_data``, ggml-quants.c).
+
+    ggml also writes the finding to stderr; callers that want silence check floats with NumPy first.
+    """
+    validate = _function("ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    return bool(validate(tensor_type.ggml_type, data.ctypes.data, data.nbytes))
+
+
+def model_file(source: Path, target: Path, file_type: FileType, n_threads: int = 0, **options: Any) -> None:
+    """Run llama.cpp's ``llama_model_quantize`` from one GGUF file to another; `options` are fields of its parameters."""
+    lib = library.llama()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type.ftype, n_threads
+    for name, value in options.items():
+        setattr(params, name, value)
+    with library.errors_heard() as errors:
+        code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if code:
+        raise QuantizationError(f"llama_model_quantize of {source}: {' / '.join(errors) or f'code {code}'}")
