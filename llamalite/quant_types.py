@@ -23,6 +23,8 @@ class TensorType:
     ggml_type: int
     block_size: int
     block_bytes: int
+    scales: tuple[int, ...] = ()
+    """Offsets of the block's float16 scales, in bytes: what ``ggml_validate_row_data`` looks at for NaN and Inf."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -49,35 +51,38 @@ class FileType:
     about: str
 
 
-def _tensor_types(*rows: tuple[str, int, int, int]) -> dict[str, TensorType]:
+def _tensor_types(*rows: tuple[str, int, int, int, tuple[int, ...]]) -> dict[str, TensorType]:
     return {row[0]: TensorType(*row) for row in rows}
 
 
 TENSOR_TYPES = _tensor_types(
-    ("F32", 0, 1, 4),
-    ("F16", 1, 1, 2),
-    ("BF16", 30, 1, 2),
-    ("Q4_0", 2, 32, 18),
-    ("Q4_1", 3, 32, 20),
-    ("Q5_0", 6, 32, 22),
-    ("Q5_1", 7, 32, 24),
-    ("Q8_0", 8, 32, 34),
-    ("Q2_K", 10, 256, 84),
-    ("Q3_K", 11, 256, 110),
-    ("Q4_K", 12, 256, 144),
-    ("Q5_K", 13, 256, 176),
-    ("Q6_K", 14, 256, 210),
-    ("IQ2_XXS", 16, 256, 66),
-    ("IQ2_XS", 17, 256, 74),
-    ("IQ3_XXS", 18, 256, 98),
-    ("IQ1_S", 19, 256, 50),
-    ("IQ4_NL", 20, 32, 18),
-    ("IQ3_S", 21, 256, 110),
-    ("IQ2_S", 22, 256, 82),
-    ("IQ4_XS", 23, 256, 136),
-    ("IQ1_M", 29, 256, 56),
-    ("TQ1_0", 34, 256, 54),
-    ("TQ2_0", 35, 256, 66),
+    ("F32", 0, 1, 4, ()),
+    ("F16", 1, 1, 2, ()),
+    ("BF16", 30, 1, 2, ()),
+    ("Q4_0", 2, 32, 18, (0,)),
+    ("Q4_1", 3, 32, 20, (0, 2)),
+    ("Q5_0", 6, 32, 22, (0,)),
+    ("Q5_1", 7, 32, 24, (0, 2)),
+    ("Q8_0", 8, 32, 34, (0,)),
+    ("Q2_K", 10, 256, 84, (80, 82)),
+    ("Q3_K", 11, 256, 110, (108,)),
+    ("Q4_K", 12, 256, 144, (0, 2)),
+    ("Q5_K", 13, 256, 176, (0, 2)),
+    ("Q6_K", 14, 256, 210, (208,)),
+    ("IQ2_XXS", 16, 256, 66, (0,)),
+    ("IQ2_XS", 17, 256, 74, (0,)),
+    ("IQ3_XXS", 18, 256, 98, (0,)),
+    ("IQ1_S", 19, 256, 50, (0,)),
+    ("IQ4_NL", 20, 32, 18, (0,)),
+    ("IQ3_S", 21, 256, 110, (0,)),
+    ("IQ2_S", 22, 256, 82, (0,)),
+    ("IQ4_XS", 23, 256, 136, (0,)),
+    ("IQ1_M", 29, 256, 56, ()),
+    ("TQ1_0", 34, 256, 54, (52,)),
+    ("TQ2_0", 35, 256, 66, (64,)),
+    ("MXFP4", 39, 32, 17, ()),
+    ("Q1_0", 41, 128, 18, (0,)),
+    ("Q2_0", 42, 64, 18, (0,)),
 )
 
 TENSOR_TYPES_BY_ID = {t.ggml_type: t for t in TENSOR_TYPES.values()}
@@ -107,6 +112,22 @@ FILE_TYPES = _file_types(
     ("Q3_K_M", 12, "Q3_K", "3 bits, 4 and 5 for the tensors that need them"),
     ("Q3_K_S", 11, "Q3_K", "3 bits: a clear loss"),
     ("Q2_K", 10, "Q2_K", "2 bits, 3 and 4 for the tensors that need them: a large loss"),
+    ("Q2_K_S", 21, "Q2_K", "2 bits; needs an importance matrix"),
+    ("IQ3_M", 27, "IQ3_S", "3.7 bits from a codebook"),
+    ("IQ3_S", 26, "IQ3_S", "3.4 bits from a codebook"),
+    ("IQ3_XS", 22, "IQ3_S", "3.3 bits from a codebook; needs an importance matrix"),
+    ("IQ3_XXS", 23, "IQ3_XXS", "3.1 bits from a codebook; needs an importance matrix"),
+    ("IQ2_M", 29, "IQ2_S", "2.7 bits from a codebook; needs an importance matrix"),
+    ("IQ2_S", 28, "IQ2_XS", "2.5 bits from a codebook; needs an importance matrix"),
+    ("IQ2_XS", 20, "IQ2_XS", "2.3 bits from a codebook; needs an importance matrix"),
+    ("IQ2_XXS", 19, "IQ2_XXS", "2.1 bits from a codebook; needs an importance matrix"),
+    ("IQ1_M", 31, "IQ1_M", "1.8 bits from a codebook; needs an importance matrix"),
+    ("IQ1_S", 24, "IQ1_S", "1.6 bits from a codebook; needs an importance matrix"),
+    ("TQ2_0", 37, "TQ2_0", "ternary weights, 2.1 bits: only for models trained ternary"),
+    ("TQ1_0", 36, "TQ1_0", "ternary weights, 1.7 bits: only for models trained ternary"),
+    ("MXFP4_MOE", 38, "MXFP4", "4-bit floats for experts; a dense model becomes Q8_0"),
+    ("Q2_0", 41, "Q2_0", "2 bits in blocks of 64: only for models trained for it"),
+    ("Q1_0", 40, "Q1_0", "1 bit in blocks of 128: only for models trained for it"),
 )
 
 
