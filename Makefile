@@ -1,0 +1,74 @@
+# The two commands that matter are `make demo` and `make test`; both set everything up in .venv first.
+# Works with GNU make 3.81 (macOS) and later. On Windows see CONTRIBUTING.md: the same commands without make.
+
+PYTHON ?= python3
+MODEL ?=
+PARITY ?=
+PYTEST_ARGS ?=
+LLAMALITE_MODELS ?= $(CURDIR)/models
+export LLAMALITE_MODELS
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo -type f ! -name '*.pyc' 2>/dev/null)
+
+.PHONY: help demo test lint docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo            set up .venv, then convert, run and measure the demo model (MODEL=path: your own)'
+	@echo 'make test            set up .venv, then ruff, mypy --strict and pytest, on the installed package'
+	@echo 'make test PARITY=1   the same, and the tests against transformers and torch'
+	@echo 'make lint            only ruff and mypy'
+	@echo 'make docs            write docs/cli.md anew from --help'
+	@echo 'make clean           remove .venv and what the tools left behind (models stay)'
+	@echo
+	@echo 'PYTHON=python3.12    another Python (3.10 to 3.13) for a new .venv'
+	@echo 'PYTEST_ARGS="-k x"   arguments for pytest'
+
+demo: .venv/.package
+	@$(BIN)/llamalite demo $(MODEL)
+
+test: lint
+	LLAMALITE_TEST_INSTALLED=1 LLAMALITE_TEST_PARITY=$(PARITY) $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/.package .venv/.test $(if $(PARITY),.venv/.parity)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy llamalite tests
+
+docs: .venv/.package
+	$(BIN)/python docs/write_cli.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find llamalite converters tests docs benchmarks examples models -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is a step of the installation; a rerun does only what changed since.
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v[:2] <= (3, 13) or sys.exit( \
+	  "llamalite needs Python 3.10 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.dependencies: .venv/.created pyproject.toml constraints.txt
+	@command -v c++ >/dev/null || command -v clang++ >/dev/null || \
+	  echo 'No C++ compiler on the PATH: if the build fails, docs/install.md says how to get one.'
+	@echo 'Installing what llamalite needs. llama-cpp-python compiles llama.cpp: three to ten minutes, the first time only.'
+	$(PIP) --progress-bar off 'setuptools>=77' .
+	@touch $@
+
+# Without isolation and dependencies this takes two seconds. An old build/ would bring deleted modules back.
+.venv/.package: .venv/.dependencies $(SOURCES)
+	@rm -rf build
+	@$(PIP) --quiet --no-deps --no-build-isolation --force-reinstall .
+	@touch $@
+
+.venv/.test: .venv/.dependencies
+	$(PIP) --quiet --no-build-isolation '.[test,lint]'
+	@touch $@
+
+.venv/.parity: .venv/.dependencies
+	$(PIP) --quiet --no-build-isolation '.[parity]'
+	@touch $@
