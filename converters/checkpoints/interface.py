@@ -1,0 +1,132 @@
+"""What every reader of checkpoints gives, and positioned reads that all of them use.
+
+Weights are read with ``pread`` into buffers that the caller reuses: a memory map would count as memory of the process
+and turn a read error into a crash.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import CheckpointError
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
+
+
+class SourceFile:
+    """An open file that is read at positions, from several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+        status = os.fstat(self._file.fileno())
+        self.n_bytes = status.st_size
+        self._modified = status.st_mtime_ns
+
+    def read_into(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill `into` (uint8, contiguous) with the bytes at `offset`; `CheckpointError` where the file ends early."""
+        view = memoryview(into).cast("B")
+        done = 0
+        while done < len(view):
+            n = self._read_at(offset + done, view[done:])
+            if not n:
+                raise CheckpointError(
+                    f"{self.path} ended at byte {offset + done}, expected {len(view) - done} more: download it again"
+                )
+            done += n
+
+    def _read_at(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:  # Windows has no positioned read
+            self._file.seek(offset)
+            return self._file.readinto(view) or 0
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if the file has been written since it was opened."""
+        status = os.fstat(self._file.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self.n_bytes, self._modified):
+            raise CheckpointError(f"{self.path} changed while it was read: convert again when it is complete")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class SourceTensor(ABC):
+    """A tensor that has not been read yet: `dtype` as safetensors names it, `shape` in C order."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the tensor seen as a matrix; a vector is one row."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        return (self.shape[-1] if self.shape else 1) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    @abstractmethod
+    def read_rows(self, first: int, count: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill `into` (uint8 [count * row_bytes]) with the little-endian bytes of rows ``first : first + count``."""
+
+
+@dataclass(frozen=True)
+class FileTensor(SourceTensor):
+    """A tensor whose bytes lie in one piece in one file."""
+
+    file: SourceFile
+    offset: int
+
+    def read_rows(self, first: int, count: int, into: npt.NDArray[np.uint8]) -> None:
+        self.file.read_into(self.offset + first * self.row_bytes, into)
+
+
+@dataclass
+class Checkpoint:
+    """An open checkpoint: where it is, its config, its tensors in the order of their files, what keeps them open."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, SourceTensor]
+    files: list[SourceFile] = field(default_factory=list)
+    permuted: bool = True
+    """Whether q and k rows are in Hugging Face's order (halves) and not already in llama.cpp's (pairs)."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def check_unchanged(self) -> None:
+        for file in self.files:
+            file.check_unchanged()
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

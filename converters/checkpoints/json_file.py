@@ -1,0 +1,44 @@
+"""JSON files that strangers wrote: bounded in size and depth, no NaN, no key twice, an object on top."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llamalite.errors import CheckpointError
+
+MAX_BYTES = 256 << 20  # the largest real one, a tokenizer.json of 256k tokens, has about 35 MB
+
+
+def parse_object(text: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in `text`; `CheckpointError` says what is wrong with it and names `where`."""
+
+    def refuse_constant(constant: str) -> NoReturn:
+        raise CheckpointError(f"{where} holds {constant}, which is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CheckpointError(f"{where} has the key {twice!r} twice: which one is meant cannot be told")
+        return found
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise CheckpointError(f"{where} is nested too deeply to be a model's file") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where} holds a {type(parsed).__name__}, expected an object")
+    return parsed
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file at `path`, at most `MAX_BYTES` long."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}")
+    return parse_object(path.read_bytes(), str(path))
