@@ -1,8 +1,8 @@
 """The one place where llama.cpp is loaded, initialised and listened to.
 
 `llama()` is the low-level module of llama-cpp-python, `ggml_base()` the library with ggml's own kernels. llama.cpp
-writes its log to stderr unless a callback takes it: ours hands each line to `logging` under ``llamalite.llama_cpp``, and
-keeps the last errors, so that a failure can be told in llama.cpp's own words.
+writes its log to stderr unless a callback takes it: ours hands each line to `logging` under ``llamalite.llama_cpp``,
+and keeps the last errors, so that a failure can be told in llama.cpp's own words.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import ctypes
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 _logger = logging.getLogger("llamalite.llama_cpp")
+# Silent until the application sets logging up: without a handler Python would write warnings to stderr itself.
+logging.getLogger("llamalite").addHandler(logging.NullHandler())
 # ggml_log_level (ggml.h): none, debug, info, warn, error, and 5 for the continuation of a line.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUATION = 5
@@ -66,6 +68,16 @@ _log = _Log()
 def errors_heard() -> contextlib.AbstractContextManager[collections.deque[str]]:
     """Collect the error lines that llama.cpp logs inside the ``with`` block, newest last, eight at the most."""
     return _log.errors()
+
+
+def in_its_words(heard: Iterable[str]) -> str:
+    """Return llama.cpp's error lines as one sentence, without the names of its functions and without its refrain."""
+    lines = []
+    for line in heard:
+        where, colon, rest = line.lstrip("- ").partition(": ")
+        lines.append(rest if colon and where.isidentifier() else line.lstrip("- "))
+    told = [line for line in lines if line != "failed to load model"] or lines
+    return "; ".join(line.rstrip(":") for line in dict.fromkeys(told)) or "it gave no reason"
 
 
 @functools.cache

@@ -1,0 +1,349 @@
+"""A context of a loaded model: its KV cache, one reusable batch, and the logits of the last decode.
+
+    with NativeModel("tiny.gguf") as model, NativeContext(model, n_ctx=512) as context:
+        ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)
+        want = np.zeros(len(ids), bool); want[-1] = True
+        context.decode(ids, np.arange(len(ids)), 0, want)
+        next_id = int(context.logits()[0].argmax())         # float32 [n_outputs, n_vocab], a view: copy to keep
+
+The batch lives in NumPy arrays that llama.cpp reads in place, and logits are a view of llama.cpp's own buffer, valid
+until the next decode. Where llama.cpp would abort the process (a batch over n_batch, a partial copy between separate
+caches) a ``ValueError`` comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
+from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
+from llamalite.native.model import NativeModel
+from llamalite.quant_types import TENSOR_TYPES
+
+Ints = Sequence[int] | npt.NDArray[Any]
+FlashAttention = bool | Literal["auto"]
+
+KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
+_FLASH = {"auto": -1, False: 0, True: 1}  # enum llama_flash_attn_type (llama.h)
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): more aborts
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What llama.cpp measured since the context was made or reset: prompt batches, and decodes of one token."""
+
+    prompt_s: float
+    n_prompt: int
+    generation_s: float
+    n_generated: int
+
+
+class AbortFlag:
+    """Stops a decode between two operations of its graph, from any thread, without the GIL.
+
+    llama.cpp calls ``bool (*)(void *)`` hundreds of times a token. As a Python function that would take the GIL each
+    time and starve. ggml's own ``bool ggml_is_empty(const struct ggml_tensor *)`` (ggml.c) has that signature and reads
+    memory: true where one of the tensor's four dimensions is 0. The flag is a block as large as any such struct, every
+    64-bit word 1 (not empty); filled with 0 it is "empty", and the decode stops. No offset of the struct is assumed.
+    The CPU and Metal backends ask; others do not, and need small decode calls.
+    """
+
+    _WORDS = 256  # 2 KiB: sizeof(struct ggml_tensor) is 336 bytes
+
+    def __init__(self) -> None:
+        self._block = (ctypes.c_int64 * self._WORDS)(*[1] * self._WORDS)
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._block)
+
+    @staticmethod
+    def function(callback_type: Any) -> Any:
+        """Return ``ggml_is_empty`` as a C function pointer of `callback_type`."""
+        return ctypes.cast(ggml_base().ggml_is_empty, callback_type)
+
+    def set(self) -> None:
+        ctypes.memset(self._block, 0, ctypes.sizeof(self._block))
+
+    def clear(self) -> None:
+        self._block[:] = [1] * self._WORDS
+
+    def is_set(self) -> bool:
+        return self._block[0] == 0
+
+
+@functools.cache
+def _raw_logits() -> Any:
+    """Return ``llama_get_logits`` typed to give an address: ctypes' float pointers cost more than the call."""
+    prototype = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    return prototype(("llama_get_logits", llama()._lib))
+
+
+class NativeContext:
+    """A KV cache of `n_ctx` tokens over `model`, with room for `n_seq_max` sequences.
+
+    `n_batch` is the most tokens one `decode` may hold, `n_ubatch` how many are computed together. `kv_type` is the
+    cache's type (`KV_TYPES`). `exact` is F32 cache and flash attention off: what comparisons across machines use. With
+    `kv_unified` all sequences share `n_ctx` and may share a prefix; without, each has ``n_ctx / n_seq_max``. llama.cpp
+    rounds n_ctx up to a multiple of 256; the attributes say what holds. A context is used by one thread at a time;
+    only `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
+    """
+
+    def __init__(
+        self,
+        model: NativeModel,
+        *,
+        n_ctx: int,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_threads: int | None = None,
+        kv_type: str = "F16",
+        flash_attn: FlashAttention = "auto",
+        kv_unified: bool = False,
+        exact: bool = False,
+    ) -> None:
+        self._ptr: Any = None
+        lib = llama()
+        if exact:
+            kv_type, flash_attn = "F32", False
+        kv_type = kv_type.upper()
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type {kv_type!r} is none that a cache can have: {', '.join(KV_TYPES)}")
+        if flash_attn not in _FLASH:
+            raise ValueError(f"flash_attn must be 'auto', True or False, found {flash_attn!r}")
+        if flash_attn is False and TENSOR_TYPES[kv_type].is_quantized:
+            raise ValueError(f"a {kv_type} cache needs flash attention, which is off: use F16, or flash_attn='auto'")
+        n_batch = min(n_batch, n_ctx)  # as llama_context's constructor does for causal models (llama-context.cpp)
+        for name, value, low, high in (
+            ("n_ctx", n_ctx, 1, 2**31 - 256),
+            ("n_batch", n_batch, 1, 2**31 - 1),
+            ("n_ubatch", n_ubatch, 1, 2**31 - 1),
+            ("n_seq_max", n_seq_max, 1, min(n_batch, lib.llama_max_parallel_sequences())),
+            ("n_threads", 1 if n_threads is None else n_threads, 1, _MAX_THREADS),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in {low}..{high}, found {value}")
+
+        self.model = model
+        self.kv_type, self.flash_attn, self.kv_unified, self.exact = kv_type, flash_attn, kv_unified, exact
+        self.abort_flag = AbortFlag()
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_batch, n_ubatch, n_seq_max
+        if n_threads is not None:
+            params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = params.type_v = TENSOR_TYPES[kv_type].ggml_type
+        params.flash_attn_type = _FLASH[flash_attn]
+        params.kv_unified = kv_unified
+        params.no_perf = False
+        params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
+        params.abort_callback_data = self.abort_flag.address
+        with errors_heard() as heard:
+            self._ptr = lib.llama_init_from_model(model.ptr, params)
+        if not self._ptr:
+            told = in_its_words(heard)
+            kind = OutOfMemoryError if "alloc" in told else LlamaliteError
+            raise kind(f"llama.cpp cannot make a context of {n_ctx} tokens: {told}")
+        model.own(self)
+
+        self.n_ctx: int = lib.llama_n_ctx(self._ptr)
+        self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)  # what one sequence may hold
+        self.n_batch: int = lib.llama_n_batch(self._ptr)
+        self.n_ubatch: int = lib.llama_n_ubatch(self._ptr)
+        self.n_seq_max = n_seq_max
+        self.n_threads: int = lib.llama_n_threads(self._ptr)
+        self._memory = lib.llama_get_memory(self._ptr)
+        self._n_outputs = 0
+        self._view: npt.NDArray[np.float32] | None = None
+        self._view_of = (0, 0)  # address and rows that `_view` was made for
+        self._make_batch()
+
+    def _make_batch(self) -> None:
+        lib, n = llama(), self.n_batch
+        self._tokens = np.zeros(n, np.int32)
+        self._positions = np.zeros(n, np.int32)
+        self._seq_ids = np.zeros(n, np.int32)  # one sequence a token
+        self._n_seq_ids = np.ones(n, np.int32)
+        self._wanted = np.zeros(n, np.int8)
+        addresses = self._seq_ids.ctypes.data + 4 * np.arange(n, dtype=np.uintp)
+        self._seq_id_pointers = addresses.astype(np.uintp)
+
+        def pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+            return array.ctypes.data_as(ctypes.POINTER(kind))
+
+        self._batch = lib.llama_batch(
+            0,
+            pointer(self._tokens, ctypes.c_int32),
+            None,
+            pointer(self._positions, ctypes.c_int32),
+            pointer(self._n_seq_ids, ctypes.c_int32),
+            pointer(self._seq_id_pointers, ctypes.POINTER(ctypes.c_int32)),
+            pointer(self._wanted, ctypes.c_int8),
+        )
+
+    @property
+    def ptr(self) -> Any:
+        """The ``llama_context *``; ``ValueError`` once the context is closed."""
+        if self._ptr is None:
+            raise ValueError("this context is closed")
+        return self._ptr
+
+    def close(self) -> None:
+        """Give the memory back; closing twice does nothing."""
+        if self._ptr is not None:
+            pointer, self._ptr = self._ptr, None
+            self._view, self._n_outputs = None, 0
+            llama().llama_free(pointer)
+            self.model.disown(self)
+
+    def __enter__(self) -> NativeContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at interpreter exit the library may be gone already
+            self.close()
+
+    # ── decoding ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def decode(self, tokens: Ints, positions: Ints, seq_ids: Ints | int, want_logits: npt.ArrayLike) -> None:
+        """Compute `tokens` at `positions` of `seq_ids` (each [n_tokens], or one sequence for all).
+
+        `want_logits`, bool [n_tokens] or one bool for all, says whose rows `logits` will hold afterwards. Positions go
+        on where a sequence ends, one by one. Raises ``ValueError`` for what llama.cpp would refuse,
+        ``ContextOverflowError`` when no room is left (nothing was computed then), ``GenerationCancelled`` after `abort`
+        (the micro-batches that were finished stay: ask `seq_pos_max`), ``LlamaliteError`` when the computation fails.
+        """
+        n = len(tokens)
+        self._n_outputs = 0
+        if not 0 < n <= self.n_batch:
+            raise ValueError(f"a batch holds 1..{self.n_batch} tokens (n_batch), found {n}: decode in several calls")
+        self._tokens[:n] = self.model.check_tokens(tokens)
+        self._positions[:n] = positions
+        self._seq_ids[:n] = seq_ids
+        self._wanted[:n] = want_logits
+        self._check(n)
+        self._decode(n)
+
+    def decode_next(self, token: int, position: int, seq_id: int = 0) -> None:
+        """Compute one token and keep its logits: `decode` without the arrays' checks, for the loop over tokens."""
+        if not (0 <= token < self.model.n_vocab and position >= 0 and 0 <= seq_id < self.n_seq_max):
+            raise ValueError(f"token {token}, position {position} or sequence {seq_id} is out of range")
+        self._tokens[0], self._positions[0], self._seq_ids[0], self._wanted[0] = token, position, seq_id, 1
+        self._decode(1)
+
+    def _check(self, n: int) -> None:
+        seq_ids = self._seq_ids[:n]
+        if int(seq_ids.min()) < 0 or int(seq_ids.max()) >= self.n_seq_max:
+            found = int(seq_ids.min() if int(seq_ids.min()) < 0 else seq_ids.max())
+            raise ValueError(f"sequence {found} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
+        if int(self._positions[:n].min()) < 0:
+            raise ValueError(f"positions start at 0, found {int(self._positions[:n].min())}")
+
+    def _decode(self, n: int) -> None:
+        self._batch.n_tokens = n
+        self._n_outputs = 0
+        with errors_heard() as heard:
+            code = llama().llama_decode(self.ptr, self._batch)
+        if code == 0:
+            self._n_outputs = int(np.count_nonzero(self._wanted[:n]))
+            return
+        told = in_its_words([line for line in heard if "failed to" not in line])
+        if code == 1:
+            raise ContextOverflowError(f"no room for {n} more tokens in a context of {self.n_ctx}: raise n_ctx")
+        if code == 2:
+            raise GenerationCancelled(f"a decode of {n} tokens was stopped")
+        if code == -1:
+            raise ValueError(f"llama.cpp refuses the batch: {told}")
+        raise LlamaliteError(f"llama.cpp could not compute a batch of {n} tokens (code {code}): {told}")
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return float32 [n_outputs, n_vocab], the rows asked for in the last decode, in the batch's order.
+
+        A view of llama.cpp's buffer: the next decode overwrites it. ``ValueError`` when the last decode asked for none.
+        """
+        if not self._n_outputs:
+            raise ValueError("there are no logits: the last decode asked for none, or did not finish")
+        address = _raw_logits()(self.ptr)
+        if self._view is None or self._view_of != (address, self._n_outputs):
+            shape = (self._n_outputs, self.model.n_vocab)
+            buffer = (ctypes.c_float * (shape[0] * shape[1])).from_address(address)
+            self._view = np.ctypeslib.as_array(buffer).reshape(shape)  # float32 [n_outputs, n_vocab]
+            self._view_of = (address, self._n_outputs)
+        return self._view
+
+    def abort(self) -> None:
+        """Have the decode that is running, or the next one, raise ``GenerationCancelled``; from any thread."""
+        self.abort_flag.set()
+
+    def clear_abort(self) -> None:
+        """Take `abort` back: decodes run again."""
+        self.abort_flag.clear()
+
+    # ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_sequence(self, seq_id: int) -> None:
+        if not 0 <= seq_id < self.n_seq_max:
+            raise ValueError(f"sequence {seq_id} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
+
+    def clear(self) -> None:
+        """Forget everything that was read, the bytes of the cache included."""
+        self.ptr  # noqa: B018 - refuses a closed context
+        if self._memory:
+            llama().llama_memory_clear(self._memory, True)
+        self._n_outputs = 0
+
+    def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool:
+        """Forget positions [start, stop) of a sequence (stop -1: all that follow).
+
+        False where the memory cannot forget a part (recurrent models, sliding windows): then nothing was forgotten.
+        """
+        self.ptr  # noqa: B018
+        self._check_sequence(seq_id)
+        return bool(llama().llama_memory_seq_rm(self._memory, seq_id, start, stop)) if self._memory else start <= 0
+
+    def seq_cp(self, source: int, target: int, start: int = 0, stop: int = -1) -> None:
+        """Let `target` share positions [start, stop) of `source`; `target` should be empty.
+
+        Without `kv_unified` the caches are separate and only whole sequences can be copied: ``ValueError`` for less,
+        where llama.cpp aborts (``llama_kv_cache::seq_cp``, llama-kv-cache.cpp).
+        """
+        self.ptr  # noqa: B018
+        self._check_sequence(source)
+        self._check_sequence(target)
+        if not self.kv_unified and source != target and (start > 0 or stop >= 0):
+            raise ValueError(f"positions {start}..{stop} cannot be copied between separate caches: use kv_unified=True")
+        if self._memory:
+            llama().llama_memory_seq_cp(self._memory, source, target, start, stop)
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        """Return the last position that the cache holds of a sequence, -1 when it holds none."""
+        self.ptr  # noqa: B018
+        self._check_sequence(seq_id)
+        return int(llama().llama_memory_seq_pos_max(self._memory, seq_id)) if self._memory else -1
+
+    def set_threads(self, n_threads: int) -> None:
+        """Use `n_threads` threads from the next decode on."""
+        if not 1 <= n_threads <= _MAX_THREADS:
+            raise ValueError(f"n_threads must lie in 1..{_MAX_THREADS}, found {n_threads}")
+        llama().llama_set_n_threads(self.ptr, n_threads, n_threads)
+        self.n_threads = n_threads
+
+    def perf(self) -> Performance:
+        """Return llama.cpp's own timings since the context was made or `perf_reset`."""
+        llama().llama_synchronize(self.ptr)  # the clocks stop there
+        data = llama().llama_perf_context(self.ptr)
+        return Performance(data.t_p_eval_ms / 1e3, data.n_p_eval, data.t_eval_ms / 1e3, data.n_eval)
+
+    def perf_reset(self) -> None:
+        llama().llama_perf_context_reset(self.ptr)

@@ -1,0 +1,264 @@
+"""A loaded GGUF file: its metadata, its vocabulary, and the tokenizer that comes with it.
+
+    with NativeModel("tiny.gguf") as model:
+        ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)  # int32 [n_tokens], BOS first
+        text = b"".join(model.token_to_piece(i) for i in ids)
+
+llama.cpp aborts the process on a token outside the vocabulary, or on text for a file without one: whatever comes in is
+checked here first. Texts are bytes in UTF-8; pieces are bytes too, since one character may span several tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import LlamaliteError, ModelLoadError
+from llamalite.native.library import errors_heard, in_its_words, llama
+
+TokenIds = npt.NDArray[np.int32]
+
+_VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
+_NO_GPU = (
+    "{n} layers were to run on a GPU, but the installed llama-cpp-python has no GPU backend: use n_gpu_layers=0, or "
+    'reinstall it with one, as in CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir '
+    "llama-cpp-python==0.3.36"
+)
+
+
+class LoraAdapter(NamedTuple):
+    """A LoRA adapter in GGUF form (``convert_lora_to_gguf.py``) and the weight it is added with."""
+
+    path: str | os.PathLike[str]
+    scale: float = 1.0
+
+
+class _Freed(Protocol):
+    def close(self) -> None: ...
+
+
+class NativeModel:
+    """Weights and vocabulary of one GGUF file, in llama.cpp's memory.
+
+    `n_gpu_layers` is how many layers go to the GPU (-1: all); asking for any where the build has no GPU backend raises
+    ``ModelLoadError``, as does every file that llama.cpp refuses, in its words. `use_mmap` maps the file instead of
+    copying it (llama.cpp's default). `progress` is called with a fraction in 0..1; raising in it stops the load.
+    `vocab_only` leaves the weights out. Close the contexts of a model before the model; `close` does it for those
+    that register themselves with `own`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int = 0,
+        use_mmap: bool = True,
+        vocab_only: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._ptr: Any = None
+        self._owned: list[_Freed] = []
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise ModelLoadError(f"{self.path} is a folder, and a GGUF file is wanted: name the file inside it")
+        with self.path.open("rb") as file:  # FileNotFoundError and PermissionError in Python's words
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelLoadError(f"{self.path} is no GGUF file: it begins with {magic!r}, not b'GGUF'")
+        lib = llama()
+        if n_gpu_layers and not lib.llama_supports_gpu_offload():
+            raise ModelLoadError(_NO_GPU.format(n="all" if n_gpu_layers < 0 else n_gpu_layers))
+
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.vocab_only = vocab_only
+        if not use_mmap:
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        raised: list[BaseException] = []
+
+        def report(fraction: float, _user_data: Any) -> bool:
+            try:
+                if progress is not None:
+                    progress(fraction)
+            except BaseException as error:  # noqa: BLE001 - it cannot pass through C: raised again below
+                raised.append(error)
+                return False
+            return True
+
+        if progress is not None:
+            params.progress_callback = lib.llama_progress_callback(report)
+        with errors_heard() as heard:
+            self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._ptr:
+            if raised:
+                raise raised[0]
+            raise ModelLoadError(f"llama.cpp cannot load {self.path}: {in_its_words(heard)}")
+
+        self._vocab = lib.llama_model_get_vocab(self._ptr)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._ptr)
+        self.n_embd: int = lib.llama_model_n_embd(self._ptr)
+        self.n_layer: int = lib.llama_model_n_layer(self._ptr)
+        self.n_head_kv: int = lib.llama_model_n_head_kv(self._ptr)
+        self.size_bytes: int = lib.llama_model_size(self._ptr)
+        self.n_params: int = lib.llama_model_n_params(self._ptr)
+        self.has_vocab: bool = lib.llama_vocab_type(self._vocab) != _VOCAB_NONE
+        self.has_encoder: bool = lib.llama_model_has_encoder(self._ptr)
+        self.has_decoder: bool = lib.llama_model_has_decoder(self._ptr)
+        # State space models keep one state for all that was read: it cannot be rewound to an earlier token.
+        self.is_recurrent: bool = lib.llama_model_is_recurrent(self._ptr) or lib.llama_model_is_hybrid(self._ptr)
+        self.desc: str = _text(lambda buffer, size: lib.llama_model_desc(self._ptr, buffer, size))
+        self.metadata: dict[str, str] = self._read_metadata()
+        self.bos: int = lib.llama_vocab_bos(self._vocab) if self.has_vocab else -1  # -1: the vocabulary has none
+        self.eos: int = lib.llama_vocab_eos(self._vocab) if self.has_vocab else -1
+        self.add_bos: bool = self.has_vocab and lib.llama_vocab_get_add_bos(self._vocab)
+        self.add_eos: bool = self.has_vocab and lib.llama_vocab_get_add_eos(self._vocab)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+
+    def _read_metadata(self) -> dict[str, str]:
+        """Return the scalar keys of the file, values as llama.cpp spells them; arrays are not among them."""
+        lib, found = llama(), {}
+        for i in range(lib.llama_model_meta_count(self._ptr)):
+            key = _text(lambda b, n, i=i: lib.llama_model_meta_key_by_index(self._ptr, i, b, n))  # type: ignore[misc]
+            found[key] = _text(lambda b, n, i=i: lib.llama_model_meta_val_str_by_index(self._ptr, i, b, n))  # type: ignore[misc]
+        return found
+
+    @property
+    def ptr(self) -> Any:
+        """The ``llama_model *``; ``ValueError`` once the model is closed."""
+        if self._ptr is None:
+            raise ValueError("this model is closed")
+        return self._ptr
+
+    @property
+    def vocab(self) -> Any:
+        """The ``llama_vocab *`` of this model."""
+        self.ptr  # noqa: B018 - refuses a closed model
+        return self._vocab
+
+    def own(self, context: _Freed) -> None:
+        """Have `close` close `context` first: llama.cpp's contexts must not outlive their model."""
+        self._owned.append(context)
+
+    def disown(self, context: _Freed) -> None:
+        """Forget a context that has closed itself."""
+        self._owned = [one for one in self._owned if one is not context]
+
+    def close(self) -> None:
+        """Give the memory back; closing twice does nothing."""
+        for context in reversed(list(self._owned)):
+            context.close()
+        self._owned.clear()
+        if self._ptr is not None:
+            pointer, self._ptr = self._ptr, None
+            llama().llama_model_free(pointer)
+
+    def __enter__(self) -> NativeModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at interpreter exit the library may be gone already
+            self.close()
+
+    # ── vocabulary ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_vocab(self) -> None:
+        if not self.has_vocab:
+            raise LlamaliteError(f"{self.path.name} carries no vocabulary: it works on token ids only")
+
+    def check_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> TokenIds:
+        """Return `tokens` as int32 [n_tokens]; ``ValueError`` names the first that is no token of this model."""
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"token ids must be whole numbers in one dimension, found {ids.dtype} {list(ids.shape)}")
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.n_vocab):
+            where = int(np.flatnonzero((ids < 0) | (ids >= self.n_vocab))[0])
+            raise ValueError(f"token {int(ids[where])} at place {where} is outside the vocabulary of {self.n_vocab}")
+        return ids.astype(np.int32, copy=False)
+
+    def tokenize(self, text: bytes | str, *, add_special: bool, parse_special: bool) -> TokenIds:
+        """Return the token ids of `text`, int32 [n_tokens].
+
+        `add_special` puts BOS (and EOS) where the file says so; with `parse_special` the spelling of a control token
+        in the text becomes that token: for templates, never for what a user typed.
+        """
+        self._check_vocab()
+        if add_special and ((self.add_bos and self.bos < 0) or (self.add_eos and self.eos < 0)):
+            raise LlamaliteError(
+                f"{self.path.name} asks for BOS or EOS around texts, but its vocabulary has no such token"
+            )
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+        lib, vocab = llama(), self.vocab
+        room = len(raw) + 8
+        for _ in range(2):
+            ids = np.empty(room, np.int32)
+            where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            n = lib.llama_tokenize(vocab, raw, len(raw), where, room, add_special, parse_special)
+            if n >= 0:
+                return ids[:n].copy() if n < room // 2 else ids[:n]
+            if n == -(2**31):
+                break
+            room = -n
+        raise ValueError(f"a text of {len(raw)} bytes has more tokens than llama.cpp can count")
+
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for; a control token is ``b""`` unless `special`."""
+        piece = self._pieces.get((token, special))
+        if piece is None:
+            self._check_vocab()
+            self.check_tokens([token])
+            piece = self._pieces[token, special] = self._piece(token, special)
+        return piece
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        lib, size = llama(), 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n: int = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def detokenize(self, tokens: Sequence[int] | TokenIds, *, special: bool = False) -> bytes:
+        """Return the text of `tokens`: a SentencePiece vocabulary's leading space removed, as llama.cpp does."""
+        self._check_vocab()
+        ids = np.ascontiguousarray(self.check_tokens(tokens))
+        lib, size = llama(), 16 * len(ids) + 64
+        where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n: int = lib.llama_detokenize(self.vocab, where, len(ids), buffer, size, False, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def is_eog(self, token: int) -> bool:
+        """Tell whether `token` ends a generation (EOS, end of turn, ...)."""
+        self.check_tokens([token])
+        return bool(llama().llama_vocab_is_eog(self.vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Tell whether `token` is a control token, which text never spells."""
+        self.check_tokens([token])
+        return bool(llama().llama_vocab_is_control(self.vocab, token))
+
+
+def _text(fill: Callable[[Any, int], int]) -> str:
+    """Call `fill(buffer, size)` of C, which returns the length it needs, and return the whole string."""
+    size = 256
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = fill(buffer, size)
+        if n < size:
+            return buffer.value.decode("utf-8", "replace")
+        size = n + 1
