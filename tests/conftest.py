@@ -1,0 +1,75 @@
+"""What several test files share: the real data beside the checkout, the command line, and who is skipped why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import llamalite
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+PARITY = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail at once where `make test` would silently test something else than it says."""
+    package = Path(llamalite.__file__).resolve()
+    if os.environ.get("LLAMALITE_TEST_INSTALLED") and package.is_relative_to(ROOT / "llamalite"):
+        raise pytest.UsageError(f"the installed package is to be tested, but {package} was imported")
+    if os.environ.get("LLAMALITE_TEST_PARITY") and not PARITY:
+        raise pytest.UsageError("PARITY=1 asks for the tests against transformers: pip install '.[parity]'")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "reference" in item.keywords and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+        if "parity" in item.keywords and not PARITY:
+            item.add_marker(pytest.mark.skip(reason="needs transformers and torch: make test PARITY=1"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout: for tests of files that are not part of the package."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """``../shared/data``; the test carries the marker `reference`."""
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models folder of each test's own, so that no test writes into the user's."""
+    folder = tmp_path / "models-folder"
+    monkeypatch.setenv("LLAMALITE_MODELS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def llamalite_command(tmp_path: Path) -> Run:
+    """Run ``llamalite ARGS`` as a process in the test's own folder: ``run("list", "--json", input=...)``.
+
+    It is the package that the tests themselves imported, whether installed or from the checkout.
+    """
+
+    def run(*args: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1]), "PYTHONUTF8": "1"}
+        settings: dict[str, object] = {"cwd": tmp_path, "env": environment, "timeout": 120} | options
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            [sys.executable, "-m", "llamalite", *map(str, args)],
+            **({"capture_output": True, "text": True, "encoding": "utf-8"} | settings),
+        )
+
+    return run

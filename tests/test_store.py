@@ -1,0 +1,122 @@
+"""store: paths and names become GGUF files, near misses are suggested, names stay in their folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamalite import store
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    models = tmp_path / "models"
+    models.mkdir()
+    monkeypatch.setenv("LLAMALITE_MODELS", str(models))
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo-Q8_0", "demo-Q4_K_M", "demo-Q2_K", "Tiny-Llama-IQ4_XS", "plain"):
+        (models / f"{name}.gguf").write_bytes(b"GGUF")
+    return models
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("demo", "demo-Q4_K_M.gguf"),
+        ("demo-Q8_0", "demo-Q8_0.gguf"),
+        ("demo-q8_0", "demo-Q8_0.gguf"),
+        ("demo-Q2_K.gguf", "demo-Q2_K.gguf"),
+        ("tiny-llama", "Tiny-Llama-IQ4_XS.gguf"),
+        ("plain", "plain.gguf"),
+    ],
+)
+def test_a_name_finds_its_file_with_or_without_type_suffix_and_case(folder: Path, model: str, expected: str) -> None:
+    assert store.resolve(model) == folder / expected
+
+
+def test_a_path_wins_over_a_name(folder: Path, tmp_path: Path) -> None:
+    here = tmp_path / "plain"
+    here.write_bytes(b"GGUF")
+    assert store.resolve("plain") == Path("plain")
+    assert store.resolve(here) == here
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.json").write_text("{}")
+    assert store.resolve("demo") == folder / "demo-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("demmo", "no model 'demmo': did you mean demo?"),
+        ("demo-Q4_KM", "no model 'demo-Q4_KM': did you mean demo-Q4_K_M?"),
+        ("here.ggfu", "no model 'here.ggfu': did you mean here.gguf?"),
+        ("models/plane.gguf", "no model 'models/plane.gguf': did you mean models/plain.gguf?"),
+        ("models/zzzzz", "no model 'models/zzzzz': no such file"),
+        ("nowhere/m.gguf", "no model 'nowhere/m.gguf': there is no folder nowhere"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="the messages show paths with forward slashes")
+def test_a_miss_says_what_lies_nearest(folder: Path, tmp_path: Path, model: str, message: str) -> None:
+    (tmp_path / "here.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileNotFoundError) as caught:
+        store.resolve(model)
+    assert str(caught.value) == message
+
+
+def test_a_miss_with_nothing_near_lists_what_there_is(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds Tiny-Llama-IQ4_XS, demo-Q2_K, demo-Q4_K_M, demo-Q8_0, plain"):
+        store.resolve("xyzzy")
+
+
+def test_an_empty_models_folder_says_how_to_fill_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMALITE_MODELS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    assert store.list_models() == []
+    with pytest.raises(FileNotFoundError, match="no models in .*none yet: llamalite convert CHECKPOINT"):
+        store.resolve("demo")
+
+
+def test_a_checkpoint_is_told_apart_from_a_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="ckpt is a checkpoint, not a GGUF file: llamalite convert ckpt"):
+        store.resolve("ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty is a folder"):
+        store.resolve("empty")
+
+
+def test_a_name_never_leaves_the_models_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileNotFoundError):
+        store.resolve("../outside")
+
+
+def test_default_output_is_name_and_type_in_the_models_folder(folder: Path) -> None:
+    assert store.default_output("TinyLlama-1.1B", "q4_k_m") == folder / "TinyLlama-1.1B-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", " ", "a/b", "../a", "a\\b", "a\x00", "C:x", "a\nb"])
+def test_default_output_refuses_what_is_no_file_name(folder: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a model"):
+        store.default_output(name, "Q4_K_M")
+
+
+def test_the_models_folder_is_the_users_data_folder_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMALITE_MODELS", raising=False)
+    home = Path.home()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "xdg"))
+    assert store.models_folder() == home / "xdg" / "llamalite" / "models"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert store.models_folder() == home / ".local" / "share" / "llamalite" / "models"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert store.models_folder() == home / "Library" / "Application Support" / "llamalite" / "models"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(home / "local"))
+    assert store.models_folder() == home / "local" / "llamalite" / "models"
