@@ -2,11 +2,12 @@
 
 A verb's module is imported only when that verb runs, so that ``llamalite --help`` loads neither numpy nor llama.cpp.
 Exit codes: 0 done, 1 bad input or failure, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. A failure is one line on stderr;
-the traceback comes only with ``-vv``.
+the traceback comes only with ``-vv``. A verb finds ``{"verbose": int, "quiet": bool}`` in its context's ``obj``.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from llamalite import __version__
 from llamalite.errors import LlamaliteError
@@ -22,7 +24,31 @@ from llamalite.errors import LlamaliteError
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
+    "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Take -v and -q as they come, before the verb or after it; both places add up."""
+    settings = ctx.ensure_object(dict)
+    if param.name == "quiet":
+        settings["quiet"] = bool(value) or settings.get("quiet", False)
+    else:
+        settings["verbose"] = int(value) + settings.get("verbose", 0)
+    verbose = settings.get("verbose", 0)
+    level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.getLogger("llamalite").setLevel(level)
+    # What llama.cpp reports as an error is raised, in its words: logged too it would be told twice.
+    logging.getLogger("llamalite.llama_cpp").setLevel(logging.DEBUG if verbose > 1 else logging.CRITICAL)
+
+
+def _verbosity_options() -> list[click.Option]:
+    return [
+        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_set_verbosity,
+                     help="Show what happens; -vv also llama.cpp's log and tracebacks."),
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_verbosity,
+                     help="Show nothing but results and errors."),
+    ]  # fmt: skip
 
 
 class _LazyGroup(click.Group):
@@ -35,7 +61,22 @@ class _LazyGroup(click.Group):
         if name not in VERBS:
             return None
         command: click.Command = importlib.import_module(VERBS[name][0]).command
+        if not any(param.callback is _set_verbosity for param in command.params):
+            command.params += _verbosity_options()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; the nearest is {near[0]}" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(name, help=about) for name, (_, about) in VERBS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -52,66 +93,89 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("-v", "--verbose", count=True, help="Show what happens; -vv also llama.cpp's log and tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Show nothing but results and errors.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
               help="Show the versions of llamalite and llama.cpp.")  # fmt: skip
-@click.pass_context
-def cli(ctx: click.Context, verbose: int, quiet: bool) -> None:
+def cli() -> None:
     """Convert LLaMA checkpoints to quantized GGUF, run them on a laptop, and measure what it cost.
 
     \b
     Examples:
       llamalite convert ./TinyLlama-1.1B -t Q4_K_M
-      llamalite run TinyLlama-1.1B-Q4_K_M "Once upon a time"
+      llamalite run TinyLlama-1.1B "Once upon a time"
     """
-    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    # What llama.cpp reports as an error is raised, in its words: logged too it would be told twice.
-    logging.getLogger("llamalite.llama_cpp").setLevel(logging.DEBUG if verbose > 1 else logging.CRITICAL)
-    ctx.obj = {"verbose": verbose, "quiet": quiet}
 
 
-def _fail(error: BaseException) -> None:
-    text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    click.secho("error: ", fg="red", bold=True, err=True, nl=False, color=None if _colours() else False)
-    click.echo(" ".join(text.split("\n")), err=True)
-
-
-def _colours() -> bool:
-    return "NO_COLOR" not in os.environ
-
-
-def _terminated(*_: Any) -> None:
-    raise SystemExit(143)
+cli.params[:0] = _verbosity_options()
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line with `args` (default: ``sys.argv[1:]``) and exit with its code."""
     signal.signal(signal.SIGTERM, _terminated)
-    arguments = sys.argv[1:] if args is None else args
-    loud = "-vv" in arguments or arguments.count("-v") > 1 or arguments.count("--verbose") > 1
+    for stream in (sys.stdout, sys.stderr):
+        # A model says whatever Unicode holds; a Windows code page does not hold it all.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(_run(sys.argv[1:] if args is None else args))
+
+
+def _run(arguments: list[str]) -> int:
+    settings = {"verbose": 0, "quiet": False}
+    if instruction := os.environ.get("_LLAMALITE_COMPLETE"):
+        return shell_complete(cli, {}, "llamalite", "_LLAMALITE_COMPLETE", instruction)
     try:
-        code = cli.main(arguments, prog_name="llamalite", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        # Not cli.main(): click would answer a closed pipe with exit code 1.
+        colour = False if os.environ.get("NO_COLOR") else None
+        with cli.make_context("llamalite", list(arguments), obj=settings, color=colour) as ctx:
+            cli.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt, EOFError):
+        click.echo(err=True)  # the shell's prompt belongs on a line of its own
+        return 130
     except BrokenPipeError:
         # `llamalite ... | head`: whoever reads has seen enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except click.ClickException as error:
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
-    except (LlamaliteError, OSError, ValueError) as error:
-        if loud:
-            raise
-        _fail(error)
-        sys.exit(1)
+        return error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "llamalite"
+        return _fail(f"{error.format_message().rstrip('.')}. See {path} --help", error.exit_code)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last door: nothing is swallowed, one line and a code are returned
+        if settings["verbose"] > 1:
+            import traceback
+
+            traceback.print_exc()
+            return 1
+        return _fail(_message(error), 1)
+    return 0
+
+
+def _message(error: Exception) -> str:
+    """Return the one line that `error` is shown as; a fault of ours says how to report it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, (LlamaliteError, OSError, ValueError)) and str(error):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"a fault in llamalite, {type(error).__name__}: {error} (add -vv to see where, and report it)"
+
+
+def _fail(message: str, code: int) -> int:
+    colour = False if os.environ.get("NO_COLOR") else None
+    click.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
+    click.echo(" ".join(message.split()), err=True)
+    return code
+
+
+def _terminated(*_: Any) -> None:
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":
