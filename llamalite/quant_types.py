@@ -81,8 +81,17 @@ TENSOR_TYPES = _tensor_types(
     ("TQ1_0", 34, 256, 54, (52,)),
     ("TQ2_0", 35, 256, 66, (64,)),
     ("MXFP4", 39, 32, 17, ()),
+    ("NVFP4", 40, 64, 36, ()),
     ("Q1_0", 41, 128, 18, (0,)),
     ("Q2_0", 42, 64, 18, (0,)),
+    # No weights of a LLaMA: tables and intermediate forms, which files of other models may hold.
+    ("Q8_1", 9, 32, 36, (0, 2)),
+    ("Q8_K", 15, 256, 292, ()),
+    ("I8", 24, 1, 1, ()),
+    ("I16", 25, 1, 2, ()),
+    ("I32", 26, 1, 4, ()),
+    ("I64", 27, 1, 8, ()),
+    ("F64", 28, 1, 8, ()),
 )
 
 TENSOR_TYPES_BY_ID = {t.ggml_type: t for t in TENSOR_TYPES.values()}
