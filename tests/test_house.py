@@ -1,0 +1,184 @@
+"""The rules of docs/design.md, read from the source: who imports whom, who prints, names, sizes, help, exports."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+import llamalite
+from llamalite import cli, errors
+
+# Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
+LEVELS = (
+    {"errors", "quant_types"},
+    {"gguf_check", "native", "hardware", "sampling", "templates"},
+    {"converters", "generation"},
+    {"hub", "store"},
+    {"model"},
+    {"chat", "evaluation", "benchmark"},
+    {"cli"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "data", "info", "process", "common", "misc"}
+FORBIDDEN_IMPORTS = {("converters", "generation"), ("generation", "converters")}
+MAX_LINES = 420
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package as it was imported, by dotted name without the leading ``llamalite.``."""
+    package = Path(llamalite.__file__).parent
+    spec = importlib.util.find_spec("llamalite.converters")
+    assert spec is not None
+    assert spec.origin is not None
+    converters = Path(spec.origin).parent
+    found: dict[str, Path] = {}
+    for base, prefix in ((package, ()), (converters, ("converters",))):
+        for path in sorted(base.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(base).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+ROOMED = sorted(name for name in MODULES if name not in {"", "__main__"})
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imports(name: str) -> list[tuple[str, int]]:
+    """What a module imports, wherever in it: absolute dotted names with their line."""
+    found = []
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: imports are absolute"
+            assert node.module is not None
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def test_every_module_is_seen() -> None:
+    assert {"cli", "errors", "store", "native.library", "converters", "converters.mix"} <= set(MODULES)
+
+
+def test_every_room_has_a_level() -> None:
+    assert {name.partition(".")[0] for name in ROOMED} <= set(LEVEL)
+
+
+@pytest.mark.parametrize("name", ROOMED)
+def test_imports_go_downwards_only(name: str) -> None:
+    room = name.partition(".")[0]
+    wrong = []
+    for target, line in imports(name):
+        parts = target.split(".")
+        if parts[0] != "llamalite" or len(parts) < 2 or parts[1] not in LEVEL:
+            continue
+        if parts[1] != room and (LEVEL[parts[1]] > LEVEL[room] or (room, parts[1]) in FORBIDDEN_IMPORTS):
+            wrong.append(f"{name}, line {line}: {room} must not import {parts[1]}")
+    assert not wrong
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    needs: dict[str, set[str]] = {room: set() for room in LEVEL}
+    for name in ROOMED:
+        parts = [target.split(".") for target, _ in imports(name)]
+        needs[name.partition(".")[0]] |= {p[1] for p in parts if p[0] == "llamalite" and len(p) > 1 and p[1] in LEVEL}
+    while ready := [room for room, needed in needs.items() if not needed & (set(needs) - {room})]:
+        for room in ready:
+            del needs[room]
+    assert not needs
+
+
+@pytest.mark.parametrize("name", ROOMED)
+def test_only_native_touches_llama_cpp_and_ctypes(name: str) -> None:
+    tops = {target.partition(".")[0] for target, _ in imports(name)}
+    if name.partition(".")[0] != "native":
+        assert not tops & {"llama_cpp", "ctypes"}
+
+
+@pytest.mark.parametrize("name", ROOMED)
+def test_only_the_command_line_prints(name: str) -> None:
+    if name.partition(".")[0] == "cli":
+        return
+    assert not {target.partition(".")[0] for target, _ in imports(name)} & {"click", "tqdm"}
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Name):
+            assert node.id != "print", f"{name}, line {node.lineno}: print"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
+            assert node.attr not in {"stdout", "stderr"}, f"{name}, line {node.lineno}: sys.{node.attr}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_file_can_be_read_in_one_sitting_and_says_what_it_is(name: str) -> None:
+    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: it is two rooms"
+    assert not lines or ast.get_docstring(tree(name)), f"{name} does not say what it is"
+    assert not set(name.split(".")) & FORBIDDEN_NAMES
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in ("", *ROOMED) if MODULES[n].name == "__init__.py" and "__all__" in MODULES[n].read_text("utf-8")],
+)
+def test_all_is_exactly_what_is_visible(name: str) -> None:
+    module = importlib.import_module(f"llamalite.{name}".rstrip("."))
+    names = set(module.__all__)
+    assert len(names) == len(module.__all__)
+    assert all(getattr(module, one) is not None for one in names)
+    if "__getattr__" in vars(module):  # loaded lazily: dir() is what is visible
+        assert set(dir(module)) == names
+    else:
+        own = {
+            one for one, value in vars(module).items() if getattr(value, "__module__", "").startswith(module.__name__)
+        }
+        assert {one for one in own if not one.startswith("_")} <= names
+
+
+def test_the_errors_are_the_tree_that_their_module_draws() -> None:
+    assert errors.__doc__ is not None
+    drawn: dict[str, str] = {}
+    above = ["LlamaliteError"]
+    for line in errors.__doc__.splitlines():
+        if match := re.match(r"    ([│ ]*)[├└]── (\w+)", line):
+            depth = len(match[1]) // 4 + 1
+            above[depth:] = [match[2]]
+            drawn[match[2]] = above[depth - 1]
+    there = {
+        one.__name__: one.__base__.__name__
+        for one in vars(errors).values()
+        if inspect.isclass(one) and one.__base__ is not None and one is not errors.LlamaliteError
+    }
+    assert drawn == there
+    assert issubclass(errors.LlamaliteError, Exception)
+
+
+def test_every_file_of_the_command_line_is_a_verb() -> None:
+    files = {name.partition(".")[2] for name in ROOMED if name.startswith("cli.") and not name.startswith("cli._")}
+    assert files == {module.removeprefix("llamalite.cli.") for module, _ in cli.VERBS.values()}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_one_line_a_help_and_an_example(verb: str) -> None:
+    module, about = cli.VERBS[verb]
+    assert about.endswith(".")
+    assert len(about) <= 70
+    command = importlib.import_module(module).command
+    assert isinstance(command, click.Command)
+    assert command.name == verb
+    assert command.help is not None
+    assert f"llamalite {verb} " in command.help.partition("Example")[2]
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert param.help, f"llamalite {verb} {param.opts[0]} has no help"
