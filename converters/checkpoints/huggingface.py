@@ -1,36 +1,71 @@
-"""A Hugging Face folder: ``config.json``, and weights in one or several safetensors files with their index."""
+"""A Hugging Face folder: ``config.json``, and weights in one file or several with their index.
+
+    model.safetensors        model-00001-of-00002.safetensors  ...  model.safetensors.index.json
+    pytorch_model.bin        pytorch_model-00001-of-00002.bin  ...  pytorch_model.bin.index.json
+
+Where a folder holds both forms the safetensors are read, as transformers does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite.converters.checkpoints import safetensors
+from llamalite.converters.checkpoints import safetensors, torch_pickle
+from llamalite.converters.checkpoints.folder import listing, member, open_member
 from llamalite.converters.checkpoints.interface import Checkpoint, SourceFile, SourceTensor
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.errors import CheckpointError
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+
+@dataclass(frozen=True)
+class _Form:
+    """How the weights' files are called, and who reads them."""
+
+    stem: str
+    suffix: str
+    read_tensors: Callable[[SourceFile], Mapping[str, SourceTensor]]
+
+    @property
+    def single(self) -> str:
+        return self.stem + self.suffix
+
+    @property
+    def index(self) -> str:
+        return f"{self.single}.index.json"
+
+    def stands_in(self, folder: Path) -> bool:
+        return (folder / self.index).exists() or any(folder.glob(f"{self.stem}*{self.suffix}"))
+
+
+_FORMS = (
+    _Form("model", ".safetensors", safetensors.read_tensors),
+    _Form("pytorch_model", ".bin", torch_pickle.read_tensors),
+)
 
 
 def open_folder(folder: Path) -> Checkpoint:
     """Open the checkpoint in `folder`; its headers are read and held against the index, its weights are not."""
-    config = read_object(folder / "config.json")
-    weight_map = _weight_map(folder)
-    shards = sorted(set(weight_map.values())) or _loose_shards(folder)
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    config = read_object(member(folder, "config.json"))
+    form = next((form for form in _FORMS if form.stands_in(folder)), None)
+    if form is None:
+        raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
+    weight_map = _weight_map(folder, form)
+    shards = sorted(set(weight_map.values())) or _loose_shards(folder, form)
+    missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(shards)} shards: download what is missing")
     files: list[SourceFile] = []
     tensors: dict[str, SourceTensor] = {}
     try:
         for shard in shards:
-            files.append(SourceFile(folder / shard))
-            for name, tensor in safetensors.read_tensors(files[-1]).items():
+            files.append(open_member(folder, shard))
+            for name, tensor in form.read_tensors(files[-1]).items():
                 if name in tensors:
                     raise CheckpointError(f"{name} stands in two shards of {folder}, one of them {shard}")
                 tensors[name] = tensor
-        _check_index(folder, weight_map, tensors)
+        _check_index(folder / form.index, weight_map, tensors)
     except BaseException:
         for file in files:
             file.close()
@@ -38,11 +73,11 @@ def open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors, files)
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    path = folder / _INDEX
+def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
+    path = folder / form.index
     if not path.exists():
         return {}
-    weight_map = read_object(path).get("weight_map")
+    weight_map = read_object(member(folder, form.index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{path} has no weight_map from tensor names to file names")
     for shard in set(weight_map.values()):
@@ -51,27 +86,24 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _loose_shards(folder: Path) -> list[str]:
-    if (folder / _SINGLE).is_file():
-        return [_SINGLE]
-    shards = sorted(path.name for path in folder.glob("model*.safetensors"))
-    if not shards:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        raise CheckpointError(f"{folder} has no *.safetensors file (found {found})")
+def _loose_shards(folder: Path, form: _Form) -> list[str]:
+    if (folder / form.single).exists():
+        return [form.single]
+    shards = sorted(path.name for path in folder.glob(f"{form.stem}*{form.suffix}"))
     numbered = [shard for shard in shards if "-of-" in shard]
     if numbered:
-        total = numbered[0].removesuffix(".safetensors").rpartition("-of-")[2]
+        total = numbered[0].removesuffix(form.suffix).rpartition("-of-")[2]
         if total.isdecimal() and int(total) != len(numbered):
-            raise CheckpointError(f"{folder} has {len(numbered)} of {int(total)} shards, and no {_INDEX}")
+            raise CheckpointError(f"{folder} has {len(numbered)} of {int(total)} shards, and no {form.index}")
     return shards
 
 
-def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:
+def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:
     if not weight_map:
         return
     lacking = sorted(set(weight_map) - set(tensors))
     if lacking:
-        raise CheckpointError(f"{folder / _INDEX} names {lacking[0]} and {len(lacking) - 1} more that no shard holds")
+        raise CheckpointError(f"{path} names {lacking[0]} and {len(lacking) - 1} more that no shard holds")
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
-        raise CheckpointError(f"the shards of {folder} hold {extra[0]} and {len(extra) - 1} more unknown to the index")
+        raise CheckpointError(f"the shards hold {extra[0]} and {len(extra) - 1} more that {path} does not name")

@@ -38,7 +38,9 @@ class SourceFile:
 
     def read_into(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         """Fill `into` (uint8, contiguous) with the bytes at `offset`; `CheckpointError` where the file ends early."""
-        view = memoryview(into).cast("B")
+        if not into.size:  # a memoryview of nothing cannot be cast
+            return
+        view = into.data.cast("B")
         done = 0
         while done < len(view):
             n = self._read_at(offset + done, view[done:])

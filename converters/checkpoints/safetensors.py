@@ -24,7 +24,7 @@ _OTHER_DTYPES = frozenset("BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F4 F6_E2M3 F6_E3M2
 
 
 def read_tensors(file: SourceFile) -> dict[str, FileTensor]:
-    """Return the tensors of an open safetensors file, in the order of their bytes; `CheckpointError` names the fault."""
+    """Return the tensors of an open file in the order of their bytes; `CheckpointError` says what is wrong with it."""
     header, start = _read_header(file)
     tensors = {}
     end = 0

@@ -1,0 +1,260 @@
+"""A reader of pickles that knows tensors, storages and plain containers, and can run nothing.
+
+    cos\\nsystem\\n(X\\x02\\x00\\x00\\x00idtR.   →   UnsafeCheckpointError: ... asks for os.system ...
+
+A pickle is a program for a small stack machine; Python's own reader can be told which names it may look up, but still
+calls and modifies what it found. This one looks nothing up: a name stays a name, the few that ``torch.save`` writes for
+tensors stand in one table, and everything else in the stream, whether name or instruction, is `UnsafeCheckpointError`.
+The stream is decoded by ``pickletools.genops``, which was made for looking at pickles without running them. What comes
+out are dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llamalite.errors import CheckpointError, UnsafeCheckpointError
+
+MAX_INSTRUCTIONS = 1_000_000  # a 70B model takes about 30,000
+_MAX_INT = 1 << 60
+
+STORAGE_DTYPES = {
+    "torch DoubleStorage": "F64",
+    "torch FloatStorage": "F32",
+    "torch HalfStorage": "F16",
+    "torch BFloat16Storage": "BF16",
+    "torch LongStorage": "I64",
+    "torch IntStorage": "I32",
+    "torch ShortStorage": "I16",
+    "torch CharStorage": "I8",
+    "torch ByteStorage": "U8",
+    "torch BoolStorage": "BOOL",
+}
+"""What torch calls the storages, to safetensors' names of their dtypes."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of `n_elements` weights, kept outside the pickle under `key`."""
+
+    key: str
+    dtype: str
+    n_elements: int
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor as torch has it: a storage, the first element, sizes, and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name that stands in the table, as ``module name``."""
+
+    name: str
+
+
+_MARK = object()
+
+
+def unpickle(pickle: bytes, where: str, start: int = 0) -> tuple[Any, int]:
+    """Return what the pickle at ``pickle[start:]`` holds, and the position after it; `where` is named in errors."""
+    stream = io.BytesIO(pickle)
+    stream.seek(start)
+    machine = _Machine(where)
+    try:
+        for n, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+            if n >= MAX_INSTRUCTIONS:
+                raise CheckpointError(f"{where} has more than {MAX_INSTRUCTIONS:,} instructions, too many")
+            machine.run(instruction.name, argument)
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"{where} is a damaged pickle: {error}") from error
+    return machine.pop(), stream.tell()
+
+
+class _Machine:
+    """The stack, the memo, and what each known instruction does to them (CPython, Lib/pickle.py, ``_Unpickler``)."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, name: str, argument: Any) -> None:
+        if name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _LITERALS:
+            if isinstance(argument, int) and abs(argument) > _MAX_INT:
+                raise self.damaged("a number beyond 60 bits")
+            self.stack.append(argument)
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.top()
+        elif name in ("BINGET", "LONG_BINGET"):
+            if argument not in self.memo:
+                raise self.damaged(f"it refers to entry {argument} of its memo, which it has not set")
+            self.stack.append(self.memo[argument])
+        elif name in ("GLOBAL", "INST"):
+            self.stack.append(self.known(argument))
+            if name == "INST":
+                raise self.unsafe("the instruction INST")
+        elif name in _INSTRUCTIONS:
+            _INSTRUCTIONS[name](self)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise self.unsafe(f"the instruction {name}")
+
+    def top(self) -> Any:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise self.damaged("it takes from an empty stack")
+        return self.stack[-1]
+
+    def pop(self) -> Any:
+        self.top()
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is _MARK:
+                items = self.stack[i + 1 :]
+                del self.stack[i:]
+                return items
+        raise self.damaged("it looks for a mark that it has not set")
+
+    def known(self, name: str) -> _Name:
+        if name not in _CALLS and name not in STORAGE_DTYPES:
+            raise self.unsafe(name.replace(" ", "."))
+        return _Name(name)
+
+    def named(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise self.damaged("a name that is no text")
+        self.stack.append(self.known(f"{module} {name}"))
+
+    def memoize(self) -> None:
+        self.memo[len(self.memo)] = self.top()
+
+    def make_tuple(self, n: int | None = None) -> None:
+        items = self.pop_to_mark() if n is None else [self.pop() for _ in range(n)][::-1]
+        self.stack.append((*items,))
+
+    def append(self, items: list[Any]) -> None:
+        if not isinstance(self.top(), list):
+            raise self.damaged(f"it appends to a {_kind(self.top())}")
+        self.stack[-1].extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        if not isinstance(self.top(), dict) or len(items) % 2:
+            raise self.damaged(f"it sets items of a {_kind(self.top())}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, (str, int)):
+                raise self.damaged(f"a {_kind(key)} as a key")
+            self.stack[-1][key] = value
+
+    def storage(self) -> None:
+        identity = self.pop()
+        if not (isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage"):
+            raise self.unsafe(f"a persistent object that is no storage ({_kind(identity)})")
+        _, kind, key, _device, n_elements, *view = identity
+        if not isinstance(kind, _Name) or kind.name not in STORAGE_DTYPES or view not in ([], [None]):
+            raise self.unsafe("a storage of an unknown kind")
+        if not isinstance(key, str) or not _is_count(n_elements):
+            raise self.damaged("a storage without name or length")
+        self.stack.append(Storage(key, STORAGE_DTYPES[kind.name], n_elements))
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Name) or function.name not in _CALLS:
+            raise self.unsafe(f"a call of a {_kind(function)}")
+        if not isinstance(arguments, tuple):
+            raise self.damaged(f"a call with a {_kind(arguments)} of arguments")
+        self.stack.append(_CALLS[function.name](self, arguments))
+
+    def ordered_dict(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+        pairs = arguments[0] if arguments else []
+        if len(arguments) > 1 or not isinstance(pairs, list):
+            raise self.damaged("an OrderedDict of something else than a list of pairs")
+        self.stack.append({})
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise self.damaged("an OrderedDict of something else than a list of pairs")
+            self.set_items([*pair])
+        return self.stack.pop()  # type: ignore[no-any-return]
+
+    def tensor(self, arguments: tuple[Any, ...]) -> TensorView:
+        """``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)``."""
+        if len(arguments) < 4:
+            raise self.damaged(f"a tensor of {len(arguments)} arguments")
+        storage, offset, shape, strides = arguments[:4]
+        if not isinstance(storage, Storage) or not _is_count(offset):
+            raise self.damaged("a tensor without storage or offset")
+        for sizes in (shape, strides):
+            if not isinstance(sizes, tuple) or len(sizes) > 8 or not all(map(_is_count, sizes)):
+                raise self.damaged("a tensor whose sizes are no tuple of counts")
+        if len(shape) != len(strides):
+            raise self.damaged(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
+        return TensorView(storage, offset, shape, strides)
+
+    def parameter(self, arguments: tuple[Any, ...]) -> TensorView:
+        if not arguments or not isinstance(arguments[0], TensorView):
+            raise self.damaged("a parameter that is no tensor")
+        return arguments[0]
+
+    def build(self) -> None:
+        """Drop the state of an OrderedDict: ``_metadata``, the versions of the modules that wrote it."""
+        self.pop()
+        if not isinstance(self.top(), dict):
+            raise self.unsafe(f"a state for a {_kind(self.top())}")
+
+    def unsafe(self, what: str) -> UnsafeCheckpointError:
+        shown = "".join(c if c.isprintable() else "?" for c in what[:120])
+        return UnsafeCheckpointError(
+            f"{self.where} asks for {shown}, which is no part of a tensor: it was not run and the file is not read "
+            "further; take the model's safetensors, or ask who made the file"
+        )
+
+    def damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.where} is a damaged pickle: {what}; download it again")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_INT
+
+
+def _kind(value: Any) -> str:
+    return value.name.replace(" ", ".") if isinstance(value, _Name) else type(value).__name__
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
+_LITERALS = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())
+_INSTRUCTIONS: dict[str, Callable[[_Machine], None]] = {
+    "EMPTY_DICT": lambda m: m.stack.append({}),
+    "EMPTY_LIST": lambda m: m.stack.append([]),
+    "MEMOIZE": _Machine.memoize,
+    "STACK_GLOBAL": _Machine.named,
+    "TUPLE": _Machine.make_tuple,
+    "TUPLE1": lambda m: m.make_tuple(1),
+    "TUPLE2": lambda m: m.make_tuple(2),
+    "TUPLE3": lambda m: m.make_tuple(3),
+    "APPEND": lambda m: m.append([m.pop()]),
+    "APPENDS": lambda m: m.append(m.pop_to_mark()),
+    "SETITEM": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m: m.set_items(m.pop_to_mark()),
+    "BINPERSID": _Machine.storage,
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.build,
+}
+_CALLS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
+    "collections OrderedDict": _Machine.ordered_dict,
+    "torch._utils _rebuild_tensor": _Machine.tensor,
+    "torch._utils _rebuild_tensor_v2": _Machine.tensor,
+    "torch._utils _rebuild_parameter": _Machine.parameter,
+}
