@@ -1,0 +1,88 @@
+"""The vocabulary of a checkpoint, as the ``tokenizer.*`` keys of a GGUF file.
+
+    vocabulary = read_vocabulary(Path("Llama-3.2-1B"), config)
+    vocabulary.kind, vocabulary.pre, vocabulary.n_tokens     # ("gpt2", "llama-bpe", 128256)
+    vocabulary.write_keys(writer)
+
+Nothing here needs transformers. `probe` proves with a finished file that it tokenizes as the original does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llamalite.converters.vocabulary import bpe, sentencepiece
+from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.pretokenizer import ADDS_BOS
+from llamalite.converters.vocabulary.special import add_stop_tokens, read_special
+from llamalite.converters.vocabulary.tokens import Vocabulary, check_tokens
+
+__all__ = ["Vocabulary", "read_vocabulary"]
+
+_CODELLAMA_TOKENS = 32016
+_CODELLAMA_EOT = 32010  # "▁<EOT>" ends an infill; llama.cpp finds its other infill tokens by their text
+_SMOLLM_TOKENS = 49152
+
+
+def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """Return the vocabulary of the Hugging Face folder `folder`, whose parsed config.json is `config`.
+
+    ``tokenizer.model`` comes first, then ``tokenizer.json``, as in llama.cpp's converter. Raises `VocabularyError` for
+    a tokenizer that llama.cpp cannot reproduce or whose files contradict each other, `CheckpointError` for files that
+    are not JSON, and ``FileNotFoundError`` where there is no tokenizer.
+    """
+    files = TokenizerFiles(folder, config)
+    model, tokenizer = files.sentencepiece_model, files.tokenizer_json
+    if model is not None:
+        vocabulary = sentencepiece.read_sentencepiece(files, model)
+    elif tokenizer is None:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Take them from the "
+            "model's repository, or save them with transformers' AutoTokenizer.save_pretrained"
+        )
+    elif bpe.has_byte_fallback(tokenizer):
+        vocabulary = bpe.read_byte_fallback(files)
+    else:
+        vocabulary = bpe.read_byte_level(files)
+    vocabulary.special = read_special(files, vocabulary.n_tokens)
+    vocabulary.add_space_prefix = _space_prefix(files, vocabulary)
+    add_stop_tokens(vocabulary.special, files, [t.decode("utf-8", "replace") for t in vocabulary.tokens])
+    _settle_bos(files, vocabulary)
+    if config.get("vocab_size") == _CODELLAMA_TOKENS and "eot" not in vocabulary.special.ids:
+        vocabulary.last.ids["eot"] = _CODELLAMA_EOT
+    check_tokens(vocabulary)
+    return vocabulary
+
+
+def _space_prefix(files: TokenizerFiles, vocabulary: Vocabulary) -> bool | None:
+    """Return ``tokenizer.ggml.add_space_prefix``, ``None`` to leave it to llama.cpp's default: yes for "llama" only.
+
+    On purpose: where tokenizer_config.json does not say, llama.cpp's converter leaves the default, and a SentencePiece
+    model trained without the prefix (Yi) gets one.
+    """
+    said = (files.tokenizer_config or {}).get("add_prefix_space")
+    if isinstance(said, bool):
+        return said
+    if vocabulary.kind == "gpt2":
+        return None
+    if files.tokenizer_json is not None:
+        adds = bpe.adds_prefix(files.tokenizer_json)
+    else:
+        adds = files.sentencepiece_model is None or sentencepiece.adds_prefix(files.sentencepiece_model)
+    return None if adds else False
+
+
+def _settle_bos(files: TokenizerFiles, vocabulary: Vocabulary) -> None:
+    """Say whether a text gets BOS where llama.cpp would otherwise guess wrong.
+
+    llama.cpp's converter writes "no" for every vocabulary of 49,152 tokens, meant for Granite; here, on purpose, only
+    where no file says that the tokenizer adds one. And a name in `ADDS_BOS` makes llama.cpp add one unless told not to.
+    """
+    if "bos" in vocabulary.special.add:
+        return
+    # transformers' own LLaMA classes add BOS without saying so in any file.
+    silent = str((files.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer")
+    if files.config.get("vocab_size") == _SMOLLM_TOKENS or (vocabulary.pre in ADDS_BOS and not silent):
+        vocabulary.last.add["bos"] = False

@@ -1,0 +1,189 @@
+"""``tokenizer.json``: byte-level BPE (Llama 3, SmolLM, DeepSeek, Nemo) and BPE with byte fallback (Llama 2's fast one).
+
+Byte-level tokens are spelled in GPT-2's alphabet (a space is ``Ġ``) and merged in the order of ``merges``. The other
+form is a SentencePiece model in disguise: tokens are plain text with ``▁`` for a space, unknown characters fall back to
+``<0xE2>``; llama.cpp runs it as SentencePiece, which wants scores in the place of merges.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
+from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
+from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
+from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.errors import VocabularyError
+
+_logger = logging.getLogger(__name__)
+
+_SOURCE = "tokenizer.json"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# Merged after everything else: the score of a token that no merge of the original makes.
+_NEVER = -1e9
+
+
+def has_byte_fallback(tokenizer: dict[str, Any]) -> bool:
+    """Tell whether `tokenizer`, a parsed tokenizer.json, is SentencePiece's BPE in disguise (LlamaHfVocab, gguf-py)."""
+    decoder = tokenizer.get("decoder")
+    is_sequence = isinstance(decoder, dict) and decoder.get("type") == "Sequence"
+    return bool(tokenizer["model"].get("byte_fallback")) and is_sequence
+
+
+def read_byte_level(files: TokenizerFiles) -> Vocabulary:
+    """Return the byte-level BPE vocabulary of tokenizer.json, without special tokens."""
+    tokenizer = _bpe(files)
+    texts = _texts_by_id(tokenizer, files)
+    tidies = bool((files.tokenizer_config or {}).get("clean_up_tokenization_spaces"))
+    vocabulary = Vocabulary(
+        "gpt2",
+        pre_tokenizer_name(tokenizer, tidies_spaces=tidies),
+        _SOURCE,
+        tokens=[b"[PAD%d]" % i for i in range(len(texts))],
+        token_types=[int(TokenType.UNUSED)] * len(texts),
+        merges=[f"{left} {right}" for left, right in _merges(tokenizer)],
+    )
+    if not vocabulary.merges:
+        raise VocabularyError(f"{_SOURCE} has no merges, and llama.cpp loads no byte-level vocabulary without them")
+    for token_id, text in enumerate(texts):
+        if text is None:
+            continue
+        added = files.added_tokens.get(token_id)
+        token_type = TokenType.NORMAL
+        if added is not None:
+            text = text if added.normalized else _decoded(text)
+            token_type = _added_type(added, text)
+            if token_type is TokenType.USER_DEFINED:
+                text = text.replace("▁", " ")
+        vocabulary.tokens[token_id] = as_bytes(text, token_id, _SOURCE)
+        vocabulary.token_types[token_id] = int(token_type)
+    return vocabulary
+
+
+def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
+    """Return the vocabulary of a tokenizer.json with byte fallback, without special tokens.
+
+    On purpose unlike llama.cpp's converter, which gives every token the score -1000 and so loses the order of the
+    merges (every text is then merged from the left): the k-th token that the merges make scores -k, as SentencePiece
+    numbers them. And rows of the embedding beyond the tokenizer become ``[PAD7]``: without them no file would load.
+    """
+    tokenizer = _bpe(files)
+    texts = _texts_by_id(tokenizer, files)
+    made: dict[str, float] = {}
+    for left, right in _merges(tokenizer):
+        made.setdefault(left + right, -float(len(made)))
+    tokens, scores, types = [], [], []
+    for token_id, text in enumerate(texts):
+        added = files.added_tokens.get(token_id)
+        if text is None:
+            text, score, token_type = f"[PAD{token_id}]", PAD_SCORE, TokenType.UNUSED
+        elif _BYTE_TOKEN.fullmatch(text):
+            score, token_type = ADDED_SCORE, TokenType.BYTE
+        elif added is not None:
+            score, token_type = ADDED_SCORE, _added_type(added, text)
+            if token_type is TokenType.USER_DEFINED:
+                text = text.replace("▁", " ")
+        else:
+            score, token_type = made.get(text, _NEVER), TokenType.NORMAL
+        tokens.append(as_bytes(text, token_id, _SOURCE))
+        scores.append(score)
+        types.append(int(token_type))
+    return Vocabulary("llama", "default", _SOURCE, tokens, types, scores)
+
+
+def adds_prefix(tokenizer: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json with byte fallback puts a space before a text."""
+
+    def steps(node: Any, inner: str) -> list[dict[str, Any]]:
+        if not isinstance(node, dict):
+            return []
+        if node.get("type") == "Sequence":
+            return [step for part in node.get(inner) or [] for step in steps(part, inner)]
+        return [node]
+
+    prepends = any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers"))
+    spaces = [s for s in steps(tokenizer.get("pre_tokenizer"), "pretokenizers") if s.get("type") == "Metaspace"]
+    # Before 0.15 tokenizers said add_prefix_space where it now says prepend_scheme.
+    return prepends or any(
+        s.get("prepend_scheme", "always" if s.get("add_prefix_space", True) else "never") != "never" for s in spaces
+    )
+
+
+def _bpe(files: TokenizerFiles) -> dict[str, Any]:
+    tokenizer = files.tokenizer_json or {"model": {}}
+    model = tokenizer["model"]
+    kind = model.get("type", "BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
+        raise VocabularyError(
+            f"{files.folder / _SOURCE} holds a {kind} model, expected BPE: llama.cpp has no LLaMA vocabulary of it"
+        )
+    if not isinstance(model.get("vocab"), dict):
+        raise VocabularyError(f"{files.folder / _SOURCE}: 'model.vocab' is not an object of token → id")
+    return tokenizer
+
+
+def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str | None]:
+    """Return the text of every row of the embedding, ``None`` where the tokenizer has none."""
+    vocabulary: dict[str, Any] = tokenizer["model"]["vocab"]
+    by_id: dict[int, str] = {}
+    for text, token_id in vocabulary.items():
+        if not isinstance(token_id, int) or token_id < 0:
+            raise VocabularyError(f"{_SOURCE}: token {text!r} has the id {token_id!r}, expected a whole number")
+        if by_id.setdefault(token_id, text) != text:
+            raise VocabularyError(f"{_SOURCE}: token {token_id} is both {by_id[token_id]!r} and {text!r}")
+    n_base = max(by_id, default=-1) + 1
+    for added in files.added_tokens.values():
+        if by_id.setdefault(added.id, added.content) != added.content:
+            raise VocabularyError(
+                f"{_SOURCE}: token {added.id} is {by_id[added.id]!r} in the vocabulary and {added.content!r} among the "
+                "added tokens: one of them belongs to another model"
+            )
+    n_tokens = files.config.get("vocab_size") or max(by_id) + 1
+    if n_base > n_tokens:
+        raise VocabularyError(
+            f"{_SOURCE} has {n_base} tokens (the last is {by_id[n_base - 1]!r}), but config.json says "
+            f"vocab_size={n_tokens}: the embedding has no rows for them, so the tokenizer belongs to another model"
+        )
+    for token_id in sorted(one for one in by_id if one >= n_tokens):
+        _logger.warning(
+            "%s: token %d (%r) has no row in an embedding of %d: left out", _SOURCE, token_id, by_id[token_id], n_tokens
+        )
+    return [by_id.get(token_id) for token_id in range(n_tokens)]
+
+
+def _merges(tokenizer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the merges, best first; spaces inside a part are ``Ġ``, since GGUF separates the parts by one."""
+    merges: list[tuple[str, str]] = []
+    for rank, merge in enumerate(tokenizer["model"].get("merges") or []):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise VocabularyError(f"{_SOURCE}: merge {rank} is {merge!r}, expected two tokens")
+        merges.append((parts[0].replace(" ", "Ġ"), parts[1].replace(" ", "Ġ")))
+    return merges
+
+
+def _added_type(token: AddedToken, text: str) -> TokenType:
+    return TokenType.CONTROL if token.special or looks_special(text) else TokenType.USER_DEFINED
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _decoded(text: str) -> str:
+    """Return an added token as it stands in texts: one spelled in the byte alphabet is turned back.
+
+    llama.cpp looks for added tokens in the text itself, so its converter decodes them first (TextModel.get_vocab_base,
+    conversion/base.py); what the tokenizer's ByteLevel decoder does to a token is all that can change.
+    """
+    if all(character in _ALPHABET for character in text):
+        return bytes(_ALPHABET[character] for character in text).decode("utf-8", "replace")
+    return text

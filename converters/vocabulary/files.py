@@ -1,0 +1,181 @@
+"""The tokenizer's files in a Hugging Face folder, each read once, and the added tokens that they agree on.
+
+    files = TokenizerFiles(Path("Llama-3.2-1B"), config)
+    files.tokenizer_json["model"]["type"]       # "BPE"
+    files.added_tokens[128000].content          # "<|begin_of_text|>"
+
+Knows nothing of GGUF and nothing of what llama.cpp makes of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.errors import VocabularyError
+
+# The names under which tokenizer_config.json and config.json speak of single tokens, in llama.cpp's order
+# (SpecialVocab, gguf-py/gguf/vocab.py): the order of the keys in a GGUF file follows it.
+SPECIAL_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text before anything else happens to it.
+
+    `special` tokens are control tokens (dropped when decoding), `normalized` ones are searched in the normalized text.
+    """
+
+    id: int
+    content: str
+    special: bool
+    normalized: bool
+    stripped: bool = False  # swallows white space on one side (lstrip, rstrip), which llama.cpp cannot do
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What stands in `folder`; `config` is its parsed ``config.json``. A missing file is ``None`` or empty.
+
+    Every property raises `CheckpointError` for a file that is not JSON, and `VocabularyError` for one that is JSON
+    and not a tokenizer's.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        return read_object(path) if path.is_file() else None
+
+    @cached_property
+    def tokenizer_json(self) -> dict[str, Any] | None:
+        tokenizer = self._object("tokenizer.json")
+        if tokenizer is not None and not isinstance(tokenizer.get("model"), dict):
+            raise VocabularyError(
+                f"{self.folder / 'tokenizer.json'} has no object 'model', which holds the vocabulary: "
+                "save the tokenizer again with transformers' save_pretrained"
+            )
+        return tokenizer
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any] | None:
+        return self._object("tokenizer_config.json")
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        return self._object("generation_config.json") or {}
+
+    @cached_property
+    def sentencepiece_model(self) -> Path | None:
+        path = self.folder / "tokenizer.model"
+        return path if path.is_file() else None
+
+    def named_token(self, name: str) -> str | None:
+        """Return the text of the token that tokenizer_config.json calls `name`_token, where it names one."""
+        return token_text((self.tokenizer_config or {}).get(f"{name}_token"))
+
+    @cached_property
+    def added_tokens_json(self) -> dict[str, int]:
+        """``added_tokens.json``: what older versions of transformers put beside a ``tokenizer.model``."""
+        found = self._object("added_tokens.json") or {}
+        for text, token_id in found.items():
+            _check_id(token_id, text, "added_tokens.json")
+        return found
+
+    @cached_property
+    def listed_tokens(self) -> list[AddedToken]:
+        """``added_tokens`` of tokenizer.json, in its order."""
+        listed = (self.tokenizer_json or {}).get("added_tokens") or []
+        return [_added_token(entry.get("id"), entry, "tokenizer.json") for entry in _objects(listed, "tokenizer.json")]
+
+    @cached_property
+    def configured_tokens(self) -> list[AddedToken]:
+        """``added_tokens_decoder`` of tokenizer_config.json, in its order."""
+        decoder = (self.tokenizer_config or {}).get("added_tokens_decoder") or {}
+        if not isinstance(decoder, dict):
+            raise VocabularyError("tokenizer_config.json: 'added_tokens_decoder' is not an object of id → token")
+        where = "tokenizer_config.json"
+        return [
+            _added_token(int(key) if key.isdecimal() else key, entry, where)
+            for key, entry in zip(decoder, _objects(list(decoder.values()), where), strict=True)
+        ]
+
+    @cached_property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Added tokens by id, as transformers sees them once it has read tokenizer.json and tokenizer_config.json.
+
+        The flags of tokenizer_config.json win, and a token that is named there (bos_token, ...) and stands in the
+        vocabulary is special even where no list has it (PreTrainedTokenizerFast.__init__, transformers).
+        """
+        added = {token.id: token for token in self.listed_tokens}
+        ids = {token.content: token.id for token in self.listed_tokens}
+        for token in self.configured_tokens:
+            known = ids.get(token.content)
+            if known is not None and known != token.id:
+                raise VocabularyError(
+                    f"token {token.content!r} is {known} in tokenizer.json and {token.id} in tokenizer_config.json: "
+                    "one of the two files belongs to another model"
+                )
+            if token.id in added and added[token.id].content != token.content:
+                raise VocabularyError(
+                    f"token {token.id} is {added[token.id].content!r} in tokenizer.json and {token.content!r} in "
+                    "tokenizer_config.json: one of the two files belongs to another model"
+                )
+            added[token.id] = token
+            ids[token.content] = token.id
+        vocabulary = (self.tokenizer_json or {"model": {}})["model"].get("vocab")
+        for text in self._special_texts():
+            token_id = vocabulary.get(text) if isinstance(vocabulary, dict) else None
+            if text not in ids and isinstance(token_id, int):
+                added[token_id] = AddedToken(token_id, text, special=True, normalized=False)
+        return added
+
+    def _special_texts(self) -> list[str]:
+        config = self.tokenizer_config or {}
+        listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+        named = [self.named_token(name) for name in SPECIAL_NAMES]
+        extra = [token_text(entry) for entry in listed] if isinstance(listed, list) else []
+        return [text for text in named + extra if text]
+
+    @cached_property
+    def special_texts(self) -> set[str]:
+        """Texts of the tokens that transformers calls special: named, listed as additional, or flagged."""
+        flagged = {token.content for token in self.added_tokens.values() if token.special}
+        return flagged | set(self._special_texts())
+
+
+def token_text(entry: Any) -> str | None:
+    """Return the text of a token that a config gives as a string or as an object with ``content``."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def _objects(entries: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise VocabularyError(f"{where}: the added tokens are not a list of objects: save the tokenizer again")
+    return entries
+
+
+def _added_token(token_id: Any, entry: dict[str, Any], where: str) -> AddedToken:
+    content = entry.get("content")
+    if not isinstance(content, str):
+        raise VocabularyError(f"{where}: the added token {token_id!r} has no text 'content': {entry}")
+    token = AddedToken(
+        id=_check_id(token_id, content, where),
+        content=content,
+        special=bool(entry.get("special")),
+        normalized=bool(entry.get("normalized", not entry.get("special"))),
+    )
+    return replace(token, stripped=True) if entry.get("lstrip") or entry.get("rstrip") else token
+
+
+def _check_id(token_id: Any, text: str, where: str) -> int:
+    if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+        raise VocabularyError(f"{where}: token {text!r} has the id {token_id!r}, expected a whole number from 0 on")
+    return token_id

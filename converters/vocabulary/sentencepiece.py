@@ -1,0 +1,96 @@
+"""``tokenizer.model``: the SentencePiece vocabulary of LLaMA 1 and 2, CodeLlama, Mistral 7B, TinyLlama, Yi, ...
+
+Pieces keep their ids and scores. Then come the tokens of ``added_tokens.json`` and those of ``added_tokens_decoder`` in
+tokenizer_config.json, each of which may also rename a piece; what is left up to ``vocab_size`` is ``[PAD7]``, unused
+(TextModel._create_vocab_sentencepiece, conversion/base.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.errors import VocabularyError
+
+_logger = logging.getLogger(__name__)
+
+PAD_SCORE = -10000.0
+ADDED_SCORE = -1000.0
+# Tokens that some checkpoints forgot to flag as special (TextModel.does_token_look_special, conversion/base.py).
+_SPECIAL_LOOKS = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
+
+
+def looks_special(text: str) -> bool:
+    """Tell whether a token is a control token by its looks, whatever its flags say: ``<|im_end|>``, ``<pad>``."""
+    brackets = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return text in _SPECIAL_LOOKS or any(text.startswith(a) and text.endswith(b) for a, b in brackets)
+
+
+def load_model(path: Path) -> Any:
+    """Return the ``SentencePieceProcessor`` of `path`; `VocabularyError` for a file that is no SentencePiece model."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise VocabularyError(f"{path} is no SentencePiece model: {error}") from error
+
+
+def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
+    """Return the vocabulary of the SentencePiece model at `path`, without special tokens.
+
+    Pieces and added tokens beyond the embedding's ``vocab_size`` rows are left out with a warning: no row could
+    stand for them.
+    """
+    model = load_model(path)
+    n_pieces = model.vocab_size()
+    n_tokens = files.config.get("vocab_size") or n_pieces
+    tokens = [b"[PAD%d]" % i for i in range(n_tokens)]
+    scores = [PAD_SCORE] * n_tokens
+    types = [int(TokenType.UNUSED)] * n_tokens
+    if n_pieces > n_tokens:
+        _logger.warning("%s has %d pieces for an embedding of %d rows: the last are left out", path, n_pieces, n_tokens)
+
+    for token_id in range(min(n_pieces, n_tokens)):
+        tokens[token_id] = as_bytes(model.id_to_piece(token_id), token_id, path.name)
+        scores[token_id] = model.get_score(token_id)
+        types[token_id] = _piece_type(model, token_id)
+
+    def put(token_id: int, text: str, token_type: TokenType, where: str) -> None:
+        if token_id >= n_tokens:
+            _logger.warning(
+                "%s: token %d (%r) has no row in an embedding of %d: left out", where, token_id, text, n_tokens
+            )
+            return
+        tokens[token_id] = as_bytes(text, token_id, where)
+        scores[token_id] = ADDED_SCORE
+        types[token_id] = int(token_type)
+
+    for text, token_id in files.added_tokens_json.items():
+        put(token_id, text, TokenType.USER_DEFINED, "added_tokens.json")
+    for token in files.configured_tokens:
+        if token.special or looks_special(token.content):
+            put(token.id, token.content, TokenType.CONTROL, "tokenizer_config.json")
+        else:
+            # llama.cpp looks these up in the text itself, where a space is still a space.
+            put(token.id, token.content.replace("▁", " "), TokenType.USER_DEFINED, "tokenizer_config.json")
+    return Vocabulary("llama", "default", path.name, tokens, types, scores)
+
+
+def _piece_type(model: Any, token_id: int) -> int:
+    if model.is_unknown(token_id):
+        return int(TokenType.UNKNOWN)
+    if model.is_control(token_id):
+        return int(TokenType.CONTROL)
+    if model.is_unused(token_id):
+        return int(TokenType.UNUSED)
+    return int(TokenType.BYTE if model.is_byte(token_id) else TokenType.NORMAL)
+
+
+def adds_prefix(path: Path) -> bool:
+    """Tell whether the model puts a space before a text (``add_dummy_prefix``)."""
+    pieces = load_model(path).encode("a", out_type=str)
+    return bool(pieces) and str(pieces[0]).startswith("▁")

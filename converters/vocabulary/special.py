@@ -1,0 +1,266 @@
+"""Which token opens a text, which one ends it, and the chat template: what GGUF calls ``tokenizer.ggml.bos_token_id``
+and so on.
+
+    special = read_special(files, n_tokens=128256)
+    special.ids              # {"bos": 128000, "eos": 128009}
+    special.add              # {"bos": True}: put around a text by default
+    special.chat_template    # Jinja text, or a list of named templates, or None
+
+Follows SpecialVocab of gguf-py (gguf/vocab.py as llama-cpp-python 0.3.36 carries it; the package `gguf` on PyPI lags
+behind it and differs), the order of the keys included. The places where it does otherwise are marked *on purpose*.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, token_text
+from llamalite.errors import VocabularyError
+
+_logger = logging.getLogger(__name__)
+
+ChatTemplate = str | list[dict[str, str]] | None
+
+# Texts that llama.cpp takes for an end of generation wherever they stand (llama_vocab::impl::load, llama-vocab.cpp).
+KNOWN_ENDS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <｜end▁of▁sentence｜>".split()
+)
+
+
+@dataclass
+class SpecialTokens:
+    """`ids` by name ("bos", "eos", "eot", ...) and `add`, whether a text gets that token; both in the file's order."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+    chat_template: ChatTemplate = None
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
+
+    def set_id(self, name: str, token_id: Any, n_tokens: int) -> None:
+        """Note the first id found for `name`; what is no id of this vocabulary is left out.
+
+        On purpose: llama.cpp's converter stops at a negative id, which LLaMA 1 configs use for "none", and writes ids
+        beyond the vocabulary, which the loader then ignores.
+        """
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or name in self.ids:
+            return
+        if 0 <= token_id < n_tokens:
+            self.ids[name] = token_id
+        elif token_id >= 0:
+            _logger.warning("%s token %d is outside the vocabulary of %d tokens: left out", name, token_id, n_tokens)
+
+
+def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
+    """Return the special tokens, template and normalizer flags of `files` for a vocabulary of `n_tokens`."""
+    special = SpecialTokens()
+    config = dict(files.tokenizer_config) if files.tokenizer_config else None
+    names: tuple[str, ...] = SPECIAL_NAMES
+    if files.tokenizer_json is not None:
+        _read_normalizer(files.tokenizer_json.get("normalizer"), special)
+        names = _read_post_processor(files.tokenizer_json, config, special)
+    ids = {}
+    for token in reversed(files.listed_tokens):  # the first of two entries with one text counts
+        ids[token.content] = token.id
+    if config is not None:
+        for name in names:
+            add = config.get(f"add_{name}_token")
+            if isinstance(add, bool):
+                special.add.setdefault(name, add)
+            text = token_text(config.get(f"{name}_token"))
+            if text is not None:
+                special.set_id(name, ids.get(text), n_tokens)
+    text_config = files.config.get("text_config")
+    for name in names:
+        token_id = files.config.get(f"{name}_token_id")
+        if token_id is None and isinstance(text_config, Mapping):
+            token_id = text_config.get(f"{name}_token_id")
+        special.set_id(name, token_id, n_tokens)
+    special.chat_template = read_chat_template(files)
+    return special
+
+
+def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[str]) -> None:
+    """Carry over every token that ends a generation, where config.json or generation_config.json give several.
+
+    On purpose: llama.cpp's converter reads no lists. A model without eos_token in tokenizer_config.json would get
+    llama.cpp's default (token 11), and a fine-tune's own end token would never stop it. GGUF has room for three: EOS,
+    EOT and EOM; those that llama.cpp knows by their text (`KNOWN_ENDS`) need none of it.
+    """
+    ends: list[int] = []
+    for config in (files.config, files.generation_config):
+        listed = config.get("eos_token_id")
+        for token_id in listed if isinstance(listed, list) else [listed]:
+            if isinstance(token_id, int) and 0 <= token_id < len(texts) and token_id not in ends:
+                ends.append(token_id)
+    if ends and "eos" not in special.ids:
+        special.ids["eos"] = ends[0]
+    left = [one for one in ends if one not in special.ids.values() and texts[one] not in KNOWN_ENDS]
+    for token_id in left:
+        slot = next((name for name in ("eot", "eom") if name not in special.ids), None)
+        if slot is None:
+            _logger.warning("token %d (%r) ends a generation, too, but GGUF has no key left", token_id, texts[token_id])
+            break
+        special.ids[slot] = token_id
+
+
+def _read_normalizer(normalizer: Any, special: SpecialTokens) -> None:
+    if not isinstance(normalizer, dict):
+        return
+    kind = normalizer.get("type")
+    if kind == "Lowercase":
+        special.lowercase = True
+    elif kind == "StripAccents":
+        special.strip_accents = True
+    elif kind == "BertNormalizer":
+        special.lowercase = normalizer.get("lowercase", special.lowercase)
+        special.strip_accents = normalizer.get("strip_accents", special.strip_accents)
+    elif kind == "Sequence":
+        for step in normalizer.get("normalizers") or []:
+            _read_normalizer(step, special)
+
+
+def _read_post_processor(
+    tokenizer: dict[str, Any], config: dict[str, Any] | None, special: SpecialTokens
+) -> tuple[str, ...]:
+    """Learn from the post-processor which tokens a text gets, and return the names of the tokens to look up.
+
+    May change `config`: a template that ends with another token than eos_token makes that one EOS and the old one EOT.
+    """
+    names: tuple[str, ...] = SPECIAL_NAMES
+    text = {name: token_text((config or {}).get(f"{name}_token")) for name in ("bos", "cls", "eos", "sep")}
+
+    def rename(name: str, value: str | None) -> None:
+        text[name] = value
+        if config is not None:
+            config[f"{name}_token"] = value
+
+    if config is not None and not text["bos"] and text["cls"]:
+        rename("bos", text["cls"])
+    if config is not None and not text["eos"] and text["sep"]:
+        rename("eos", text["sep"])
+    for step in _post_processors(tokenizer):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            special.add.setdefault("bos", False)
+            special.add.setdefault("eos", False)
+        elif kind == "RobertaProcessing":
+            special.add.update(bos=True, eos=True, sep=True)
+            for name, fallback in (("cls", "bos"), ("sep", "eos")):
+                if config is not None and not text[name]:
+                    rename(name, (step.get(name) or [text[fallback]])[0])
+        elif kind == "TemplateProcessing":
+            names = _read_template(step, config, special, text, rename, names)
+    return names
+
+
+def _post_processors(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    post = tokenizer.get("post_processor")
+    if not isinstance(post, dict):
+        return []
+    steps = post.get("processors", [post])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise VocabularyError("tokenizer.json: 'post_processor' is not a list of steps: save the tokenizer again")
+    return steps
+
+
+def _special_of(entry: Any) -> str | None:
+    found = entry.get("SpecialToken") if isinstance(entry, dict) else None
+    return token_text({"content": found.get("id")}) if isinstance(found, dict) else None
+
+
+def _read_template(
+    step: dict[str, Any],
+    config: dict[str, Any] | None,
+    special: SpecialTokens,
+    text: dict[str, str | None],
+    rename: Any,
+    names: tuple[str, ...],
+) -> tuple[str, ...]:
+    single, pair = step.get("single") or [], step.get("pair") or []
+    first = last = None
+    if len(single) > 1:
+        first, last = _special_of(single[0]), _special_of(single[-1])
+    if first:
+        if config is None:
+            text["bos"] = first
+        elif first not in (text["bos"], text["cls"]):
+            for name in ("bos", "cls"):
+                if not text[name]:
+                    rename(name, first)
+        special.add["bos"] = first in (text["bos"], text["cls"])
+        if not special.add["bos"]:
+            _logger.warning("texts begin with %r in tokenizer.json, which is not the BOS token %r", first, text["bos"])
+    if last:
+        if config is None:
+            text["eos"] = last
+        elif last != text["eos"]:
+            free = next((name for name in ("eot", "eom") if name not in names), None)
+            if free:
+                names = (*names, free)
+                config[f"{free}_token"] = text["eos"]
+            rename("eos", last)
+        special.add["eos"] = True
+    if pair:
+        begin = 1 if first and _special_of(pair[0]) == first else 0
+        end = len(pair) - 1 if last and _special_of(pair[-1]) == last else len(pair)
+        between = pair[begin:end]
+        is_pair = bool(between) and _sequence_of(between[0]) == "A" and _sequence_of(between[-1]) == "B"
+        if is_pair and len(between) > 2:
+            separators = [_special_of(entry) for entry in between[1:-1]]
+            known = (text["sep"], text["eos"])
+            add_sep = bool(separators[0]) and separators[0] in known and not last
+            add_sep = add_sep or (len(separators) == 2 and bool(separators[1]) and separators[1] in known)
+            special.add["sep"] = add_sep
+            if add_sep and not text["sep"] and config is not None:
+                config["sep_token"] = text["eos"]
+    return names
+
+
+def _sequence_of(entry: Any) -> Any:
+    found = entry.get("Sequence") if isinstance(entry, dict) else None
+    return found.get("id") if isinstance(found, dict) else None
+
+
+def read_chat_template(files: TokenizerFiles) -> ChatTemplate:
+    """Return the chat template: of tokenizer_config.json, else ``chat_template.jinja``, else ``chat_template.json``.
+
+    A list has objects with ``name`` and ``template``, as tokenizer_config.json may give several, or as the folder
+    ``additional_chat_templates`` beside ``chat_template.jinja`` does. On purpose: a template file counts even where
+    there is no tokenizer_config.json, which llama.cpp's converter forgets.
+    """
+    template: Any = (files.tokenizer_config or {}).get("chat_template")
+    where = "tokenizer_config.json"
+    jinja, as_json = files.folder / "chat_template.jinja", files.folder / "chat_template.json"
+    if template is None and jinja.is_file():
+        template, where = _text(jinja), jinja.name
+        others = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
+        if others:
+            template = [{"name": "default", "template": template}]
+            template += [{"name": path.stem, "template": _text(path)} for path in others]
+    elif template is None and as_json.is_file():
+        template, where = read_object(as_json).get("chat_template"), as_json.name
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)
+        for one in template
+    ):
+        return template
+    raise VocabularyError(
+        f"{where}: 'chat_template' is neither a text nor a list of objects with 'name' and 'template': "
+        "mend it, or take it out to convert without a template"
+    )
+
+
+def _text(path: Any) -> str:
+    try:
+        text: str = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path} is not UTF-8: {error}") from error
+    return text
