@@ -106,7 +106,8 @@ class NativeModel:
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._ptr)
         self.n_embd: int = lib.llama_model_n_embd(self._ptr)
         self.n_layer: int = lib.llama_model_n_layer(self._ptr)
-        self.n_head_kv: int = lib.llama_model_n_head_kv(self._ptr)
+        # Without weights no layer is known, and llama.cpp aborts when it is asked for layer 0.
+        self.n_head_kv: int = lib.llama_model_n_head_kv(self._ptr) if self.n_layer else 0
         self.size_bytes: int = lib.llama_model_size(self._ptr)
         self.n_params: int = lib.llama_model_n_params(self._ptr)
         self.has_vocab: bool = lib.llama_vocab_type(self._vocab) != _VOCAB_NONE
