@@ -297,10 +297,13 @@ class NativeContext:
             raise ValueError(f"sequence {seq_id} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
 
     def clear(self) -> None:
-        """Forget everything that was read, the bytes of the cache included."""
+        """Forget everything that was read.
+
+        The cache's bytes stay, masked: overwriting gigabytes of them would change no result.
+        """
         self.ptr  # noqa: B018 - refuses a closed context
         if self._memory:
-            llama().llama_memory_clear(self._memory, True)
+            llama().llama_memory_clear(self._memory, False)
         self._n_outputs = 0
 
     def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool:

@@ -1,0 +1,197 @@
+"""Chooses a token from a row of logits, as `SamplingParams` asks, with llama.cpp's samplers.
+
+    sampler = NativeSampler(model, SamplingParams(temperature=0.7, seed=1), prompt=ids)
+    token = sampler.sample(context.logits()[0])
+
+The order is llama.cpp's (``common_sampler_init``, common/sampling.cpp): bias, penalties, top_k, top_p, min_p,
+temperature, draw. A grammar is asked about the drawn token first and filters all candidates only when that one is
+forbidden, since filtering a whole vocabulary costs milliseconds. llama.cpp aborts the process when a grammar is made to
+accept a token that it forbids: here that cannot be reached, and a dead end of the grammar is an error of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import LlamaliteError
+from llamalite.native.library import errors_heard, in_its_words, llama
+from llamalite.native.model import NativeModel
+from llamalite.sampling import SamplingParams
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data (llama.h)
+# The parser recurses at each bracket and the check for left recursion at each rule: beyond these the stack would end.
+_MAX_GRAMMAR_NESTING, _MAX_GRAMMAR_RULES = 200, 4000
+
+
+class NativeSampler:
+    """The samplers of one generation and their state (penalties, random numbers, grammar).
+
+    `prompt` is what penalties count before the first token. ``ValueError`` for a bias outside the vocabulary or a
+    grammar that llama.cpp cannot parse, in its words. `seed` is the seed in use, drawn where the parameters name none.
+    """
+
+    def __init__(self, model: NativeModel, params: SamplingParams, *, prompt: Sequence[int] = ()) -> None:
+        self._chain: Any = None
+        self._grammar: Any = None
+        self._n_vocab = model.n_vocab
+        self.seed = (
+            params.seed if params.seed is not None else 0 if params.reproducible else secrets.randbelow(2**32 - 1)
+        )
+        outside = [token for token in params.logit_bias if token >= model.n_vocab]
+        if outside:
+            raise ValueError(f"logit_bias names token {outside[0]}, and the vocabulary has {model.n_vocab}")
+        self._bias_ids = np.array(list(params.logit_bias), np.int64)
+        self._bias = np.array(list(params.logit_bias.values()), np.float32)
+        if params.grammar is not None:
+            self._grammar = _grammar(model, params.grammar)
+        self._argmax = params.is_greedy and not params.has_penalties and self._grammar is None
+        if self._argmax:
+            return
+        self._chain = self._build(params)
+        self._array = llama().llama_token_data_array()
+        self._blank = np.zeros(self._n_vocab, _CANDIDATE)
+        self._blank["id"] = np.arange(self._n_vocab)
+        self._candidates = self._blank.copy()  # llama.cpp sorts and shortens this in place
+        if params.has_penalties:
+            for token in list(prompt)[-params.repeat_last_n :]:
+                llama().llama_sampler_accept(self._chain, token)
+
+    def _build(self, params: SamplingParams) -> Any:
+        lib = llama()
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        links = []
+        if params.has_penalties:
+            links.append(
+                lib.llama_sampler_init_penalties(
+                    self._n_vocab,
+                    params.repeat_last_n,
+                    params.repeat_penalty,
+                    params.frequency_penalty,
+                    params.presence_penalty,
+                )
+            )
+        if params.is_greedy:
+            links.append(lib.llama_sampler_init_greedy())
+        else:
+            if params.top_k:
+                links.append(lib.llama_sampler_init_top_k(params.top_k))
+            if params.top_p < 1:
+                links.append(lib.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0:
+                links.append(lib.llama_sampler_init_min_p(params.min_p, 1))
+            links.append(lib.llama_sampler_init_temp(params.temperature))
+            links.append(lib.llama_sampler_init_dist(self.seed))
+        for link in links:
+            lib.llama_sampler_chain_add(chain, link)
+        return chain
+
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
+        """Choose a token from `logits`, float32 [n_vocab], which are not changed, and count it as said.
+
+        Raises ``LlamaliteError`` when no token is left to choose: the logits are not numbers, or the grammar and the
+        bias together forbid every token.
+        """
+        if len(self._bias_ids):
+            logits = logits.copy()
+            logits[self._bias_ids] += self._bias
+        if self._argmax:
+            token = int(logits.argmax())
+            if not math.isfinite(logits[token]):
+                self._refuse(logits)
+            return token
+        token = self._draw(logits, grammar_first=False)
+        if self._grammar is not None and not self._allows(token):
+            token = self._draw(logits, grammar_first=True)
+            if not self._allows(token):
+                raise LlamaliteError(_DEAD_END)
+        lib = llama()
+        if self._grammar is not None:
+            lib.llama_sampler_accept(self._grammar, token)
+        lib.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _draw(self, logits: npt.NDArray[np.float32], *, grammar_first: bool) -> int:
+        lib, array = llama(), self._array
+        np.copyto(self._candidates, self._blank)
+        self._candidates["logit"] = logits
+        array.data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
+        array.size, array.selected, array.sorted = self._n_vocab, -1, False
+        if grammar_first:
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        best = float(self._candidates["logit"].max())
+        if not math.isfinite(best):
+            self._refuse(self._candidates["logit"])
+        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        if not 0 <= array.selected < array.size:
+            raise LlamaliteError("llama.cpp's samplers chose no token: try other sampling parameters")
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int) -> bool:
+        lib = llama()
+        one = np.array([(token, 1.0, 0.0)], _CANDIDATE)
+        array = lib.llama_token_data_array()
+        array.data = ctypes.cast(one.ctypes.data, lib.llama_token_data_p)
+        array.size, array.selected, array.sorted = 1, -1, False
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return bool(one["logit"][0] != -np.inf)
+
+    @staticmethod
+    def _refuse(logits: npt.NDArray[Any]) -> None:
+        if np.isnan(logits).any():
+            raise LlamaliteError(
+                "the model computed logits that are not numbers (NaN): the file is damaged, or overflows"
+            )
+        raise LlamaliteError(_DEAD_END)
+
+    def close(self) -> None:
+        """Give llama.cpp's samplers back; closing twice does nothing."""
+        for name in ("_chain", "_grammar"):
+            pointer = getattr(self, name)
+            if pointer:
+                setattr(self, name, None)
+                llama().llama_sampler_free(pointer)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at interpreter exit the library may be gone already
+            self.close()
+
+
+_DEAD_END = (
+    "no token may follow: the grammar and logit_bias together forbid every token of this vocabulary; "
+    "widen the grammar, or drop the bias"
+)
+
+
+def _grammar(model: NativeModel, text: str) -> Any:
+    nesting = _nesting(text)
+    if nesting > _MAX_GRAMMAR_NESTING:
+        raise ValueError(f"the grammar nests brackets {nesting} deep, and {_MAX_GRAMMAR_NESTING} is the limit")
+    if text.count("::=") > _MAX_GRAMMAR_RULES:
+        raise ValueError(f"the grammar has {text.count('::=')} rules, and {_MAX_GRAMMAR_RULES} is the limit")
+    if "\0" in text:
+        raise ValueError("the grammar holds a NUL character: write it as \\x00")
+    with errors_heard() as heard:
+        grammar = llama().llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+    if not grammar:
+        raise ValueError(f"llama.cpp cannot parse the grammar: {in_its_words(heard)}")
+    return grammar
+
+
+def _nesting(text: str) -> int:
+    """Return how deep "(" nests, whether or not it stands inside a literal: an upper bound is enough."""
+    depth = deepest = 0
+    for char in text:
+        if char == "(":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char == ")":
+            depth = max(0, depth - 1)
+    return deepest

@@ -1,0 +1,171 @@
+"""What a caller can ask of one generation: how tokens are chosen, when it ends, what is reported.
+
+    >>> params = SamplingParams(temperature=0.0, max_tokens=32)
+    >>> params.replace(stop=["\\n\\n"]).stop
+    ('\\n\\n',)
+    >>> SamplingParams(top_p=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: top_p must lie in 0..1, found 2.0
+
+This module knows numbers and their ranges only; `llamalite.native.sampler` turns them into llama.cpp's samplers.
+The defaults are llama.cpp's (``common_params_sampling``, common/common.h), unless a file brings its own under
+``general.sampling.*``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class SamplingOptions(TypedDict, total=False):
+        """The fields of `SamplingParams` as keyword arguments, for type checkers."""
+
+        max_tokens: int | None
+        temperature: float
+        top_k: int
+        top_p: float
+        min_p: float
+        repeat_penalty: float
+        repeat_last_n: int
+        presence_penalty: float
+        frequency_penalty: float
+        logit_bias: Mapping[int, float]
+        seed: int | None
+        stop: str | Sequence[str]
+        logprobs: int | None
+        grammar: str | None
+        json_schema: Mapping[str, Any] | None
+        reproducible: bool
+
+
+_FROM_FILE = {  # llama_model_meta_key_str (llama-model.cpp) → our name
+    "general.sampling.temp": ("temperature", float),
+    "general.sampling.top_k": ("top_k", int),
+    "general.sampling.top_p": ("top_p", float),
+    "general.sampling.min_p": ("min_p", float),
+    "general.sampling.penalty_repeat": ("repeat_penalty", float),
+    "general.sampling.penalty_last_n": ("repeat_last_n", int),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Parameters of one generation; every value is checked, and ``ValueError`` names the field and its range.
+
+    - `max_tokens`: how many tokens at the most; None goes on until the model ends or the context is full.
+    - `temperature`: 0 takes the likeliest token every time; logits are divided by it otherwise.
+    - `top_k` (0: off), `top_p` (1: off), `min_p` (0: off): which tokens stay candidates, applied in this order.
+    - `repeat_penalty` (1: off), `presence_penalty`, `frequency_penalty` (0: off): over the last `repeat_last_n` tokens,
+      the prompt's included.
+    - `logit_bias`: token id → what is added to its logit; ``-inf`` forbids it.
+    - `seed`: None draws one, which the totals report.
+    - `stop`: texts that end the generation and are not shown.
+    - `logprobs`: None reports none; n reports the chosen token's log-probability and the n likeliest, from the
+      model's own distribution (before temperature, penalties and bias).
+    - `grammar` (GBNF) or `json_schema`: what the text must be; with a schema, text that ends with "stop" validates.
+    - `reproducible`: a fresh cache and one sequence: the same call gives the same bytes, whatever ran before. Without
+      a `seed`, seed 0.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            self._whole("max_tokens", 0, 2**31 - 1)
+        self._number("temperature", 0.0, 100.0)
+        self._whole("top_k", 0, 2**31 - 1)
+        self._number("top_p", 0.0, 1.0)
+        self._number("min_p", 0.0, 1.0)
+        self._number("repeat_penalty", 0.01, 100.0)
+        self._whole("repeat_last_n", 0, 2**20)
+        self._number("presence_penalty", -100.0, 100.0)
+        self._number("frequency_penalty", -100.0, 100.0)
+        if self.seed is not None:
+            self._whole("seed", 0, 2**32 - 2)  # 2**32 - 1 is llama.cpp's word for "draw one" (LLAMA_DEFAULT_SEED)
+        if self.logprobs is not None:
+            self._whole("logprobs", 0, 1000)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"stop must hold texts that are not empty, found {self.stop!r}")
+        object.__setattr__(self, "stop", stop)
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise ValueError(f"logit_bias maps token ids (0 and up) to numbers, found the key {token!r}")
+            if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias of token {token} must be a number or -inf, found {bias!r}")
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("grammar and json_schema exclude each other: give one")
+        if self.grammar is not None and not self.grammar.strip():
+            raise ValueError("grammar is empty: give None for no grammar")
+        if self.json_schema is not None and stop:
+            raise ValueError("stop and json_schema exclude each other: a stop text would cut the JSON short")
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{name} must lie in {low:g}..{high:g}, found {value!r}")
+
+    def _whole(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{name} must be a whole number in {low}..{high}, found {value!r}")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`stop` as a tuple, however it was given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repeat_last_n > 0 and (
+            self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0 or self.top_k == 1
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and those that do."""
+        unknown = set(changes) - {one.name for one in dataclasses.fields(self)}
+        if unknown:
+            known = ", ".join(one.name for one in dataclasses.fields(self))
+            raise TypeError(f"unknown parameter {sorted(unknown)[0]!r}; known are {known}")
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> SamplingParams:
+        """Return what a file asks for under ``general.sampling.*``, the documented defaults elsewhere.
+
+        Values outside our ranges are passed over: a file must not make itself unusable.
+        """
+        params = cls()
+        for key, (name, kind) in _FROM_FILE.items():
+            if key in metadata:
+                try:
+                    params = params.replace(**{name: kind(float(metadata[key]))})
+                except (ValueError, OverflowError):
+                    continue
+        return params

@@ -1,0 +1,245 @@
+"""A model's chat template (Jinja), rendered in a sandbox as transformers renders it.
+
+    >>> template = ChatTemplate("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\\n{% endfor %}")
+    >>> template.render([{"role": "user", "content": "hi"}])
+    'user: hi\\n'
+
+Templates come with files from strangers. They see plain data only (str, int, float, bool, None, list, dict), can change
+none of it, and reach nothing of Python: an attempt raises `TemplateError`, as do a template that is broken and one that
+refuses the messages. What transformers gives a template (``_cached_compile_jinja_template``,
+transformers/utils/chat_template_utils.py) is here too: ``raise_exception``, ``strftime_now``, its ``tojson``, loop
+controls and ``{% generation %}``.
+
+What a user typed must never become a control token. `guard` puts a mark into every spelling of one inside the messages;
+`split` cuts the rendered text into the template's own control tokens and the text between them, marks removed. This
+module does not know what a token id is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.runtime
+import jinja2.sandbox
+import jinja2.utils
+
+from llamalite.errors import TemplateError
+
+Message = Mapping[str, Any]
+
+_MARK = "\U000f0000"  # a private-use character: no text has it, and no tokenizer gives it a meaning
+_MAX_REPEATED = 1_000_000  # characters or items that one `*` of a template may make
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """``{% generation %}...{% endgeneration %}``: what trainers mask by; rendering shows what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(["*", "**"])
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        # jinja2 would give an undefined value, which prints as nothing: an attempt is to be heard of.
+        raise jinja2.exceptions.SecurityError(f"it reached for {attribute!r} of a {type(obj).__name__}")
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            self.unsafe_undefined(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        for sequence, times in ((left, right), (right, left)):
+            too_long = isinstance(sequence, (str, list, tuple)) and isinstance(times, int)
+            if operator == "*" and too_long and len(sequence) * times > _MAX_REPEATED:
+                raise jinja2.exceptions.SecurityError(f"it wanted a text or list of {len(sequence) * times} parts")
+        if operator == "**" and isinstance(right, (int, float)) and abs(right) > 64:
+            raise jinja2.exceptions.SecurityError(f"it wanted a number to the power of {right}")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """``namespace()``, without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, positional = args[0], args[1:]
+        for name in (attributes := dict(*positional, **kwargs)):
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"it wanted to set {name!r} on a namespace")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+
+def _environment() -> _Sandbox:
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Namespace
+    )
+    return environment
+
+
+def plain(value: Any) -> Any:
+    """Return `value` rebuilt from JSON's types, so that a template holds nothing with methods of its own."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    raise TemplateError(
+        f"messages and tools are made of texts, numbers, lists and dicts, found a {type(value).__name__}"
+    )
+
+
+class ChatTemplate:
+    """A compiled template; `TemplateError` when its source is no Jinja."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        try:
+            self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise TemplateError(f"the chat template cannot be parsed: {_told(error)}") from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Return the text of `messages`, each a dict with ``role`` and ``content``.
+
+        `variables` are what the template asks for beyond these: ``bos_token``, ``eos_token``, ``date_string``, ....
+        Keys of messages whose value is None are left out, as transformers does.
+        """
+        if not messages:
+            raise TemplateError("there is no message to render: give at least one")
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise TemplateError(f"a message is a dict with 'role' and 'content', found {message!r:.80}")
+        shown = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        try:
+            return self._template.render(
+                messages=plain(shown),
+                tools=plain(tools),
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **plain(variables),
+            )
+        except TemplateError:
+            raise
+        except jinja2.exceptions.SecurityError as error:
+            raise TemplateError(f"the chat template is not safe to run: {_told(error)}") from None
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template refuses these messages: {_told(error)}") from None
+        except Exception as error:  # noqa: BLE001 - a template can raise whatever Python does
+            raise TemplateError(
+                f"the chat template failed on these messages: {type(error).__name__}: {error}"
+            ) from None
+
+
+def _told(error: BaseException) -> str:
+    line = getattr(error, "lineno", None)
+    return f"{error}" + (f" (line {line})" if line else "")
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text inside messages or tools, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from texts(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from texts(one)
+
+
+def _pattern(spellings: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def guard(value: Any, spellings: Iterable[str]) -> Any:
+    """Return a copy of messages or tools in which no text spells any of `spellings` (control tokens) any more.
+
+    A mark stands after the first character of each; `split` takes the marks out again. The template's logic sees a text
+    of the same beginning, end and words.
+    """
+    pattern = _pattern(spellings)
+
+    def mark(text: str) -> str:
+        return pattern.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+
+    def walk(one: Any) -> Any:
+        if isinstance(one, str):
+            return mark(one)
+        if isinstance(one, Mapping):
+            return {key: walk(inner) for key, inner in one.items()}
+        if isinstance(one, (list, tuple)):
+            return [walk(inner) for inner in one]
+        return one
+
+    return walk(value)
+
+
+def split(rendered: str, spellings: Iterable[str]) -> list[tuple[str, bool]]:
+    """Cut rendered text into (text, is a control token) parts in order, the marks of `guard` taken out.
+
+    >>> split("<s>hi <\\U000f0000s>", ["<s>"])
+    [('<s>', True), ('hi <s>', False)]
+    """
+    pattern, parts, end = _pattern(spellings), [], 0
+    for found in pattern.finditer(rendered):
+        parts += [(rendered[end : found.start()], False), (found[0], True)]
+        end = found.end()
+    parts.append((rendered[end:], False))
+    return [(text.replace(_MARK, ""), control) for text, control in parts if text]
