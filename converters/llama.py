@@ -1,0 +1,254 @@
+"""The LLaMA family: a Hugging Face config → GGUF keys, tensor names, row order and rope factors.
+
+    model.layers.3.self_attn.q_proj.weight  →  blk.3.attn_q.weight, rows regrouped head by head
+    {"rms_norm_eps": 1e-5, ...}             →  llama.attention.layer_norm_rms_epsilon = 1e-5
+
+Follows llama.cpp's converter (conversion/llama.py ``LlamaModel``, conversion/base.py ``TextModel``), key by key and in
+its order, with the defaults that transformers' ``LlamaConfig`` and ``MistralConfig`` give to what a config leaves out.
+This module reads no weights and knows nothing of quantization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.converters.mix import ModelShape
+from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+
+# What transformers fills in where config.json is silent (LlamaConfig, MistralConfig).
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    "MistralForCausalLM": {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "num_key_value_heads": 8},
+}
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """What becomes of one tensor: its name in the checkpoint and in GGUF, its shape, and its heads if rows are regrouped.
+
+    `n_head` is set for q and k projections of Hugging Face checkpoints, whose rotary pairs lie half a head apart.
+    """
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    n_head: int | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A validated config.json: the sizes that tensors and keys follow from."""
+
+    n_vocab: int
+    n_embd: int
+    n_ff: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ctx_train: int
+    rms_norm_eps: float
+    rope: Mapping[str, Any]
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(self.n_layer, self.n_head, self.n_head_kv)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """Read a parsed config.json as transformers 4 or 5 writes it.
+
+        Raises `UnsupportedArchitectureError` for another family, a quantized checkpoint or a rope scaling that
+        llama.cpp cannot express, and `CheckpointError` for a size that is missing or makes no sense.
+        """
+        architecture = _architecture(config)
+        _refuse_quantized(config)
+        known = {**_DEFAULTS[architecture], **{key: value for key, value in config.items() if value is not None}}
+        n_embd, n_head = _size(known, "hidden_size"), _size(known, "num_attention_heads")
+        n_head_kv = _size(known, "num_key_value_heads", n_head)
+        if n_head % n_head_kv:
+            raise CheckpointError(
+                f"config.json: {n_head} attention heads cannot share {n_head_kv} key-value heads: "
+                "num_attention_heads must be a multiple of num_key_value_heads"
+            )
+        if "head_dim" not in known and n_embd % n_head:
+            raise CheckpointError(f"config.json: hidden_size {n_embd} is no multiple of {n_head} attention heads")
+        head_dim = _size(known, "head_dim", n_embd // n_head)
+        if head_dim % 2:
+            raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number for rotary positions")
+        activation = known.get("hidden_act", "silu")
+        if activation != "silu":
+            raise UnsupportedArchitectureError(f"config.json: hidden_act is {activation!r}, supported is 'silu'")
+        return cls(
+            n_vocab=_size(known, "vocab_size"),
+            n_embd=n_embd,
+            n_ff=_size(known, "intermediate_size"),
+            n_layer=_size(known, "num_hidden_layers"),
+            n_head=n_head,
+            n_head_kv=n_head_kv,
+            head_dim=head_dim,
+            n_ctx_train=_size(known, "max_position_embeddings"),
+            rms_norm_eps=_number(known, "rms_norm_eps"),
+            rope=_rope_parameters(known),
+        )
+
+    def tensor_rules(self, *, permuted: bool = True) -> Iterator[TensorRule]:
+        """Yield a rule for each tensor that a checkpoint of this config may hold; `permuted` is Hugging Face's order."""
+        q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        q_heads, k_heads = (self.n_head, self.n_head_kv) if permuted else (None, None)
+        embd, ff = self.n_embd, self.n_ff
+        yield TensorRule("model.embed_tokens.weight", "token_embd.weight", (self.n_vocab, embd))
+        yield TensorRule("model.norm.weight", "output_norm.weight", (embd,))
+        yield TensorRule("lm_head.weight", "output.weight", (self.n_vocab, embd), optional=True)
+        for i in range(self.n_layer):
+            source, target = f"model.layers.{i}.", f"blk.{i}."
+            yield TensorRule(source + "input_layernorm.weight", target + "attn_norm.weight", (embd,))
+            yield TensorRule(source + "post_attention_layernorm.weight", target + "ffn_norm.weight", (embd,))
+            for theirs, ours, n_out, n_in, heads in (
+                ("self_attn.q_proj", "attn_q", q, embd, q_heads),
+                ("self_attn.k_proj", "attn_k", kv, embd, k_heads),
+                ("self_attn.v_proj", "attn_v", kv, embd, None),
+                ("self_attn.o_proj", "attn_output", embd, q, None),
+                ("mlp.gate_proj", "ffn_gate", ff, embd, None),
+                ("mlp.up_proj", "ffn_up", ff, embd, None),
+                ("mlp.down_proj", "ffn_down", embd, ff, None),
+            ):
+                yield TensorRule(f"{source}{theirs}.weight", f"{target}{ours}.weight", (n_out, n_in), heads)
+                yield TensorRule(f"{source}{theirs}.bias", f"{target}{ours}.bias", (n_out,), heads, optional=True)
+
+    def write_keys(self, writer: gguf.GGUFWriter) -> None:
+        """Add the ``llama.*`` keys, in the order of llama.cpp's converter; file type and tokenizer are not among them."""
+        writer.add_block_count(self.n_layer)
+        writer.add_context_length(self.n_ctx_train)
+        writer.add_embedding_length(self.n_embd)
+        writer.add_feed_forward_length(self.n_ff)
+        writer.add_head_count(self.n_head)
+        writer.add_head_count_kv(self.n_head_kv)
+        self._write_rope_scaling(writer)
+        writer.add_rope_freq_base(self.rope["rope_theta"])
+        writer.add_layer_norm_rms_eps(self.rms_norm_eps)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
+        writer.add_vocab_size(self.n_vocab)
+        writer.add_rope_dimension_count(self.head_dim)
+
+    def _write_rope_scaling(self, writer: gguf.GGUFWriter) -> None:
+        rope = self.rope
+        if rope["rope_type"] == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope["factor"])
+        elif rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(rope["factor"])
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            for key, add in (
+                ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
+                ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+                ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+                ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+            ):
+                if rope.get(key) is not None:
+                    add(rope[key])
+
+    def rope_factors(self) -> npt.NDArray[np.float32] | None:
+        """Return float32 [head_dim / 2], by which Llama 3 divides each rotary frequency, or None without that scaling.
+
+        transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of llama.cpp's
+        converter (``generate_extra_tensors``), where PyTorch divides a scalar by a tensor as a product with its
+        reciprocal: the tensor ``rope_freqs.weight`` is the same to the bit.
+        """
+        if self.rope["rope_type"] != "llama3":
+            return None
+        f32, one = np.float32, np.float32(1)
+        exponents = np.arange(0, self.head_dim, 2, dtype=f32) / f32(self.head_dim)
+        powers = np.power(np.float64(self.rope["rope_theta"]), exponents.astype(np.float64)).astype(f32)
+        wavelengths = f32(2 * math.pi) * (one / (one / powers))
+        factor, low, high = (f32(self.rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        n_ctx_old = self.rope["original_max_position_embeddings"]
+        smooth = (f32(n_ctx_old) * (one / wavelengths) - low) / f32(float(high) - float(low))
+        blended = one / ((one - smooth) / factor + smooth)
+        is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
+        is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
+        return np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    listed = config.get("architectures")
+    found = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
+    if found == "llama":
+        found = "LlamaForCausalLM"
+    if found == "mistral":
+        found = "MistralForCausalLM"
+    if found not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"this checkpoint is of the architecture {found or 'unknown'}; supported are {' and '.join(ARCHITECTURES)}"
+        )
+    return cast(str, found)
+
+
+def _refuse_quantized(config: Mapping[str, Any]) -> None:
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+        raise UnsupportedArchitectureError(
+            f"this checkpoint is already quantized by {method}; supported are F64, F32, F16 and BF16 weights: "
+            "convert the original model"
+        )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        found = "is missing" if value is None else f"is {value!r}"
+        raise CheckpointError(f"config.json: {key} {found}, expected a positive whole number")
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str) -> float:
+    value = config.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive number")
+    return value
+
+
+def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge what transformers 5 writes (``rope_parameters``) and 4 (``rope_scaling`` and ``rope_theta``)."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"config.json: rope scaling is {given!r}, expected an object")
+    rope = {key: value for key, value in given.items() if value is not None}
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    kind = str(rope.get("rope_type", rope.get("type", "default"))).lower()
+    rope["rope_type"] = kind
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        raise UnsupportedArchitectureError(
+            f"config.json: rope scaling of type {kind!r} cannot be expressed in GGUF for this architecture; "
+            "supported are linear, llama3 and yarn"
+        )
+    rope["rope_theta"] = _number(rope, "rope_theta")
+    if kind == "llama3":
+        rope.setdefault("factor", 8.0)
+        rope.setdefault("low_freq_factor", 1.0)
+        rope.setdefault("high_freq_factor", 4.0)
+        rope.setdefault("original_max_position_embeddings", 8192)
+        if _number(rope, "low_freq_factor") == _number(rope, "high_freq_factor"):
+            raise CheckpointError("config.json: low_freq_factor and high_freq_factor are equal, expected a range")
+    if kind == "yarn":
+        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+        if "attn_factor" in rope:
+            rope.setdefault("attention_factor", rope["attn_factor"])
+    if kind != "default":
+        rope["factor"] = _number(rope, "factor")
+    if kind in ("llama3", "yarn"):
+        _size(rope, "original_max_position_embeddings")
+    return rope

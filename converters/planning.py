@@ -1,0 +1,174 @@
+"""What a conversion will write, decided and checked before a byte of it is written.
+
+A `Plan` is made from headers and configs alone, in a second. It lists every problem at once: a tensor that is missing,
+one of the wrong shape, one that nobody asked for, a type that needs an importance matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.converters import mix
+from llamalite.converters.checkpoints import DTYPE_BYTES, Checkpoint, SourceTensor
+from llamalite.converters.llama import LlamaConfig, TensorRule
+from llamalite.errors import CheckpointError, QuantizationError, UnsupportedArchitectureError
+from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, FileType, TensorType
+
+# Buffers that old checkpoints carry and that follow from the config (conversion/base.py, prepare_tensors).
+_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the result: where its weights come from, how they change on the way, and each file's type for it.
+
+    `stored` is the type it has in llama.cpp's unquantized GGUF: weights pass through it, as they do there.
+    `types` has an entry for each output file. Either `source` or `values` is set.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: TensorType
+    types: tuple[mix.Choice, ...]
+    source: SourceTensor | None = None
+    values: npt.NDArray[np.float32] | None = None
+    n_head: int | None = None
+
+    @property
+    def n_weights(self) -> int:
+        return math.prod(self.shape)
+
+    def n_bytes(self, i_output: int) -> int:
+        return math.prod(self.shape[:-1]) * self.types[i_output].type.row_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a conversion will do, in llama.cpp's order of tensors, for one or several output files."""
+
+    config: LlamaConfig
+    file_types: tuple[FileType, ...]
+    stored: FileType
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def n_params(self) -> int:
+        return sum(tensor.n_weights for tensor in self.tensors)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(tensor.source.n_bytes for tensor in self.tensors if tensor.source)
+
+    def tensor_bytes(self, i_output: int) -> int:
+        return sum(tensor.n_bytes(i_output) for tensor in self.tensors)
+
+    def bits_per_weight(self, i_output: int) -> float:
+        """Bits that a weight takes on average in one output file, as llama-quantize prints it: tensors only."""
+        return 8 * self.tensor_bytes(i_output) / self.n_params
+
+    def fallbacks(self, i_output: int) -> dict[str, mix.Choice]:
+        """The tensors whose row length ruled out the type that they should have had."""
+        choices = {tensor.name: tensor.types[i_output] for tensor in self.tensors}
+        return {name: choice for name, choice in choices.items() if choice.instead_of}
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    file_types: Sequence[FileType],
+    *,
+    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    overrides: Sequence[tuple[str, TensorType]] = (),
+    pure: bool = False,
+) -> Plan:
+    """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config."""
+    config = LlamaConfig.from_dict(checkpoint.config)
+    pairs = _match(checkpoint, list(config.tensor_rules(permuted=checkpoint.permuted)))
+    stored = _majority([tensor for _, tensor in pairs])
+    shapes = [
+        mix.TensorShape(rule.name, tensor.shape, TENSOR_TYPES["F32"] if _stays_float(rule) else stored.tensor_type)
+        for rule, tensor in pairs
+    ]
+    factors = config.rope_factors()
+    if factors is not None:
+        shapes.append(mix.TensorShape("rope_freqs.weight", factors.shape, TENSOR_TYPES["F32"]))
+    choices = [
+        mix.choose_types(
+            file_type,
+            shapes,
+            config.shape,
+            has_importance=importance is not None,
+            overrides=overrides,
+            pure=pure,
+        )
+        for file_type in file_types
+    ]
+    for file_type, chosen in zip(file_types, choices, strict=True):
+        _refuse_missing_importance(file_type, chosen, frozenset(importance or ()))
+    by_name = {rule.name: (rule, tensor) for rule, tensor in pairs}
+    tensors = []
+    for shape in sorted(shapes, key=lambda s: mix.layer_order(s.name)):
+        types = tuple(chosen[shape.name] for chosen in choices)
+        if shape.name in by_name:
+            rule, source = by_name[shape.name]
+            planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, source, n_head=rule.n_head)
+        else:
+            planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, values=factors)
+        tensors.append(planned)
+    return Plan(config, tuple(file_types), stored, tuple(tensors))
+
+
+def _stays_float(rule: TensorRule) -> bool:
+    return len(rule.shape) < 2
+
+
+def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[TensorRule, SourceTensor]]:
+    """Pair each rule with its tensor, or raise with everything that is missing, misshapen or unknown."""
+    problems: list[str] = []
+    pairs = []
+    unknown = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_IGNORED)}
+    for rule in rules:
+        tensor = unknown.pop(rule.source, None)
+        if tensor is None:
+            if not rule.optional:
+                problems.append(f"{rule.source} is missing")
+            continue
+        if tensor.dtype not in DTYPE_BYTES:
+            raise UnsupportedArchitectureError(
+                f"{rule.source} has dtype {tensor.dtype}: the checkpoint is already quantized; "
+                f"supported are {', '.join(DTYPE_BYTES)}"
+            )
+        if tensor.shape != rule.shape:
+            problems.append(f"{rule.source} has shape {list(tensor.shape)}, config.json implies {list(rule.shape)}")
+        pairs.append((rule, tensor))
+    problems += [f"{name} is no tensor of a LLaMA model" for name in unknown]
+    if "lm_head.weight" not in checkpoint.tensors and checkpoint.config.get("tie_word_embeddings") is False:
+        problems.append("lm_head.weight is missing, and config.json says that the embeddings are not tied")
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{checkpoint.folder}: {'; '.join(problems[:8])}{more}")
+    return pairs
+
+
+def _majority(tensors: Sequence[SourceTensor]) -> FileType:
+    """The file type that llama.cpp's first step would be asked for: the dtype of most of the weights; F64 goes as F32."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts["F32" if tensor.dtype == "F64" else tensor.dtype] += math.prod(tensor.shape)
+    return FILE_TYPES[counts.most_common(1)[0][0]]
+
+
+def _refuse_missing_importance(
+    file_type: FileType, choices: Mapping[str, mix.Choice], available: frozenset[str]
+) -> None:
+    missing = mix.importance_missing(choices, file_type, available)
+    if missing:
+        raise QuantizationError(
+            f"{file_type.name} needs an importance matrix for {missing[0]}"
+            f"{f' and {len(missing) - 1} more tensors' if len(missing) > 1 else ''}: pass one with --imatrix"
+        )
