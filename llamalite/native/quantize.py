@@ -1,5 +1,6 @@
 """ggml's own kernels over NumPy arrays: rows of float32 in, rows of bytes out.
 
+    >>> from llamalite.quant_types import TENSOR_TYPES
     >>> rows = np.zeros((2, 256), np.float32)
     >>> quantize_rows(TENSOR_TYPES["Q4_K"], rows).shape
     (2, 144)
