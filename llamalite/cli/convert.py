@@ -1,0 +1,84 @@
+"""``llamalite convert``: a checkpoint becomes a GGUF file, or one file for each type asked for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from llamalite.quant_types import FILE_TYPES
+
+if TYPE_CHECKING:
+    from llamalite.converters import ConversionReport
+
+
+@click.command(name="convert")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path),
+              help="Where to write; a folder if several types are made. Default: NAME-TYPE.gguf in the models folder.")
+@click.option("-t", "--type", "qtypes", metavar="TYPE", multiple=True, default=["Q4_K_M"], show_default=True,
+              type=click.Choice(list(FILE_TYPES), case_sensitive=False),
+              help="The type of the result, repeatable: several are made in one read. See --list-types.")
+@click.option("--list-types", is_flag=True, is_eager=True, expose_value=False, help="List the types and exit.",
+              callback=lambda ctx, _param, value: _list_types(ctx) if value else None)
+@click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
+@click.pass_context  # fmt: skip
+def command(
+    ctx: click.Context, source: Path, output: Path | None, qtypes: tuple[str, ...], force: bool, threads: int | None
+) -> None:
+    """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
+
+    SRC is a Hugging Face folder: config.json, *.safetensors, and tokenizer.model or tokenizer.json. It is read once,
+    and the result is, byte for byte, what llama.cpp's converter and llama-quantize write in two steps.
+
+    \b
+    Examples:
+      llamalite convert ./TinyLlama-1.1B
+      llamalite convert ./TinyLlama-1.1B -t Q8_0 -o tiny.gguf
+      llamalite convert ./TinyLlama-1.1B -t Q4_K_M -t Q8_0 -o converted/
+    """
+    from llamalite import store
+    from llamalite.converters import convert
+
+    types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
+    if output is None:
+        output = store.models_folder() if len(qtypes) > 1 else store.default_output(source.resolve().name, qtypes[0])
+        store.models_folder().mkdir(parents=True, exist_ok=True)
+    elif len(qtypes) > 1:
+        output.mkdir(parents=True, exist_ok=True)
+    quiet = ctx.obj["quiet"]
+    with tqdm(
+        unit="B", unit_scale=True, desc="converting", leave=False, disable=quiet or not sys.stderr.isatty()
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = convert(source, output, qtype=types, force=force, n_threads=threads, progress=show)
+    if not quiet:
+        _print_report(report)
+
+
+def _print_report(report: ConversionReport) -> None:
+    read = f"read {report.source_bytes / 1e9:.2f} GB in {report.seconds:.1f} s"
+    for output in report.outputs:
+        size = f"{output.n_bytes / 1e9:.2f} GB" if output.n_bytes >= 1e8 else f"{output.n_bytes / 1e6:.2f} MB"
+        click.echo(f"{output.qtype}: {size}, {output.bits_per_weight:.2f} bits per weight, {read}")
+        if output.fallbacks:
+            name, what = next(iter(output.fallbacks.items()))
+            others = f" and {len(output.fallbacks) - 1} more" if len(output.fallbacks) > 1 else ""
+            click.echo(f"  rows too short for {output.qtype}: {name} is {what}{others}")
+    for output in report.outputs:
+        click.echo(f"{output.path}: llamalite run {shlex.quote(str(output.path))}")
+
+
+def _list_types(ctx: click.Context) -> None:
+    for one in FILE_TYPES.values():
+        click.echo(f"{one.name:9} {one.about}")
+    ctx.exit()
