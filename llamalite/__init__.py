@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from llamalite.converters import ConversionReport as ConversionReport
     from llamalite.converters import convert as convert
     from llamalite.errors import LlamaliteError as LlamaliteError
+    from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
+    from llamalite.evaluation.perplexity import perplexity as perplexity
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
+    "PerplexityResult": "llamalite.evaluation.perplexity",
     "convert": "llamalite.converters",
+    "perplexity": "llamalite.evaluation.perplexity",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604

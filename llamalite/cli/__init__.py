@@ -24,6 +24,7 @@ from llamalite.errors import LlamaliteError
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
+    "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
 

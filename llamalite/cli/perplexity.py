@@ -1,0 +1,102 @@
+"""llamalite perplexity: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from llamalite.evaluation.perplexity import PerplexityResult
+
+
+@click.command()
+@click.argument("model")
+@click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
+              help="The text, taken as bytes; - reads standard input.")  # fmt: skip
+@click.option("--ctx", "n_ctx", default=512, show_default=True, metavar="N", help="Tokens in a chunk.")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--stride", type=click.IntRange(min=1), metavar="N",
+              help="Slide a window of --ctx tokens by N, instead of scoring half of each chunk.")  # fmt: skip
+@click.option("--batch", "n_batch", type=click.IntRange(min=1), default=2048, show_default=True, metavar="N",
+              help="Tokens in a batch; several chunks share one.")  # fmt: skip
+@click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
+@click.option("--gpu-layers", "n_gpu_layers", type=int, default=0, show_default=True, metavar="N",
+              help="Layers on the GPU, -1 for all.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, the protocol spelled out in it.")
+@click.pass_obj
+def command(
+    settings: dict[str, Any],
+    model: str,
+    text_file: str,
+    n_ctx: int,
+    chunks: int | None,
+    stride: int | None,
+    n_batch: int,
+    exact: bool,
+    n_threads: int | None,
+    n_gpu_layers: int,
+    as_json: bool,
+) -> None:
+    """Measure the perplexity of MODEL on a text, by llama-perplexity's protocol and to its digits.
+
+    MODEL is a GGUF file, or a name in the models folder. Ctrl-C prints what stands.
+
+    \b
+    Examples:
+      llamalite perplexity demo -f wiki.test.raw
+      llamalite perplexity demo -f wiki.test.raw --ctx 1024 --chunks 32 --exact --json
+    """
+    from tqdm import tqdm
+
+    from llamalite import store
+    from llamalite.evaluation.decoding import Protocol, opened
+    from llamalite.evaluation.perplexity import iter_perplexity
+    from llamalite.evaluation.windows import without_newline
+
+    path = store.resolve(model)
+    raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
+    protocol = Protocol(n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, stride=stride, exact=exact, n_threads=n_threads)
+    result: PerplexityResult | None = None
+    interrupted = False
+    hidden = settings["quiet"] or not sys.stderr.isatty()
+    with opened(path, n_gpu_layers=n_gpu_layers) as native, tqdm(unit="chunk", leave=False, disable=hidden) as bar:
+        try:
+            for result in iter_perplexity(native, without_newline(raw), protocol):
+                bar.total = result.n_chunks
+                bar.set_postfix_str(f"PPL {result.ppl:.4f} ± {result.ppl_err:.4f}", refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            interrupted = True
+    if result is not None and as_json:
+        text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
+        about = {"path": str(path), "n_bytes": path.stat().st_size, "description": native.desc}
+        click.echo(json.dumps({"model": about, "text": text} | result.to_json(), indent=2, allow_nan=False))
+    elif result is not None:
+        _print(result)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _print(result: PerplexityResult) -> None:
+    if not result.complete:
+        click.echo(f"stopped after {result.chunks_done} of {result.n_chunks} chunks")
+    click.echo(f"PPL        {result.ppl:.4f} ± {result.ppl_err:.5f}")
+    if result.bits_per_byte is not None and result.bits_per_word is not None:
+        click.echo(f"bits       {result.bits_per_byte:.4f} a byte, {result.bits_per_word:.3f} a word")
+    protocol = result.protocol
+    how = f"a window of {protocol['n_ctx']} every {protocol['stride']}" if protocol["stride"] else (
+        f"chunks of {protocol['n_ctx']}, the second half of each"
+    )  # fmt: skip
+    click.echo(f"scored     {result.n_scored:,} tokens in {result.chunks_done:,} windows: {how}")
+    mode = "exact: " if protocol["exact"] else ""
+    flash = {"auto": "auto", False: "off", True: "on"}[protocol["flash_attn"]]
+    click.echo(f"context    {mode}{protocol['kv_type']} cache, flash attention {flash}, batch {protocol['n_batch']}, "
+               f"{protocol['n_threads']} threads")  # fmt: skip
+    share = result.scoring_s / result.decode_s
+    click.echo(f"speed      {result.n_decoded / result.decode_s:,.1f} tokens/s, scoring takes {share:.2%} on top")

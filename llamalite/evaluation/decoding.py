@@ -1,0 +1,164 @@
+"""A model that is being measured: opened from whatever names it, decoding batches, and stoppable while it does.
+
+A batch of 2048 tokens takes a laptop a minute, and Python handles Ctrl-C only between two calls into C. So the decode
+runs in a thread of its own while the caller's thread waits, and an exception there aborts the decode.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite import store
+from llamalite.errors import EvaluationError, GenerationCancelled
+from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
+from llamalite.native import library
+from llamalite.native.context import NativeContext
+from llamalite.native.model import NativeModel
+
+_logger = logging.getLogger(__name__)
+
+AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut up and computed; a perplexity means nothing without it. The defaults are llama-perplexity's.
+
+    `chunks` is the most windows that are evaluated, None all. `stride` is the step of a sliding window of n_ctx tokens;
+    None is llama-perplexity's protocol, chunks that do not overlap, half of each scored. `exact` is an F32 cache and
+    flash attention off: figures that agree across machines.
+    """
+
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    chunks: int | None = None
+    stride: int | None = None
+    exact: bool = False
+    n_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_batch", "n_ubatch", "chunks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, found {value}")
+
+    def tokens_needed(self) -> int | None:
+        """Return how many tokens of a text are looked at, None for all."""
+        if self.chunks is None:
+            return None
+        if self.stride is not None:
+            return self.n_ctx + (self.chunks - 1) * self.stride
+        return max(2, self.chunks) * self.n_ctx
+
+    def windows(self, tokens: TokenIds, model: NativeModel) -> list[Window]:
+        """Cut `tokens` into the windows that are evaluated."""
+        if self.stride is not None:
+            return stride_windows(tokens, self.n_ctx, self.stride)[: self.chunks]
+        return chunk_windows(tokens, self.n_ctx, model.bos if model.add_bos else None)[: self.chunks]
+
+    def context(self, model: NativeModel) -> NativeContext:
+        """Make the context that llama-perplexity makes: a separate cache of n_ctx tokens for each window of a batch."""
+        if self.n_ctx > model.n_ctx_train:
+            _logger.warning("%s was trained on %d tokens, fewer than n_ctx", model.path.name, model.n_ctx_train)
+        n_seq = sequences(self.n_ctx, self.n_batch)
+        return NativeContext(
+            model,
+            n_ctx=n_seq * self.n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            n_seq_max=n_seq,
+            n_threads=self.n_threads,
+            exact=self.exact,
+        )
+
+    def described(self, model: NativeModel, context: NativeContext) -> dict[str, Any]:
+        """Return everything that somebody needs to make the same number again, ready for JSON."""
+        return asdict(self) | {
+            "kind": "chunks, second half scored" if self.stride is None else "sliding window",
+            "n_seq": context.n_seq_max,
+            "n_threads": context.n_threads,
+            "kv_type": context.kv_type,
+            "flash_attn": context.flash_attn,
+            "bos": model.add_bos,
+            "versions": library.version(),
+        }
+
+
+@contextlib.contextmanager
+def opened(model: AnyModel, *, n_gpu_layers: int = 0) -> Iterator[NativeModel]:
+    """Open a path, or a name in the models folder, for the ``with`` block; a `NativeModel` is used and left open."""
+    if isinstance(model, NativeModel):
+        yield model
+        return
+    native = NativeModel(store.resolve(model), n_gpu_layers=n_gpu_layers)
+    try:
+        yield native
+    finally:
+        native.close()
+
+
+class Decoder:
+    """Decodes batches over one context; `decode_s` is the time it took so far. Use it in a ``with`` block."""
+
+    def __init__(self, context: NativeContext) -> None:
+        self.context = context
+        self.decode_s = 0.0
+        self.n_tokens = 0
+        # One thread for all decodes: OpenMP keeps a team of workers for each thread that computes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llamalite-decode")
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Return the logits of the rows that `batch` wants, float32 [n_rows, n_vocab], a view until the next decode.
+
+        ``EvaluationError`` when one of them is no number. An exception in this thread, such as ``KeyboardInterrupt``,
+        stops the decode and passes on.
+        """
+        start = time.perf_counter()
+        future = self._thread.submit(self._decode, batch)
+        try:
+            # With a timeout, since waiting without one cannot be interrupted on Windows.
+            while not future.done():
+                concurrent.futures.wait([future], timeout=0.1)
+        except BaseException:
+            self.context.abort()
+            with contextlib.suppress(GenerationCancelled):
+                future.result()
+            self.context.clear_abort()
+            raise
+        logits = future.result()
+        self.decode_s += time.perf_counter() - start
+        self.n_tokens += len(batch.tokens)
+        return logits
+
+    def _decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        if batch.fresh:
+            self.context.clear()
+        self.context.decode(batch.tokens, batch.positions, batch.seq_ids, batch.wanted)
+        if not len(batch.targets):
+            return np.empty((0, self.context.model.n_vocab), dtype=np.float32)
+        return self.context.logits()
+
+
+def check_finite(values: npt.NDArray[np.float64], where: str) -> None:
+    """Raise ``EvaluationError`` when one of `values` is NaN or infinite."""
+    if not np.isfinite(values).all():
+        n = int(np.count_nonzero(~np.isfinite(values)))
+        raise EvaluationError(f"{n} of {len(values)} likelihoods of {where} are no numbers: the model file is damaged")

@@ -1,0 +1,39 @@
+"""How many bytes and words the scored tokens stand for: what makes figures of different tokenizers comparable."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llamalite.evaluation.windows import TokenIds
+from llamalite.native.model import NativeModel
+
+_SPACE = frozenset(b" \t\n\r\v\f")  # what bytes.split() splits at
+
+
+class TextUnits:
+    """Counts bytes and words; a word is scored where its first byte is, and words lie between white space."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model = model
+        self._known = np.zeros(model.n_vocab, dtype=np.bool_)
+        self._n_bytes = np.zeros(model.n_vocab, dtype=np.int32)
+        self._n_words = np.zeros(model.n_vocab, dtype=np.int32)  # word beginnings, if white space came before
+        self._opens = np.zeros(model.n_vocab, dtype=np.bool_)  # its first byte belongs to a word
+        self._closes = np.ones(model.n_vocab, dtype=np.bool_)  # white space, or nothing, at its end
+
+    def count(self, previous: TokenIds, targets: TokenIds) -> tuple[int, int]:
+        """Return the bytes of `targets`, and how many words begin in them; `previous` is the token before each."""
+        for token in np.union1d(previous, targets):
+            if not self._known[token]:
+                self._learn(int(token))
+        continued = self._opens[targets] & ~self._closes[previous]
+        return int(self._n_bytes[targets].sum()), int(self._n_words[targets].sum() - np.count_nonzero(continued))
+
+    def _learn(self, token: int) -> None:
+        piece = self._model.token_to_piece(token)
+        self._known[token] = True
+        if piece:
+            self._n_bytes[token] = len(piece)
+            self._n_words[token] = len(piece.split())
+            self._opens[token] = piece[0] not in _SPACE
+            self._closes[token] = piece[-1] in _SPACE

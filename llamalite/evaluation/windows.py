@@ -1,0 +1,198 @@
+"""A text → token windows → the batches that llama.cpp decodes, and which rows of their logits are scored.
+
+With n_ctx = 8 and a vocabulary that adds BOS (``B``), the 16 tokens ``B1234567 89abcdef`` become two windows::
+
+    B1234567    rows asked for: positions 4 5 6 7; they are scored on 5 6 7 and nothing
+    B9abcdef    rows asked for: positions 4 5 6 7; they are scored on d e f and nothing
+
+That is llama-perplexity's protocol (``perplexity()`` in llama.cpp's tools/perplexity/perplexity.cpp): chunks that do
+not overlap, the first token of each replaced by BOS, the second half scored, as many chunks a batch as fit, each a
+sequence. The last row is asked for and not scored, as it is there: a batch with one row less may round differently.
+
+This module knows no model: what it makes is decoded and scored by `perplexity`, `comparison` and `imatrix`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import EvaluationError
+
+TokenIds = npt.NDArray[np.int32]
+# One text; token ids; or a stream of texts, each tokenized by itself and joined into one stream of tokens.
+Text: TypeAlias = Union[str, bytes, Sequence[int], "npt.NDArray[np.integer]", Iterable[str], Iterable[bytes]]
+
+NOT_SCORED = -1
+
+
+class Vocabulary(Protocol):
+    """What this module needs of a model; `llamalite.native.model.NativeModel` has it."""
+
+    add_bos: bool
+    add_eos: bool
+    bos: int
+
+    def tokenize(self, text: bytes | str, *, add_special: bool, parse_special: bool) -> TokenIds: ...
+
+    def check_tokens(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenIds: ...
+
+
+class Window(NamedTuple):
+    """Tokens that are decoded together from an empty cache, and what is scored of them."""
+
+    tokens: TokenIds  # int32 [n]
+    first: int  # logits are asked for from this position on
+    targets: TokenIds  # int32 [n - first]: the token after each of those positions, or NOT_SCORED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One decode: the arrays that `NativeContext.decode` takes, and what its rows of logits are for."""
+
+    fresh: bool  # clear the cache first
+    tokens: TokenIds  # int32 [n_tokens]
+    positions: TokenIds  # int32 [n_tokens]
+    seq_ids: TokenIds  # int32 [n_tokens]
+    wanted: npt.NDArray[np.bool_]  # bool [n_tokens]
+    targets: TokenIds  # int32 [n_rows]: the token that each row is scored on, or NOT_SCORED
+    window_ends: tuple[int, ...]  # the row where each window ends that this decode completes
+
+
+def read_text(path: str | Path) -> bytes:
+    """Return the bytes of a text file, no newline translated, the last one dropped: what llama.cpp's ``-f`` reads."""
+    return without_newline(Path(path).read_bytes())
+
+
+def without_newline(raw: bytes) -> bytes:
+    """Return `raw` without one trailing newline (``-f`` in llama.cpp's common/arg.cpp)."""
+    return raw[:-1] if raw.endswith(b"\n") else raw
+
+
+def tokens_of(text: Text, model: Vocabulary, limit: int | None = None) -> TokenIds:
+    """Return the token ids of `text`, int32 [n_tokens]; of a stream, no more is read than `limit` tokens take.
+
+    Each text, and each document of a stream, gets BOS in front where the vocabulary adds one.
+    """
+    if isinstance(text, str | bytes):
+        return _document(text, model)[:limit]
+    if isinstance(text, np.ndarray):
+        return model.check_tokens(text)[:limit]
+    items = iter(text)
+    first = next(items, None)
+    if first is None:
+        return np.empty(0, dtype=np.int32)
+    if not isinstance(first, str | bytes):
+        ids = itertools.islice(itertools.chain([first], items), limit)
+        return model.check_tokens(np.array(list(ids)))
+    pieces: list[TokenIds] = []
+    n = 0
+    for document in itertools.chain([first], items):
+        pieces.append(_document(document, model))
+        n += len(pieces[-1])
+        if limit is not None and n >= limit:
+            break
+    return np.concatenate(pieces)[:limit]
+
+
+def _document(text: str | bytes, model: Vocabulary) -> TokenIds:
+    tokens = model.tokenize(text, add_special=True, parse_special=False)
+    # llama-perplexity aborts on vocabularies that add EOS. It is no part of the text, and is not scored here.
+    return tokens[:-1] if model.add_eos else tokens
+
+
+def chunk_windows(tokens: TokenIds, n_ctx: int, bos: int | None) -> list[Window]:
+    """Return llama-perplexity's windows of `tokens`: whole chunks of `n_ctx`, the second half of each scored.
+
+    `bos` takes the first place of each chunk; None leaves the token there. BOS is never scored: between the documents
+    of a stream it is no part of the text. ``EvaluationError`` for less than two chunks, as llama-perplexity demands.
+    """
+    if n_ctx < 4:
+        raise ValueError(f"n_ctx must be 4 or more, for half a chunk to hold a token that is scored; found {n_ctx}")
+    if len(tokens) < 2 * n_ctx:
+        raise EvaluationError(
+            f"the text is {len(tokens)} tokens long, and a context of {n_ctx} needs at least {2 * n_ctx}: "
+            "give a longer text or a smaller context"
+        )
+    first = n_ctx // 2
+    windows = []
+    for start in range(0, len(tokens) - n_ctx + 1, n_ctx):
+        chunk = tokens[start : start + n_ctx].copy()
+        if bos is not None:
+            chunk[0] = bos
+        targets = np.append(chunk[first + 1 :], np.int32(NOT_SCORED))
+        if bos is not None:
+            targets[targets == bos] = NOT_SCORED
+        windows.append(Window(chunk, first, targets))
+    return windows
+
+
+def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
+    """Return windows of `n_ctx` tokens that start every `stride` tokens, each token scored once.
+
+    As "Perplexity of fixed-length models" in Hugging Face's documentation: BOS stands at the text's beginning only, the
+    first window is scored from its second token on, a later one on what the window before did not reach. (That page
+    weighs the mean of a later window by one token less than it holds; here every token weighs the same.)
+    """
+    if not 1 <= stride <= n_ctx:
+        raise ValueError(f"the stride must lie in 1..{n_ctx} (n_ctx), found {stride}")
+    if len(tokens) < 2:
+        raise EvaluationError(f"the text is {len(tokens)} tokens long, and at least 2 are needed: give a longer text")
+    windows = []
+    scored = 1  # tokens[:scored] have been targets, or never can be
+    for start in range(0, len(tokens), stride):
+        end = min(start + n_ctx, len(tokens))
+        # A window that overlaps nothing (stride = n_ctx) has nothing to predict its first token from.
+        scored = max(scored, start + 1)
+        if scored == end:
+            break
+        first = scored - start - 1  # the row before the first target
+        windows.append(Window(tokens[start : end - 1], first, tokens[scored:end]))
+        scored = end
+        if end == len(tokens):
+            break
+    return windows
+
+
+def batches(windows: Sequence[Window], n_ctx: int, n_batch: int) -> Iterator[Batch]:
+    """Yield the decodes that compute `windows`: several windows a batch as sequences, or a long one in several parts.
+
+    As many windows share a batch as `n_ctx` goes into `n_batch`; a window longer than `n_batch` is decoded in parts.
+    """
+    n_seq = sequences(n_ctx, n_batch)
+    for at in range(0, len(windows), n_seq):
+        group = windows[at : at + n_seq]
+        longest = max(len(window.tokens) for window in group)
+        for start in range(0, longest, n_batch):
+            parts = [(seq, window, start, min(start + n_batch, len(window.tokens))) for seq, window in enumerate(group)]
+            yield _batch(parts, fresh=start == 0)
+
+
+def sequences(n_ctx: int, n_batch: int) -> int:
+    """Return how many windows of `n_ctx` tokens share a batch of `n_batch`, at least one."""
+    return max(1, n_batch // n_ctx)
+
+
+def _batch(parts: list[tuple[int, Window, int, int]], *, fresh: bool) -> Batch:
+    positions = [np.arange(start, end, dtype=np.int32) for _, _, start, end in parts]
+    wanted = [places >= window.first for places, (_, window, _, _) in zip(positions, parts, strict=True)]
+    targets = [
+        window.targets[max(0, start - window.first) : max(0, end - window.first)] for _, window, start, end in parts
+    ]
+    rows = np.cumsum([len(part) for part in targets])
+    ends = [int(row) for row, (_, window, _, end) in zip(rows, parts, strict=True) if end == len(window.tokens)]
+    return Batch(
+        fresh=fresh,
+        tokens=np.concatenate([window.tokens[start:end] for _, window, start, end in parts]),
+        positions=np.concatenate(positions),
+        seq_ids=np.concatenate([np.full(end - start, seq, dtype=np.int32) for seq, _, start, end in parts]),
+        wanted=np.concatenate(wanted),
+        targets=np.concatenate(targets),
+        window_ends=tuple(ends),
+    )
