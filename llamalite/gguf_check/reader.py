@@ -1,0 +1,264 @@
+"""Reading a header: every count and length is held against the file's own size before it is used.
+
+What can be said of a file without knowing its architecture is said here, by ``gguf_init_from_reader``'s rules
+(ggml/src/gguf.cpp of llama.cpp, as llama-cpp-python 0.3.36 carries it) and a few more: names are UTF-8 without NUL
+bytes, no dimension is zero, and the header is bounded. No memory is mapped: a file that shrinks while it is read is an
+error here, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from llamalite.errors import GGUFError
+from llamalite.gguf_check.header import DAMAGED, Entry, Header, Metadata, TensorInfo
+from llamalite.gguf_check.strings import Spans, packed_spans
+from llamalite.quant_types import TENSOR_TYPES_BY_ID, TensorType
+
+MAX_HEADER_BYTES = 128 << 20  # the largest vocabulary known (262,144 tokens, 514,906 merges) takes 20 MiB
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 17
+MAX_STRINGS = 1 << 22  # in all arrays together; gguf.cpp allows 2**30 in each
+MAX_KEY_BYTES = 0xFFFF  # GGUF's specification
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME (ggml.h) with its closing NUL
+MAX_DIMS = 4  # GGML_MAX_DIMS (ggml.h)
+MIN_ALIGNMENT = 32  # TENSOR_ALIGNMENT (ggml-impl.h): llama.cpp aborts on a mapped tensor that lies otherwise
+
+_SCALARS = {
+    0: ("uint8", "<B"), 1: ("int8", "<b"), 2: ("uint16", "<H"), 3: ("int16", "<h"), 4: ("uint32", "<I"),
+    5: ("int32", "<i"), 6: ("float32", "<f"), 7: ("bool", "<B"), 10: ("uint64", "<Q"), 11: ("int64", "<q"),
+    12: ("float64", "<d"),
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+
+
+class _Reader:
+    """Takes bytes from the front of a file, which it reads in growing pieces and no further than it must."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self.at = 0
+        self.n_strings = 0
+        self.buffer = file.read(min(1 << 20, self.size))
+
+    def fail(self, text: str) -> NoReturn:
+        raise GGUFError(f"{self.path}: {text}")
+
+    def grow(self, needed: int, what: str) -> None:
+        """Have the buffer reach at least byte `needed` of the file, which is asked for by `what`."""
+        if needed > self.size:
+            self.fail(f"the file ends inside {what}: byte {needed} is needed, and it has {self.size}; {DAMAGED}")
+        if needed > MAX_HEADER_BYTES:
+            self.fail(
+                f"{what} reaches byte {needed}, and a header takes {MAX_HEADER_BYTES} bytes at the most here; "
+                "no model needs that: get the file from a source you trust"
+            )
+        wanted = min(self.size, MAX_HEADER_BYTES, max(needed, len(self.buffer) * 5 // 4 + (1 << 16)))
+        self.buffer += self.file.read(wanted - len(self.buffer))
+        if len(self.buffer) < needed:
+            self.fail(f"the file became shorter while it was read, inside {what}; try again once it is complete")
+
+    def take(self, form: str, what: str) -> Any:
+        """Return the number that `form`, of the module struct, describes."""
+        return self.take_all(form, what)[0]
+
+    def take_all(self, form: str, what: str) -> tuple[Any, ...]:
+        start, self.at = self.at, self.at + struct.calcsize(form)
+        if self.at > len(self.buffer):
+            self.grow(self.at, what)
+        return struct.unpack_from(form, self.buffer, start)
+
+    def take_bytes(self, what: str, most: int) -> bytes:
+        length = self.take("<Q", what)
+        if length > most:
+            self.fail(f"{what} is {length} bytes long, and {most} are left or allowed; {DAMAGED}")
+        start, self.at = self.at, self.at + length
+        if self.at > len(self.buffer):
+            self.grow(self.at, what)
+        return self.buffer[start : self.at]
+
+    def take_name(self, what: str, most: int) -> str:
+        raw = self.take_bytes(what, most)
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} is no UTF-8: {raw[:80]!r}; {DAMAGED}")
+        if not name or "\0" in name:
+            self.fail(f"{what} is {raw[:80]!r}, and a name without NUL bytes is expected; {DAMAGED}")
+        return name
+
+    def take_strings(self, n: int, what: str) -> Spans:
+        self.n_strings += n
+        if self.n_strings > MAX_STRINGS or 8 * n > self.size - self.at:
+            self.fail(
+                f"{what} claims {n} strings, more than the file can hold or any vocabulary needs ({MAX_STRINGS}); "
+                f"{DAMAGED}"
+            )
+        likely = min(self.at + 20 * n, self.size, MAX_HEADER_BYTES)  # to save a search that would run out of bytes
+        if likely > len(self.buffer):
+            self.grow(likely, what)
+        while (spans := packed_spans(self.buffer, self.at, n)) is None:
+            self.grow(len(self.buffer) + 1, what)
+        if n:
+            self.at = int(spans[-1, 1])
+        return spans
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of the GGUF file at `path` and hold it against the file's size.
+
+    Raises ``GGUFError``, naming the key or tensor, when the file contradicts itself, ``FileNotFoundError`` when there
+    is none. Takes about 30 ms for a vocabulary of 128,256 tokens, and at most 128 MiB of the file is ever read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise GGUFError(f"{path} is a folder, and a GGUF file is wanted: name the file inside it")
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+        raise GGUFError(f"{path} is no regular file, and a GGUF file is wanted")
+    with path.open("rb") as file:
+        reader = _Reader(path, file)
+        version = _read_version(reader)
+        n_tensors = reader.take("<Q", "the number of tensors")
+        n_keys = reader.take("<Q", "the number of keys")
+        if n_keys > min(MAX_KEYS, reader.size // 14):  # 14 bytes: a length, a byte of name, a type, a byte of value
+            reader.fail(f"the header claims {n_keys} keys in a file of {reader.size} bytes; {DAMAGED}")
+        if n_tensors > min(MAX_TENSORS, reader.size // 25):
+            reader.fail(f"the header claims {n_tensors} tensors in a file of {reader.size} bytes; {DAMAGED}")
+        entries: dict[str, Entry] = {}
+        for i in range(n_keys):
+            key = reader.take_name(f"the name of key {i}", MAX_KEY_BYTES)
+            if key in entries:
+                reader.fail(f"key {key} occurs twice; {DAMAGED}")
+            entries[key] = _read_value(reader, key)
+        alignment = _alignment(reader, entries)
+        tensors, data_offset = _read_tensors(reader, n_tensors, alignment)
+        metadata = Metadata(entries, reader.buffer[: reader.at])
+        return Header(path, version, alignment, metadata, tensors, data_offset, reader.size)
+
+
+def _read_version(reader: _Reader) -> int:
+    magic = reader.buffer[:4]
+    if magic != b"GGUF":
+        hint = "it is empty" if not magic else f"it begins with {magic!r}, not b'GGUF'"
+        reader.fail(f"this is no GGUF file: {hint}")
+    reader.at = 4
+    version: int = reader.take("<I", "the version")
+    if version and not version & 0xFFFF:
+        reader.fail("the file is big-endian; convert it with `gguf-convert-endian FILE little` of the package gguf")
+    if version == 1:
+        reader.fail("the file is of version 1, which llama.cpp no longer reads; convert the model anew")
+    if version not in (2, 3):
+        reader.fail(f"the file is of GGUF version {version}, and versions 2 and 3 are known; {DAMAGED}")
+    return version
+
+
+def _read_value(reader: _Reader, key: str) -> Entry:
+    what = f"key {key}"
+    kind = reader.take("<I", what)
+    if kind == _STRING:
+        return Entry("string", reader.take_bytes(what, reader.size - reader.at).decode("utf-8", "replace"))
+    if kind == _ARRAY:
+        return _read_array(reader, what)
+    if kind not in _SCALARS:
+        reader.fail(f"{what} is of type {kind}, and 0 to 12 are known; {DAMAGED}")
+    name, form = _SCALARS[kind]
+    value = reader.take(form, what)
+    if name == "bool":
+        if value > 1:
+            reader.fail(f"{what} is a bool of value {value}, and 0 or 1 is expected; {DAMAGED}")
+        value = bool(value)
+    return Entry(name, value)
+
+
+def _read_array(reader: _Reader, what: str) -> Entry:
+    kind = reader.take("<I", what)
+    n = reader.take("<Q", what)
+    if kind == _STRING:
+        return Entry("array[string]", n=n, start=reader.at, spans=reader.take_strings(n, what))
+    if kind not in _SCALARS:
+        reader.fail(f"{what} is an array of type {kind}, and numbers, bools and strings are known; {DAMAGED}")
+    name, form = _SCALARS[kind]
+    start = reader.at
+    size = struct.calcsize(form)
+    if n > (reader.size - start) // size:
+        reader.fail(f"{what} claims {n} elements of {size} bytes with {reader.size - start} bytes left; {DAMAGED}")
+    reader.at += n * size
+    if reader.at > len(reader.buffer):
+        reader.grow(reader.at, what)
+    if name == "bool" and n and max(reader.buffer[start : reader.at]) > 1:
+        reader.fail(f"{what} is an array of bools with a value other than 0 and 1; {DAMAGED}")
+    return Entry(f"array[{name}]", n=n, start=start)
+
+
+def _alignment(reader: _Reader, entries: dict[str, Entry]) -> int:
+    entry = entries.get("general.alignment")
+    if entry is None:
+        return MIN_ALIGNMENT  # GGUF_DEFAULT_ALIGNMENT (gguf.h) is the same
+    value = entry.value
+    if entry.type != "uint32" or value < MIN_ALIGNMENT or value & (value - 1):
+        reader.fail(
+            f"key general.alignment is {value} ({entry.type}), and a power of two of at least {MIN_ALIGNMENT} (uint32) "
+            f"is expected; {DAMAGED}"
+        )
+    return int(value)
+
+
+def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tuple[TensorInfo, ...], int]:
+    """Return the table, and where the data begin: tensors lie in the table's order, each padded to `alignment`."""
+    table: dict[str, tuple[TensorType, tuple[int, ...], int, int]] = {}
+    expected = 0
+    for i in range(n_tensors):
+        name = reader.take_name(f"the name of tensor {i}", MAX_NAME_BYTES)
+        if name in table:
+            reader.fail(f"tensor {name} occurs twice; {DAMAGED}")
+        what = f"tensor {name}"
+        n_dims = reader.take("<I", what)
+        if n_dims > MAX_DIMS:
+            reader.fail(f"{what} has {n_dims} dimensions, and {MAX_DIMS} are the most; {DAMAGED}")
+        *dimensions, number, offset = reader.take_all(f"<{n_dims}QIQ", what)
+        shape = tuple(dimensions)
+        if number not in TENSOR_TYPES_BY_ID:
+            reader.fail(
+                f"{what} is of type {number}, which the installed llama.cpp does not know; the file is damaged, or "
+                "needs another release of llamalite"
+            )
+        kind = TENSOR_TYPES_BY_ID[number]
+        nbytes = _size(reader, what, kind, shape)
+        if offset != expected:
+            fault = "overlaps the one before it" if offset < expected else "leaves a gap behind the one before it"
+            reader.fail(f"{what} {fault}: it begins at byte {offset} of the data, expected {expected}; {DAMAGED}")
+        table[name] = (kind, shape, offset, nbytes)
+        expected += -(-nbytes // alignment) * alignment
+    start = -(-reader.at // alignment) * alignment if n_tensors else reader.at
+    tensors = tuple(TensorInfo(name, t, s, start + offset, size) for name, (t, s, offset, size) in table.items())
+    for tensor in tensors:
+        if tensor.offset + tensor.nbytes > reader.size:
+            reader.fail(
+                f"tensor {tensor.name} ends at byte {tensor.offset + tensor.nbytes}, and the file has {reader.size}; "
+                f"{DAMAGED}"
+            )
+    return tensors, start
+
+
+def _size(reader: _Reader, what: str, kind: TensorType, shape: tuple[int, ...]) -> int:
+    """Return the bytes that `shape` weights of `kind` take, which the file must be able to hold."""
+    n_weights = 1
+    for n in shape:
+        if n == 0:
+            reader.fail(f"{what} has shape {list(shape)}, with nothing in it; {DAMAGED}")
+        n_weights *= n  # Python's integers do not overflow
+    if (shape[0] if shape else 1) % kind.block_size:
+        reader.fail(
+            f"{what} has rows of {shape[0] if shape else 1} weights, which do not fill blocks of {kind.block_size} "
+            f"({kind.name}); {DAMAGED}"
+        )
+    nbytes = n_weights // kind.block_size * kind.block_bytes
+    if nbytes > reader.size:
+        reader.fail(f"{what} of shape {list(shape)} takes {nbytes} bytes, and the file has {reader.size}; {DAMAGED}")
+    return nbytes
