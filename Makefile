@@ -10,7 +10,7 @@ export LLAMALITE_MODELS
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo -type f ! -name '*.pyc' 2>/dev/null)
+SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo ! -name '*.pyc' ! -name __pycache__ 2>/dev/null)
 
 .PHONY: help demo test lint docs clean
 .DELETE_ON_ERROR:

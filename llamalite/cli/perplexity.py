@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llamalite.evaluation.perplexity import PerplexityResult
 
 
-@click.command()
+@click.command("perplexity")
 @click.argument("model")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
               help="The text, taken as bytes; - reads standard input.")  # fmt: skip
