@@ -43,7 +43,7 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
         _SOURCE,
         tokens=[b"[PAD%d]" % i for i in range(len(texts))],
         token_types=[int(TokenType.UNUSED)] * len(texts),
-        merges=[f"{left} {right}" for left, right in _merges(tokenizer)],
+        merges=_merges(tokenizer),
     )
     if not vocabulary.merges:
         raise VocabularyError(f"{_SOURCE} has no merges, and llama.cpp loads no byte-level vocabulary without them")
@@ -72,8 +72,8 @@ def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
     made: dict[str, float] = {}
-    for left, right in _merges(tokenizer):
-        made.setdefault(left + right, -float(len(made)))
+    for merge in _merges(tokenizer):
+        made.setdefault(merge.replace(" ", ""), -float(len(made)))
     tokens, scores, types = [], [], []
     for token_id, text in enumerate(texts):
         added = files.added_tokens.get(token_id)
@@ -153,15 +153,22 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
     return [by_id.get(token_id) for token_id in range(n_tokens)]
 
 
-def _merges(tokenizer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the merges, best first; spaces inside a part are ``Ġ``, since GGUF separates the parts by one."""
-    merges: list[tuple[str, str]] = []
-    for rank, merge in enumerate(tokenizer["model"].get("merges") or []):
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise VocabularyError(f"{_SOURCE}: merge {rank} is {merge!r}, expected two tokens")
-        merges.append((parts[0].replace(" ", "Ġ"), parts[1].replace(" ", "Ġ")))
-    return merges
+def _merges(tokenizer: dict[str, Any]) -> list[str]:
+    """Return the merges, best first, as ``"left right"``; a space inside a part becomes ``Ġ``, which stands for it."""
+    merges = tokenizer["model"].get("merges") or []
+    if not isinstance(merges, list):
+        raise VocabularyError(f"{_SOURCE}: 'model.merges' is not a list")
+    # Llama 3 has 280,147 of them: what is a text with one space already is taken as it is.
+    return [
+        merge if isinstance(merge, str) and merge.count(" ") == 1 else _joined(merge, rank)
+        for rank, merge in enumerate(merges)
+    ]
+
+
+def _joined(merge: Any, rank: int) -> str:
+    if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) and part for part in merge):
+        raise VocabularyError(f"{_SOURCE}: merge {rank} is {merge!r}, expected two tokens")
+    return " ".join(part.replace(" ", "Ġ") for part in merge)
 
 
 def _added_type(token: AddedToken, text: str) -> TokenType:

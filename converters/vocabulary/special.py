@@ -92,12 +92,9 @@ def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[s
     llama.cpp's default (token 11), and a fine-tune's own end token would never stop it. GGUF has room for three: EOS,
     EOT and EOM; those that llama.cpp knows by their text (`KNOWN_ENDS`) need none of it.
     """
-    ends: list[int] = []
-    for config in (files.config, files.generation_config):
-        listed = config.get("eos_token_id")
-        for token_id in listed if isinstance(listed, list) else [listed]:
-            if isinstance(token_id, int) and 0 <= token_id < len(texts) and token_id not in ends:
-                ends.append(token_id)
+    lists = [config.get("eos_token_id") for config in (files.config, files.generation_config)]
+    ends = list(dict.fromkeys(i for listed in lists if isinstance(listed, list) for i in listed))
+    ends = [i for i in ends if isinstance(i, int) and 0 <= i < len(texts)]
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
     left = [one for one in ends if one not in special.ids.values() and texts[one] not in KNOWN_ENDS]
