@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamalite.converters.checkpoints import huggingface
+from llamalite.converters.checkpoints import huggingface, meta
+from llamalite.converters.checkpoints.folder import listing
 from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor
 from llamalite.errors import CheckpointError
 
@@ -20,15 +21,19 @@ __all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "open_checkpoint"]
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """Return the checkpoint at `source`, a Hugging Face folder with ``config.json`` and safetensors.
+    """Return the checkpoint at `source`: a Hugging Face folder (``config.json``), or one of Meta's (``params.json``).
 
     Raises ``FileNotFoundError`` where nothing stands, `CheckpointError` where it is not a checkpoint or a damaged one.
     """
     if not source.exists():
-        raise FileNotFoundError(f"no checkpoint at {source}: expected a folder with config.json and *.safetensors")
+        raise FileNotFoundError(f"no checkpoint at {source}: expected the folder of a model with its config.json")
     if source.is_dir():
         if (source / "config.json").exists():
             return huggingface.open_folder(source)
-        found = ", ".join(sorted(p.name for p in source.iterdir())[:6]) or "nothing"
-        raise CheckpointError(f"{source} has no config.json (found {found}): pass the folder of a Hugging Face model")
+        if (source / meta.PARAMS).exists():
+            return meta.open_folder(source)
+        raise CheckpointError(
+            f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
+            "Hugging Face model, or of one of Meta's"
+        )
     raise CheckpointError(f"{source} is a file: pass the folder that holds config.json and the weights")

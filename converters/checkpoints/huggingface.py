@@ -8,6 +8,7 @@ Where a folder holds both forms the safetensors are read, as transformers does.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,20 +57,16 @@ def open_folder(folder: Path) -> Checkpoint:
     missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(shards)} shards: download what is missing")
-    files: list[SourceFile] = []
     tensors: dict[str, SourceTensor] = {}
-    try:
-        for shard in shards:
-            files.append(open_member(folder, shard))
-            for name, tensor in form.read_tensors(files[-1]).items():
+    with contextlib.ExitStack() as on_error:
+        files = [on_error.enter_context(contextlib.closing(open_member(folder, shard))) for shard in shards]
+        for file in files:
+            for name, tensor in form.read_tensors(file).items():
                 if name in tensors:
-                    raise CheckpointError(f"{name} stands in two shards of {folder}, one of them {shard}")
+                    raise CheckpointError(f"{name} stands in two shards of {folder}, one of them {file.path.name}")
                 tensors[name] = tensor
         _check_index(folder / form.index, weight_map, tensors)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
+        on_error.pop_all()
     return Checkpoint(folder, config, tensors, files)
 
 

@@ -5,14 +5,13 @@
 A pickle is a program for a small stack machine; Python's own reader can be told which names it may look up, but still
 calls and modifies what it found. This one looks nothing up: a name stays a name, the few that ``torch.save`` writes for
 tensors stand in one table, and everything else in the stream, whether name or instruction, is `UnsafeCheckpointError`.
-The stream is decoded by ``pickletools.genops``, which was made for looking at pickles without running them. What comes
-out are dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
+What comes out are dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
 """
 
 from __future__ import annotations
 
-import io
 import pickletools
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from llamalite.errors import CheckpointError, UnsafeCheckpointError
 
 MAX_INSTRUCTIONS = 1_000_000  # a 70B model takes about 30,000
-_MAX_INT = 1 << 60
+_MAX_COUNT = 1 << 60
 
 STORAGE_DTYPES = {
     "torch DoubleStorage": "F64",
@@ -68,17 +67,28 @@ _MARK = object()
 
 def unpickle(pickle: bytes, where: str, start: int = 0) -> tuple[Any, int]:
     """Return what the pickle at ``pickle[start:]`` holds, and the position after it; `where` is named in errors."""
-    stream = io.BytesIO(pickle)
-    stream.seek(start)
     machine = _Machine(where)
-    try:
-        for n, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-            if n >= MAX_INSTRUCTIONS:
-                raise CheckpointError(f"{where} has more than {MAX_INSTRUCTIONS:,} instructions, too many")
-            machine.run(instruction.name, argument)
-    except (ValueError, OverflowError) as error:
-        raise CheckpointError(f"{where} is a damaged pickle: {error}") from error
-    return machine.pop(), stream.tell()
+    at = start
+    for _ in range(MAX_INSTRUCTIONS):
+        code = pickle[at : at + 1]
+        at += 1
+        if code not in _ARGUMENTS:
+            raise (
+                machine.unsafe(f"the instruction {_INSTRUCTION_NAMES.get(code, repr(code))}") if code else _ended(where)
+            )
+        name, take = _ARGUMENTS[code]
+        try:
+            argument, at = take(pickle, at) if take else (None, at)
+        except (struct.error, UnicodeDecodeError, ValueError):
+            raise _ended(where) from None
+        if name == "STOP":
+            return machine.pop(), at
+        machine.run(name, argument)
+    raise CheckpointError(f"{where} has more than {MAX_INSTRUCTIONS:,} instructions, too many for a list of tensors")
+
+
+def _ended(where: str) -> CheckpointError:
+    return CheckpointError(f"{where} is a damaged pickle: it ends inside of an instruction; download it again")
 
 
 class _Machine:
@@ -92,24 +102,21 @@ class _Machine:
     def run(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            if isinstance(argument, int) and abs(argument) > _MAX_INT:
-                raise self.damaged("a number beyond 60 bits")
+        elif name == "LITERAL":
             self.stack.append(argument)
-        elif name in ("BINPUT", "LONG_BINPUT"):
+        elif name == "PUT":
             self.memo[argument] = self.top()
-        elif name in ("BINGET", "LONG_BINGET"):
+        elif name == "GET":
             if argument not in self.memo:
                 raise self.damaged(f"it refers to entry {argument} of its memo, which it has not set")
             self.stack.append(self.memo[argument])
-        elif name in ("GLOBAL", "INST"):
+        elif name == "GLOBAL":
             self.stack.append(self.known(argument))
-            if name == "INST":
-                raise self.unsafe("the instruction INST")
-        elif name in _INSTRUCTIONS:
+        elif name == "INST":
+            self.known(argument)
+            raise self.unsafe("the instruction INST")
+        elif name != "SKIP":
             _INSTRUCTIONS[name](self)
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise self.unsafe(f"the instruction {name}")
 
     def top(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -226,7 +233,7 @@ class _Machine:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_INT
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
 
 
 def _kind(value: Any) -> str:
@@ -234,7 +241,6 @@ def _kind(value: Any) -> str:
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
-_LITERALS = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8".split())
 _INSTRUCTIONS: dict[str, Callable[[_Machine], None]] = {
     "EMPTY_DICT": lambda m: m.stack.append({}),
     "EMPTY_LIST": lambda m: m.stack.append([]),
@@ -257,4 +263,66 @@ _CALLS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "torch._utils _rebuild_tensor": _Machine.tensor,
     "torch._utils _rebuild_tensor_v2": _Machine.tensor,
     "torch._utils _rebuild_parameter": _Machine.parameter,
+}
+
+
+# -- how the instructions are written (CPython, Lib/pickletools.py, ``opcodes``) ---------------------------------------
+
+_Take = Callable[[bytes, int], tuple[Any, int]]
+
+
+def _number(form: str) -> _Take:
+    size = struct.calcsize(form)
+    return lambda pickle, at: (struct.unpack_from(form, pickle, at)[0], at + size)
+
+
+def _sized(form: str, of: Callable[[bytes], Any]) -> _Take:
+    take_size = _number(form)
+
+    def take(pickle: bytes, at: int) -> tuple[Any, int]:
+        size, at = take_size(pickle, at)
+        if size > len(pickle) - at:
+            raise ValueError(size)
+        return of(pickle[at : at + size]), at + size
+
+    return take
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8")
+
+
+def _whole_number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def _two_lines(pickle: bytes, at: int) -> tuple[str, int]:
+    middle = pickle.index(b"\n", at)
+    end = pickle.index(b"\n", middle + 1)
+    return f"{_text(pickle[at:middle])} {_text(pickle[middle + 1 : end])}", end + 1
+
+
+_INSTRUCTION_NAMES = {one.code.encode("latin-1"): one.name for one in pickletools.opcodes}
+_ARGUMENTS: dict[bytes, tuple[str, _Take | None]] = {
+    b"\x80": ("SKIP", _number("<B")),  # PROTO
+    b"\x95": ("SKIP", _number("<Q")),  # FRAME
+    b"J": ("LITERAL", _number("<i")),
+    b"K": ("LITERAL", _number("<B")),
+    b"M": ("LITERAL", _number("<H")),
+    b"\x8a": ("LITERAL", _sized("<B", _whole_number)),
+    b"G": ("LITERAL", _number(">d")),
+    b"X": ("LITERAL", _sized("<I", _text)),
+    b"\x8c": ("LITERAL", _sized("<B", _text)),
+    b"\x8d": ("LITERAL", _sized("<Q", _text)),
+    b"q": ("PUT", _number("<B")),
+    b"r": ("PUT", _number("<I")),
+    b"h": ("GET", _number("<B")),
+    b"j": ("GET", _number("<I")),
+    b"c": ("GLOBAL", _two_lines),
+    b"i": ("INST", _two_lines),
+    **{
+        code: (name, None)
+        for code, name in _INSTRUCTION_NAMES.items()
+        if name in _CONSTANTS or name in _INSTRUCTIONS or name == "STOP"
+    },
 }

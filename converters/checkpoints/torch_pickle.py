@@ -24,7 +24,8 @@ from llamalite.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 8 << 20  # the names and sizes of a 70B model are about 200 KB
 _STORAGE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number 0x1950a86a20f9469cfc6c
+_PICKLE_MAGIC = b"\x80"
+_LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
 
 def read_tensors(file: SourceFile) -> dict[str, SourceTensor]:
@@ -32,13 +33,13 @@ def read_tensors(file: SourceFile) -> dict[str, SourceTensor]:
 
     Raises `UnsafeCheckpointError` for a pickle that asks for more than tensors, `CheckpointError` for a damaged one.
     """
-    magic = torch_zip.read_bytes(file, 0, min(len(_LEGACY_MAGIC), file.n_bytes))
-    if magic.startswith(torch_zip.MAGIC):
+    magic = torch_zip.read_bytes(file, 0, min(len(torch_zip.MAGIC), file.n_bytes))
+    if magic == torch_zip.MAGIC:
         state, offsets = _read_zip(file)
-    elif magic == _LEGACY_MAGIC:
+    elif magic.startswith(_PICKLE_MAGIC):
         state, offsets = _read_legacy(file)
     else:
-        raise CheckpointError(f"{file.path} begins with {magic[:8]!r}: neither a zip nor a pickle of torch.save")
+        raise CheckpointError(f"{file.path} begins with {magic!r}: neither a zip nor a pickle of torch.save")
     if not isinstance(state, dict):
         raise CheckpointError(f"{file.path} holds a {type(state).__name__}, expected a dict of tensors by their names")
     tensors = {}
@@ -104,9 +105,18 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _storages(state: Any) -> dict[str, Storage]:
-    views = state.values() if isinstance(state, dict) else ()
-    return {view.storage.key: view.storage for view in views if isinstance(view, TensorView)}
+def _storages(file: SourceFile, state: Any) -> dict[str, Storage]:
+    storages: dict[str, Storage] = {}
+    for view in state.values() if isinstance(state, dict) else ():
+        if isinstance(view, TensorView):
+            one = view.storage
+            other = storages.setdefault(one.key, one)
+            if other != one:
+                raise CheckpointError(
+                    f"{file.path}: the storage {one.key!r} is {other.dtype} of {other.n_elements} for one tensor and "
+                    f"{one.dtype} of {one.n_elements} for another"
+                )
+    return storages
 
 
 def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
@@ -126,7 +136,7 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
         )
     state, _ = unpickle(torch_zip.read_bytes(file, pickle.offset, pickle.n_bytes), str(file.path))
     offsets = {}
-    for key, storage in _storages(state).items():
+    for key, storage in _storages(file, state).items():
         member = members.get(f"{root}data/{key}")
         expected = storage.n_elements * _STORAGE_BYTES[storage.dtype]
         if member is None or member.n_bytes != expected:
@@ -139,13 +149,16 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
 def _read_legacy(file: SourceFile) -> tuple[Any, dict[str, int]]:
     """Return the same from the older container: four pickles, the list of storages, then length and bytes of each."""
     pickles = torch_zip.read_bytes(file, 0, min(MAX_PICKLE_BYTES, file.n_bytes))
-    version, end = unpickle(pickles, str(file.path), len(_LEGACY_MAGIC))
+    magic, end = unpickle(pickles, str(file.path))
+    if magic != _LEGACY_NUMBER:
+        raise CheckpointError(f"{file.path} is a pickle, but none of torch.save: save it again with torch")
+    version, end = unpickle(pickles, str(file.path), end)
     system, end = unpickle(pickles, str(file.path), end)
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{file.path} is of another version of torch.save or another byte order: save it again")
     state, end = unpickle(pickles, str(file.path), end)
     keys, end = unpickle(pickles, str(file.path), end)
-    storages = _storages(state)
+    storages = _storages(file, state)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise CheckpointError(f"{file.path} is damaged: its list of storages is not that of its tensors")
     offsets = {}
