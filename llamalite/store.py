@@ -57,6 +57,16 @@ def list_models() -> list[Path]:
     return sorted((path for path in folder.glob("*.gguf") if path.is_file()), key=lambda path: path.name.casefold())
 
 
+def demo_checkpoint() -> Path:
+    """Return the folder of the checkpoint that ships with llamalite: 6 million parameters, trained by us."""
+    package = Path(__file__).resolve().parent
+    folders = (package / "demo", package.parent / "models" / "demo")  # installed; in the checkout
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"the demo model is not where it was installed, {folders[0]}: reinstall llamalite")
+
+
 def resolve(model: str | os.PathLike[str]) -> Path:
     """Return the GGUF file that `model` names: a path, or a name in the models folder with or without type and suffix.
 

@@ -1,0 +1,142 @@
+"""``llamalite demo``: the whole job on the model that ships with llamalite, or on a checkpoint of your own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from llamalite.converters import ConversionReport
+
+TYPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
+ASKED = "Q4_K_M"
+QUESTIONS = (
+    "What is the capital of France?",
+    "How do you say \"good morning\" in German?",
+    "Tell me a story about a llama and a hat.",
+)  # fmt: skip
+OPENINGS = ("The capital of France is", "Once upon a time", "The quick brown fox")  # for a base model
+CHUNKS = 8  # of a checkpoint that is not the demo's own: enough to compare, short enough to wait for
+
+
+@click.command("demo")
+@click.argument("source", metavar="[SRC]", required=False, type=click.Path(path_type=Path))
+@click.option("-f", "--file", "text_file", metavar="TEXT", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="The text to measure on. Default: the demo model's held-out text.")  # fmt: skip
+@click.pass_obj
+def command(settings: dict[str, Any], source: Path | None, text_file: Path | None) -> None:
+    """Convert, ask and measure: the whole job in seconds, on the model that ships with llamalite.
+
+    SRC is a checkpoint of your own to do the same with. The files go into the models folder.
+
+    \b
+    Examples:
+      llamalite demo
+      llamalite demo ./TinyLlama-1.1B -f wiki.test.raw
+    """
+    from llamalite import store
+
+    started = time.perf_counter()
+    text_file = text_file or store.demo_checkpoint() / "heldout.txt"
+    text = text_file.read_bytes().removesuffix(b"\n")
+    report = _convert(source or store.demo_checkpoint(), store.models_folder(), settings["quiet"])
+    paths = {output.qtype: output.path for output in report.outputs}
+    _ask(paths[ASKED])
+    _measure(report, text, text_file.name, None if source is None else CHUNKS, settings)
+    _say_what_next(paths[ASKED], time.perf_counter() - started)
+
+
+def _heading(number: int, text: str) -> None:
+    click.secho(f"\n{number}. {text}", bold=True)
+
+
+@contextmanager
+def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(leave=False, disable=hidden, ncols=min(shutil.get_terminal_size().columns, 100), **settings) as bar:
+        yield bar
+
+
+def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
+    from llamalite.converters import convert
+
+    _heading(1, f"Convert {source} to {len(TYPES)} types in one read")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _bar(quiet, unit="B", unit_scale=True, desc="   converting") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = convert(source, folder, qtype=list(TYPES), force=True, progress=show)
+    click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {report.source_bytes / 1e6:,.1f} MB read "
+               f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip
+    return report
+
+
+def _ask(path: Path) -> None:
+    from llamalite.model import Model
+
+    _heading(2, f"Ask {path.name}")
+    n_generated, seconds = 0, 0.0
+    with Model(path) as model:
+        for question in QUESTIONS if model.has_chat_template else OPENINGS:
+            click.secho(f"   > {question}", fg="cyan")
+            click.echo("   ", nl=False)
+            prompt: Any = [{"role": "user", "content": question}] if model.has_chat_template else question
+            for piece in model.stream(prompt, max_tokens=96, temperature=0.0):
+                click.echo(piece.text.replace("\n", "\n   "), nl=False)
+                if piece.totals is not None:
+                    n_generated += piece.totals.n_generated
+                    seconds += piece.totals.generation_s
+            click.echo()
+    click.echo(f"   {n_generated} tokens, {n_generated / seconds:,.0f} a second")
+
+
+def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, settings: dict[str, Any]) -> None:
+    from llamalite.evaluation.perplexity import perplexity
+
+    _heading(3, f"Measure what it cost: perplexity on {name}, lower is better")
+    click.secho(
+        f"   {'type':8}{'size':>12}{'bits a weight':>16}{'perplexity':>20}{f'against {TYPES[0]}':>16}", dim=True
+    )
+    first = None
+    for output in report.outputs:
+        with _bar(settings["quiet"], unit="chunk", desc=f"   {output.qtype}") as bar:
+
+            def show(result: Any, bar: Any = bar) -> None:
+                bar.total = result.n_chunks
+                bar.update()
+
+            result = perplexity(output.path, text, chunks=chunks, progress=show)
+        first = first or result
+        cost = "" if result is first else f"{result.ppl / first.ppl - 1:+.2%}"
+        click.echo(f"   {output.qtype:8}{output.n_bytes / 1e6:>9.2f} MB{output.bits_per_weight:>16.2f}"
+                   f"{f'{result.ppl:.4f} ± {result.ppl_err:.4f}':>20}{cost:>16}")  # fmt: skip
+
+
+def _say_what_next(path: Path, seconds: float) -> None:
+    # Whoever came by `make demo` has llamalite in .venv/bin, and the models where the Makefile said.
+    program = "llamalite" if shutil.which("llamalite") else _shown(Path(sys.argv[0]))
+    model = _shown(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED}")[0]
+    click.secho(f"\nDone in {seconds:.0f} s. Next:", bold=True)
+    click.echo(f"   {program} run {model}")
+    click.echo(f"   {program} convert PATH/TO/YOUR/CHECKPOINT")
+    click.echo(f"   {program} perplexity {model} -f YOUR-TEXT.txt")
+
+
+def _shown(path: Path) -> str:
+    """Return `path` as one would type it here."""
+    full, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(full.relative_to(here) if full.is_relative_to(here) else full))
