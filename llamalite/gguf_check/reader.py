@@ -22,7 +22,7 @@ from llamalite.quant_types import TENSOR_TYPES_BY_ID, TensorType
 MAX_HEADER_BYTES = 128 << 20  # the largest vocabulary known (262,144 tokens, 514,906 merges) takes 20 MiB
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
-MAX_STRINGS = 1 << 22  # in all arrays together; gguf.cpp allows 2**30 in each
+MAX_STRINGS = 1 << 21  # in all arrays together; gguf.cpp allows 2**30 in each, the largest vocabulary has 777,000
 MAX_KEY_BYTES = 0xFFFF  # GGUF's specification
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME (ggml.h) with its closing NUL
 MAX_DIMS = 4  # GGML_MAX_DIMS (ggml.h)
@@ -77,7 +77,7 @@ class _Reader:
     def take_bytes(self, what: str, most: int) -> bytes:
         length = self.take("<Q", what)
         if length > most:
-            self.fail(f"{what} is {length} bytes long, and {most} are left or allowed; {DAMAGED}")
+            self.fail(f"{what} is {length} bytes long, expected {most} at the most; {DAMAGED}")
         start, self.at = self.at, self.at + length
         if self.at > len(self.buffer):
             self.grow(self.at, what)
