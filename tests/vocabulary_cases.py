@@ -5,7 +5,7 @@
 
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/vocabulary_cases.py
 
-where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. The one thing changed in the
+where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. One thing is changed in the
 converter: the name of the pre-tokenizer is given (``PRE``), since it knows no toy by its hash.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tokenizer_toys import (  # noqa: E402
+from tokenizer_toys import (
     LLAMA3,
     SMOLLM,
     added,
@@ -113,7 +113,6 @@ def deepseek(folder: Path) -> dict[str, Any]:
         added(n + 4, "<｜User｜>", special=False),
         added(n + 5, "ĠĠwide", special=False, normalized=False),
         added(n + 6, "ĠĠkept", special=False, normalized=True),
-        added(n + 7, "▁metaspace", special=False, normalized=False),
     ]
     config = write_tokenizer(folder, tokenizer, config={"vocab_size": n + 12})
     write_json(folder / "tokenizer_config.json", {

@@ -33,7 +33,10 @@ def has_byte_fallback(tokenizer: dict[str, Any]) -> bool:
 
 
 def read_byte_level(files: TokenizerFiles) -> Vocabulary:
-    """Return the byte-level BPE vocabulary of tokenizer.json, without special tokens."""
+    """Return the byte-level BPE vocabulary of tokenizer.json, without special tokens.
+
+    On purpose: a ``▁`` in an added token stays, where llama.cpp's converter makes it a space as in SentencePiece.
+    """
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
     tidies = bool((files.tokenizer_config or {}).get("clean_up_tokenization_spaces"))
@@ -55,8 +58,6 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
         if added is not None:
             text = text if added.normalized else _decoded(text)
             token_type = _added_type(added, text)
-            if token_type is TokenType.USER_DEFINED:
-                text = text.replace("▁", " ")
         vocabulary.tokens[token_id] = as_bytes(text, token_id, _SOURCE)
         vocabulary.token_types[token_id] = int(token_type)
     return vocabulary

@@ -10,7 +10,7 @@ Knows nothing of GGUF and nothing of what llama.cpp makes of a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ class AddedToken:
     content: str
     special: bool
     normalized: bool
-    stripped: bool = False  # swallows white space on one side (lstrip, rstrip), which llama.cpp cannot do
 
 
 @dataclass(frozen=True)
@@ -142,12 +141,6 @@ class TokenizerFiles:
         extra = [token_text(entry) for entry in listed] if isinstance(listed, list) else []
         return [text for text in named + extra if text]
 
-    @cached_property
-    def special_texts(self) -> set[str]:
-        """Texts of the tokens that transformers calls special: named, listed as additional, or flagged."""
-        flagged = {token.content for token in self.added_tokens.values() if token.special}
-        return flagged | set(self._special_texts())
-
 
 def token_text(entry: Any) -> str | None:
     """Return the text of a token that a config gives as a string or as an object with ``content``."""
@@ -166,13 +159,12 @@ def _added_token(token_id: Any, entry: dict[str, Any], where: str) -> AddedToken
     content = entry.get("content")
     if not isinstance(content, str):
         raise VocabularyError(f"{where}: the added token {token_id!r} has no text 'content': {entry}")
-    token = AddedToken(
+    return AddedToken(
         id=_check_id(token_id, content, where),
         content=content,
         special=bool(entry.get("special")),
         normalized=bool(entry.get("normalized", not entry.get("special"))),
     )
-    return replace(token, stripped=True) if entry.get("lstrip") or entry.get("rstrip") else token
 
 
 def _check_id(token_id: Any, text: str, where: str) -> int:

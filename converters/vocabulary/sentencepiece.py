@@ -1,8 +1,8 @@
 """``tokenizer.model``: the SentencePiece vocabulary of LLaMA 1 and 2, CodeLlama, Mistral 7B, TinyLlama, Yi, ...
 
 Pieces keep their ids and scores. Then come the tokens of ``added_tokens.json`` and those of ``added_tokens_decoder`` in
-tokenizer_config.json, each of which may also rename a piece; what is left up to ``vocab_size`` is ``[PAD7]``, unused
-(TextModel._create_vocab_sentencepiece, conversion/base.py).
+tokenizer_config.json, each of which may also rename a piece, and what only tokenizer.json adds; what is left up to
+``vocab_size`` is ``[PAD7]``, unused (TextModel._create_vocab_sentencepiece, conversion/base.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import sentencepiece
 
-from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
 from llamalite.errors import VocabularyError
 
@@ -69,14 +69,21 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
         scores[token_id] = ADDED_SCORE
         types[token_id] = int(token_type)
 
+    def add(token: AddedToken, where: str) -> None:
+        if token.special or looks_special(token.content):
+            put(token.id, token.content, TokenType.CONTROL, where)
+        else:
+            # llama.cpp looks these up in the text itself, where a space is still a space.
+            put(token.id, token.content.replace("▁", " "), TokenType.USER_DEFINED, where)
+
     for text, token_id in files.added_tokens_json.items():
         put(token_id, text, TokenType.USER_DEFINED, "added_tokens.json")
     for token in files.configured_tokens:
-        if token.special or looks_special(token.content):
-            put(token.id, token.content, TokenType.CONTROL, "tokenizer_config.json")
-        else:
-            # llama.cpp looks these up in the text itself, where a space is still a space.
-            put(token.id, token.content.replace("▁", " "), TokenType.USER_DEFINED, "tokenizer_config.json")
+        add(token, "tokenizer_config.json")
+    for token in files.listed_tokens:
+        # On purpose: llama.cpp's converter does not look here, where alone transformers 5 lists the added tokens.
+        if token.id >= n_tokens or types[token.id] == TokenType.UNUSED:
+            add(token, "tokenizer.json")
     return Vocabulary("llama", "default", path.name, tokens, types, scores)
 
 

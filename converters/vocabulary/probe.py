@@ -1,0 +1,227 @@
+"""Proof that a finished GGUF file tokenizes as the original tokenizer does.
+
+    report = compare(Path("Llama-3.2-1B"), config, Path("model.gguf.part"))
+    report.n_texts, len(report.differences)     # (4609, 0)
+    report.known                                # llama.cpp's own ways, which no converter can change
+
+A few thousand texts (`probe_texts`) go through the original, by the library `tokenizers` or `sentencepiece`, and
+through the file's vocabulary as llama.cpp loads it. Nothing else could tell that a name in ``tokenizer.ggml.pre`` cuts
+texts as tokenizer.json does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from llamalite.converters.vocabulary import bpe, sentencepiece
+from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.probe_texts import special_texts, texts
+from llamalite.errors import VocabularyError
+from llamalite.native.model import NativeModel
+
+SPACE_AFTER_SPECIAL = "llama.cpp puts a space before text that follows a special token"
+HIDDEN_TOKEN = "llama.cpp finds added tokens anywhere, the original only where its normalizer leaves them"
+NOT_NORMALIZED = "llama.cpp does not normalize Unicode"
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A text that the two tokenize differently, with the ids of each; `why` is set where the cause is known."""
+
+    text: str
+    original: list[int]
+    finished: list[int]
+    why: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text!r} is {self.original} in the original and {self.finished} in the GGUF file"
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What the probe found: `differences` that speak against the file, `known` ones that llama.cpp always has.
+
+    Both lists have the shortest texts first.
+    """
+
+    n_texts: int
+    differences: list[Difference]
+    known: list[Difference]
+
+    def describe(self) -> str:
+        """Return one line for people: what differs, shown by the shortest text, or that nothing does."""
+        if self.differences:
+            return f"{len(self.differences)} of {self.n_texts} probe texts differ, the shortest: {self.differences[0]}"
+        also = ""
+        if self.known:
+            reasons = ", ".join(sorted({str(one.why) for one in self.known}))
+            also = f"; {len(self.known)} differ as known ({reasons}), the shortest: {self.known[0]}"
+        return f"{self.n_texts - len(self.known)} of {self.n_texts} probe texts have the same token ids{also}"
+
+    def check(self) -> None:
+        """Raise `VocabularyError` if there are differences."""
+        if self.differences:
+            raise VocabularyError(
+                f"{self.describe()}. A model fed with other ids than it was trained on gets worse: report the "
+                "tokenizer, or convert all the same with --allow-token-mismatch"
+            )
+
+
+def compare(folder: Path, config: Mapping[str, Any], gguf_path: Path) -> ProbeReport:
+    """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
+
+    tokenizer.json is the original where there is one, since transformers uses it; else tokenizer.model, in which no
+    special token is ever found in a text, so that those are only tried alone. Takes about a second for 128k tokens.
+    Raises `ModelLoadError` if llama.cpp refuses the file, and `VocabularyError` if the original cannot be loaded.
+    """
+    files = TokenizerFiles(folder, config)
+    with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes lets go of the interpreter
+        loading = pool.submit(NativeModel, gguf_path, vocab_only=True)
+        try:
+            original = _Original(files)
+        finally:
+            model = loading.result()
+    with model:
+
+        def finished(some: Sequence[str], *, special: bool = True) -> list[list[int]]:
+            return [model.tokenize(text, add_special=False, parse_special=special).tolist() for text in some]
+
+        corpus = [*texts(), *special_texts(original.specials)] if original.parses_specials else [*texts()]
+        theirs = original.encode(corpus)
+        ours = finished(corpus, special=original.parses_specials)
+        if not original.parses_specials:
+            corpus += original.specials
+            theirs += [[original.ids[text]] for text in original.specials]
+            ours += finished(original.specials)
+        found = [Difference(t, a, b) for t, a, b in zip(corpus, theirs, ours, strict=True) if a != b]
+        if original.adds is not None:
+            found += _ends(original.adds, model)
+        found.sort(key=lambda one: (len(one.text), one.text))
+        named = [Difference(d.text, d.original, d.finished, _why(d, original, finished)) for d in found]
+        differences = [one for one in named if one.why is None]
+        if differences:
+            differences[0] = _shortened(differences[0], original, finished)
+        return ProbeReport(len(corpus), differences, [one for one in named if one.why is not None])
+
+
+class _Original:
+    """The tokenizer of the checkpoint: `encode` never adds special tokens."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        n_tokens = files.config.get("vocab_size") or 1 << 31
+        added = [token for token in files.added_tokens.values() if token.id < n_tokens]
+        self.ids = {token.content: token.id for token in added}
+        self.adds: tuple[str, list[int]] | None = None
+        self._normalize: Callable[[str], str] | None = None
+        self.spaces = True  # a SentencePiece vocabulary, with ▁ for a space
+        self.parses_specials = files.tokenizer_json is not None
+        if files.tokenizer_json is not None:
+            self._use_tokenizers(files.tokenizer_json, files)
+        elif files.sentencepiece_model is not None:
+            self._use_sentencepiece(files.sentencepiece_model, files, n_tokens)
+        else:
+            raise FileNotFoundError(f"{files.folder} has neither tokenizer.json nor tokenizer.model")
+        self.specials = list(self.ids)
+        self.normalized_specials = [token.content for token in added if token.normalized and token.content in self.ids]
+        longest_first = sorted(self.specials, key=len, reverse=True)
+        self.finder = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def _use_tokenizers(self, source: dict[str, Any], files: TokenizerFiles) -> None:
+        path = files.folder / "tokenizer.json"
+        self.spaces = bpe.has_byte_fallback(source)
+        try:
+            if self.spaces and (files.tokenizer_config or {}).get("add_prefix_space") is False:
+                tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(source)))
+            else:
+                tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise VocabularyError(f"{path} is no tokenizer: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.ids = {text: i for text, i in self.ids.items() if tokenizer.token_to_id(text) == i}
+        if "TemplateProcessing" in json.dumps(source.get("post_processor")):
+            self.adds = ("a", tokenizer.encode("a").ids)
+        normalizer = tokenizer.normalizer
+        if normalizer is not None and not self.spaces:
+            self._normalize = normalizer.normalize_str
+        self.encode: Encode = lambda some: [
+            encoding.ids for encoding in tokenizer.encode_batch(list(some), add_special_tokens=False)
+        ]
+
+    def _use_sentencepiece(self, path: Path, files: TokenizerFiles, n_tokens: int) -> None:
+        model = sentencepiece.load_model(path)
+        self.ids |= {text: i for text, i in files.added_tokens_json.items() if i < n_tokens}
+        self.ids = {text: i for text, i in self.ids.items() if "▁" not in text}  # would be found as a space
+        self.encode = lambda some: model.encode(list(some))
+        self._normalize = lambda text: str(model.normalize(text)).replace("▁", " ").removeprefix(" ")
+
+    def normalized(self, text: str) -> str:
+        """Return what the normalizer makes of `text`, apart from the spelling of spaces."""
+        return text if self._normalize is None else self._normalize(text)
+
+
+def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json that puts no space before a text, as transformers makes it for add_prefix_space=false."""
+
+    def strip(node: Any) -> Any:
+        if isinstance(node, list):
+            return [strip(one) for one in node if not (isinstance(one, dict) and one.get("type") == "Prepend")]
+        if not isinstance(node, dict):
+            return node
+        changed = {key: strip(value) for key, value in node.items()}
+        return changed | {"prepend_scheme": "never"} if node.get("type") == "Metaspace" else changed
+
+    parts = {name: strip(source.get(name)) for name in ("normalizer", "pre_tokenizer")}
+    if isinstance(parts["normalizer"], dict) and parts["normalizer"].get("type") == "Prepend":
+        parts["normalizer"] = None
+    return source | parts
+
+
+def _ends(adds: tuple[str, list[int]], model: NativeModel) -> list[Difference]:
+    """Compare what is put around a text: BOS and EOS."""
+    text, ids = adds
+    ours = model.tokenize(text, add_special=True, parse_special=True).tolist()
+    return [] if ours == ids else [Difference(text, ids, ours)]
+
+
+def _why(one: Difference, original: _Original, finished: Encode) -> str | None:
+    """Name the known cause of a difference, where it is proved by the same text without that cause."""
+    normal = original.normalized(one.text)
+    if normal != one.text and finished([normal]) == [one.original]:
+        return NOT_NORMALIZED
+    if original.spaces and original.finder.search(one.text):
+        # With the special tokens out of the way, every piece of the text has to be the same in both.
+        pieces = [piece for piece in original.finder.split(one.text) if piece]
+        if original.encode(pieces) == finished(pieces):
+            specials = set(original.ids.values())
+            theirs, ours = ([i for i in ids if i in specials] for ids in (one.original, one.finished))
+            if theirs == ours:
+                return SPACE_AFTER_SPECIAL
+            if any(text in one.text for text in original.normalized_specials):
+                return HIDDEN_TOKEN
+    return None
+
+
+def _shortened(one: Difference, original: _Original, finished: Encode) -> Difference:
+    """Drop characters from both ends of a text for as long as the two still differ."""
+    if one.finished != finished([one.text])[0] or one.original != original.encode([one.text])[0]:
+        return one  # it differs in what is put around it, or in a special token alone
+    text = one.text
+    while len(text) > 1:
+        shorter = [text[1:], text[:-1]]
+        ours, theirs = finished(shorter), original.encode(shorter)
+        left = [t for t, a, b in zip(shorter, theirs, ours, strict=True) if a != b]
+        if not left:
+            break
+        text = left[0]
+    return Difference(text, original.encode([text])[0], finished([text])[0])
