@@ -25,6 +25,7 @@ QUESTIONS = (
     "Tell me a story about a llama and a hat.",
 )  # fmt: skip
 OPENINGS = ("The capital of France is", "Once upon a time", "The quick brown fox")  # for a base model
+_PERCENT = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
 CHUNKS = 8  # of a checkpoint that is not the demo's own: enough to compare, short enough to wait for
 
 
@@ -113,7 +114,7 @@ def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | Non
     )
     first = None
     for output in report.outputs:
-        with _bar(settings["quiet"], unit="chunk", desc=f"   {output.qtype}") as bar:
+        with _bar(settings["quiet"], total=1, desc=f"   {output.qtype:8}", bar_format=_PERCENT) as bar:
 
             def show(result: Any, bar: Any = bar) -> None:
                 bar.total = result.n_chunks
@@ -122,8 +123,8 @@ def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | Non
             result = perplexity(output.path, text, chunks=chunks, progress=show)
         first = first or result
         cost = "" if result is first else f"{result.ppl / first.ppl - 1:+.2%}"
-        click.echo(f"   {output.qtype:8}{output.n_bytes / 1e6:>9.2f} MB{output.bits_per_weight:>16.2f}"
-                   f"{f'{result.ppl:.4f} ± {result.ppl_err:.4f}':>20}{cost:>16}")  # fmt: skip
+        line = f"   {output.qtype:8}{output.n_bytes / 1e6:>9.2f} MB{output.bits_per_weight:>16.2f}"
+        click.echo(f"{line}{f'{result.ppl:.4f} ± {result.ppl_err:.4f}':>20}{cost:>16}".rstrip())
 
 
 def _say_what_next(path: Path, seconds: float) -> None:

@@ -1,0 +1,63 @@
+"""``llamalite demo``: the whole job in one command, on what ships with the package and on a checkpoint of one's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_checkpoint
+
+from llamalite import store
+from llamalite.cli import demo
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat on the mat and looked at the moon. " * 40)
+    return path
+
+
+def test_the_demo_converts_asks_and_measures(
+    llamalite_command: Any, tmp_path: Path, models_folder: Path, text: Path
+) -> None:
+    toy_checkpoint.write_checkpoint(tmp_path / "toy", n_layer=1)
+    models_folder.mkdir()
+    (models_folder / "toy-BF16.gguf").write_bytes(b"of an earlier demo")
+    done = llamalite_command("demo", "toy", "-f", text)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(path.name for path in models_folder.iterdir()) == sorted(f"toy-{t}.gguf" for t in demo.TYPES)
+    rows = re.findall(r"^   (\w+) +([\d.]+) MB +([\d.]+) +([\d.]+) ± ([\d.]+)( +[+-][\d.]+%)?$", done.stdout, re.M)
+    assert [row[0] for row in rows] == list(demo.TYPES)
+    bits = [float(row[2]) for row in rows]
+    assert bits == sorted(bits, reverse=True)
+    assert rows[0][5] == ""
+    assert all(row[5] for row in rows[1:])
+    assert all(f"   > {opening}" in done.stdout for opening in demo.OPENINGS)
+    following = done.stdout.partition("Next:\n")[2].splitlines()
+    assert len(following) == 3
+    assert all(" llamalite " in f" {Path(line.split()[0]).name} " or "__main__" in line for line in following)
+
+
+def test_the_commands_to_type_next_are_for_the_shell_that_ran_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", [str(tmp_path / ".venv/bin/llamalite"), "demo"])
+    demo._say_what_next(tmp_path / "models" / "demo-Q4_K_M.gguf", 3.0)
+    program = Path(".venv/bin/llamalite")
+    assert f"   {program} run {Path('models/demo-Q4_K_M.gguf')}\n" in capsys.readouterr().out
+    (tmp_path / "llamalite").touch(mode=0o755)
+    monkeypatch.delenv("LLAMALITE_MODELS")
+    demo._say_what_next(store.models_folder() / "demo-Q4_K_M.gguf", 3.0)
+    assert "   llamalite run demo\n" in capsys.readouterr().out
+
+
+def test_the_demo_model_is_there_and_small() -> None:
+    folder = store.demo_checkpoint()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 16e6
+    assert (folder / "heldout.txt").is_file()
