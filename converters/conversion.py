@@ -113,7 +113,7 @@ def convert(
                 )
             checkpoint.check_unchanged()
             for part, path in zip(parts, paths, strict=True):
-                os.replace(part, path)
+                part.replace(path)
         return ConversionReport(
             source=checkpoint.folder,
             source_bytes=planned.source_bytes,
@@ -184,7 +184,9 @@ def _lock(descriptor: int, part: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise FileExistsError(f"{part} is being written by another conversion: wait for it, or pass another -o") from None
+        raise FileExistsError(
+            f"{part} is being written by another conversion: wait for it, or pass another -o"
+        ) from None
 
 
 def _write_header(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary, i_output: int, part: Path) -> int:
@@ -195,7 +197,8 @@ def _write_header(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary,
     """
     writer = gguf.GGUFWriter(path=None, arch="llama")
     for tensor in planned.tensors:
-        kind = gguf.GGMLQuantizationType(tensor.types[i_output].type.ggml_type)
+        # The type goes in as a number: gguf-py lags behind the newest types, and only packs it.
+        kind = tensor.types[i_output].type.ggml_type
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes(i_output), kind)
     writer.add_type(gguf.GGUFType.MODEL)
     _metadata(checkpoint, writer).set_gguf_meta_model(writer)

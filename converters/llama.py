@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What becomes of one tensor: its name in the checkpoint and in GGUF, its shape, and its heads if rows are regrouped.
+    """What becomes of one tensor: its names in checkpoint and GGUF, its shape, and its heads if rows are regrouped.
 
     `n_head` is set for q and k projections of Hugging Face checkpoints, whose rotary pairs lie half a head apart.
     """
@@ -103,7 +103,7 @@ class LlamaConfig:
         )
 
     def tensor_rules(self, *, permuted: bool = True) -> Iterator[TensorRule]:
-        """Yield a rule for each tensor that a checkpoint of this config may hold; `permuted` is Hugging Face's order."""
+        """Yield a rule for each tensor that a checkpoint may hold; `permuted`: in Hugging Face's order."""
         q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         q_heads, k_heads = (self.n_head, self.n_head_kv) if permuted else (None, None)
         embd, ff = self.n_embd, self.n_ff
@@ -127,7 +127,7 @@ class LlamaConfig:
                 yield TensorRule(f"{source}{theirs}.bias", f"{target}{ours}.bias", (n_out,), heads, optional=True)
 
     def write_keys(self, writer: gguf.GGUFWriter) -> None:
-        """Add the ``llama.*`` keys, in the order of llama.cpp's converter; file type and tokenizer are not among them."""
+        """Add the ``llama.*`` keys, in the order of llama.cpp's converter; neither file type nor tokenizer."""
         writer.add_block_count(self.n_layer)
         writer.add_context_length(self.n_ctx_train)
         writer.add_embedding_length(self.n_embd)
@@ -179,7 +179,8 @@ class LlamaConfig:
         blended = one / ((one - smooth) / factor + smooth)
         is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
         is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
-        return np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+        factors: npt.NDArray[np.float32] = np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+        return factors
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -199,7 +200,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _refuse_quantized(config: Mapping[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+        method = quantization.get("quant_method", "some method") if isinstance(quantization, dict) else quantization
         raise UnsupportedArchitectureError(
             f"this checkpoint is already quantized by {method}; supported are F64, F32, F16 and BF16 weights: "
             "convert the original model"

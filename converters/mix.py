@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, FileType, TensorType
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -130,6 +131,11 @@ def choose_types(
 def _fit(tensor: TensorShape, kind: TensorType) -> Choice:
     if tensor.n_columns % kind.block_size == 0:
         return Choice(kind)
+    if kind.block_size > 32 and kind.name not in _FALLBACK:
+        raise QuantizationError(
+            f"{tensor.name} has rows of {tensor.n_columns} weights, but {kind.name} needs multiples of "
+            f"{kind.block_size} and has no fallback: choose another type"
+        )
     smaller = TENSOR_TYPES[_FALLBACK.get(kind.name, kind.name)]
     return Choice(smaller if tensor.n_columns % smaller.block_size == 0 else TENSOR_TYPES["F16"], instead_of=kind)
 

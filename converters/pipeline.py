@@ -56,7 +56,7 @@ class OutputFile:
         self._lock = threading.Lock()
 
     def write_at(self, offset: int, data: Bytes) -> None:
-        view = memoryview(data).cast("B")
+        view = data.data.cast("B")
         while view:
             if hasattr(os, "pwrite"):
                 n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
@@ -241,7 +241,7 @@ class _Worker:
         kernels.quantize(target, rows, packed, self._importance.get(tensor.name))
         if not self._allow_nonfinite and not _scales_are_finite(target, packed):
             raise QuantizationError(
-                f"{tensor.name} holds values too large for {target.name}: choose a type with a wider range, such as BF16"
+                f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as BF16"
             )
         return packed
 

@@ -156,7 +156,7 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
 
 
 def _majority(tensors: Sequence[SourceTensor]) -> FileType:
-    """The file type that llama.cpp's first step would be asked for: the dtype of most of the weights; F64 goes as F32."""
+    """What llama.cpp's first step would be asked for: the dtype of most of the weights; F64 goes as F32."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts["F32" if tensor.dtype == "F64" else tensor.dtype] += math.prod(tensor.shape)

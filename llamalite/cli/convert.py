@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 from tqdm import tqdm
 
 from llamalite.quant_types import FILE_TYPES
@@ -16,15 +18,54 @@ if TYPE_CHECKING:
     from llamalite.converters import ConversionReport
 
 
+def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the file types `values` in upper case; an unknown one is wrong usage (exit 2)."""
+    for value in values:
+        if value.upper() not in FILE_TYPES:
+            near = difflib.get_close_matches(value.upper(), FILE_TYPES, n=1)
+            nearest = f"; near it is {near[0]}" if near else ""
+            raise click.BadParameter(f"unknown type {value!r}{nearest} (--list-types lists them)", ctx, param)
+    return tuple(value.upper() for value in values)
+
+
+def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The types that a shell offers for what has been typed."""
+    return [
+        CompletionItem(one.name, help=one.about)
+        for one in FILE_TYPES.values()
+        if one.name.startswith(incomplete.upper())
+    ]
+
+
 @click.command(name="convert")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path),
-              help="Where to write; a folder if several types are made. Default: NAME-TYPE.gguf in the models folder.")
-@click.option("-t", "--type", "qtypes", metavar="TYPE", multiple=True, default=["Q4_K_M"], show_default=True,
-              type=click.Choice(list(FILE_TYPES), case_sensitive=False),
-              help="The type of the result, repeatable: several are made in one read. See --list-types.")
-@click.option("--list-types", is_flag=True, is_eager=True, expose_value=False, help="List the types and exit.",
-              callback=lambda ctx, _param, value: _list_types(ctx) if value else None)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Where to write; a folder if several types are made. Default: NAME-TYPE.gguf in the models folder.",
+)
+@click.option(
+    "-t",
+    "--type",
+    "qtypes",
+    metavar="TYPE",
+    multiple=True,
+    default=["Q4_K_M"],
+    show_default=True,
+    callback=quant_types,
+    shell_complete=complete_quant_types,
+    help="The type of the result, repeatable: several are made in one read. See --list-types.",
+)
+@click.option(
+    "--list-types",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    help="List the types and exit.",
+    callback=lambda ctx, _param, value: _list_types(ctx) if value else None,
+)
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
 @click.pass_context  # fmt: skip

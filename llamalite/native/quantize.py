@@ -5,8 +5,8 @@
     >>> quantize_rows(TENSOR_TYPES["Q4_K"], rows).shape
     (2, 144)
 
-ctypes releases the GIL for the length of a call, so Python threads quantize side by side. What ggml would answer with an
-abort of the process (a row that does not fill its blocks, a missing importance matrix) is a ``ValueError`` here.
+ctypes releases the GIL for the length of a call, so Python threads quantize side by side. What ggml would answer with
+an abort of the process (a row that does not fill its blocks, a missing importance matrix) is raised here.
 `model_file` is llama.cpp's whole second step, ``llama_model_quantize``: the oracle that the tests compare with.
 """
 
@@ -62,6 +62,14 @@ def quantize_rows(
     `importance` is float32 [n_columns], one row of an importance matrix. The bytes are those of
     ``ggml_quantize_chunk`` (ggml.c), whichever way a tensor is cut into chunks of rows.
     """
+    out = checked_room(tensor_type, rows, out, importance)
+    matrix = importance.ctypes.data if importance is not None else None
+    _quantize_chunk()(tensor_type.ggml_type, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, matrix)
+    return out
+
+
+def checked_room(tensor_type: TensorType, rows: Floats, out: Bytes | None, importance: Floats | None) -> Bytes:
+    """Return `out`, made if it is None; ``ValueError`` or `QuantizationError` says what of the arguments cannot be."""
     n_rows, n_columns = rows.shape
     if out is None:
         out = np.empty((n_rows, tensor_type.row_bytes(n_columns)), np.uint8)
@@ -73,8 +81,6 @@ def quantize_rows(
         raise ValueError(f"importance must be float32 [{n_columns}], found {importance.dtype} {importance.shape}")
     if importance is None and needs_importance(tensor_type):
         raise QuantizationError(f"{tensor_type.name} cannot be made without an importance matrix: pass --imatrix FILE")
-    matrix = importance.ctypes.data if importance is not None else None
-    _quantize_chunk()(tensor_type.ggml_type, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, matrix)
     return out
 
 
@@ -97,7 +103,7 @@ def is_finite(tensor_type: TensorType, data: Bytes) -> bool:
 
 
 def model_file(source: Path, target: Path, file_type: FileType, n_threads: int = 0, **options: Any) -> None:
-    """Run llama.cpp's ``llama_model_quantize`` from one GGUF file to another; `options` are fields of its parameters."""
+    """Run ``llama_model_quantize`` from one GGUF file to another; `options` are fields of its parameters."""
     lib = library.llama()
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type.ftype, n_threads
