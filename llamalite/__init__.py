@@ -21,13 +21,21 @@ if TYPE_CHECKING:
     from llamalite.errors import LlamaliteError as LlamaliteError
     from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
     from llamalite.evaluation.perplexity import perplexity as perplexity
+    from llamalite.generation import Completion as Completion
+    from llamalite.generation import Piece as Piece
+    from llamalite.model import Model as Model
+    from llamalite.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Completion": "llamalite.generation",
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
+    "Model": "llamalite.model",
     "PerplexityResult": "llamalite.evaluation.perplexity",
+    "Piece": "llamalite.generation",
+    "SamplingParams": "llamalite.sampling",
     "convert": "llamalite.converters",
     "perplexity": "llamalite.evaluation.perplexity",
 }

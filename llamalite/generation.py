@@ -294,6 +294,13 @@ class Engine:
         if stream is not None:
             stream.cancel()
 
+    def end_active(self) -> None:
+        """End the stream that has the turn: close it when it is this thread's, else cancel it."""
+        with self._guard:
+            stream = self._active
+        if stream is not None:
+            stream.close()
+
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _compute(self, decode: Callable[[], None], *, long: bool) -> None:

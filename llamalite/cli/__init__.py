@@ -24,7 +24,9 @@ from llamalite.errors import LlamaliteError
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
+    "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
+    "demo": ("llamalite.cli.demo", "Do all of that on the model that ships with llamalite."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
-from llamalite.native.model import NativeModel
+from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.quant_types import TENSOR_TYPES
 
 Ints = Sequence[int] | npt.NDArray[Any]
@@ -334,6 +334,18 @@ class NativeContext:
         self.ptr  # noqa: B018
         self._check_sequence(seq_id)
         return int(llama().llama_memory_seq_pos_max(self._memory, seq_id)) if self._memory else -1
+
+    def set_lora(self, adapters: Sequence[LoraAdapter]) -> None:
+        """Add LoRA adapters to the weights of every decode to come; an empty list takes them away again."""
+        lib = llama()
+        pointers, scales = [], []
+        for adapter in adapters:
+            pointers.append(self.model.adapter(adapter.path))
+            scales.append(adapter.scale)
+        n = len(pointers)
+        array = (lib.llama_adapter_lora_p_ctypes * n)(*pointers)
+        if lib.llama_set_adapters_lora(self.ptr, array, n, (ctypes.c_float * n)(*scales)):
+            raise LlamaliteError("llama.cpp cannot apply these LoRA adapters to this model")
 
     def set_threads(self, n_threads: int) -> None:
         """Use `n_threads` threads from the next decode on."""

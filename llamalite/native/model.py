@@ -65,6 +65,7 @@ class NativeModel:
     ) -> None:
         self._ptr: Any = None
         self._owned: list[_Freed] = []
+        self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         self.path = Path(path)
         if self.path.is_dir():
             raise ModelLoadError(f"{self.path} is a folder, and a GGUF file is wanted: name the file inside it")
@@ -122,6 +123,8 @@ class NativeModel:
         self.add_bos: bool = self.has_vocab and lib.llama_vocab_get_add_bos(self._vocab)
         self.add_eos: bool = self.has_vocab and lib.llama_vocab_get_add_eos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._eog: dict[int, bool] = {}
+        self._control: dict[str, int] | None = None
 
     def _read_metadata(self) -> dict[str, str]:
         """Return the scalar keys of the file, values as llama.cpp spells them; arrays are not among them."""
@@ -143,6 +146,19 @@ class NativeModel:
         """The ``llama_vocab *`` of this model."""
         self.ptr  # noqa: B018 - refuses a closed model
         return self._vocab
+
+    def adapter(self, path: str | os.PathLike[str]) -> Any:
+        """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
+        path = Path(path)
+        if path not in self._adapters:
+            with path.open("rb"):  # FileNotFoundError in Python's words
+                pass
+            with errors_heard() as heard:
+                found = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
+            if not found:
+                raise ModelLoadError(f"llama.cpp cannot load the LoRA adapter {path}: {in_its_words(heard)}")
+            self._adapters[path] = found
+        return self._adapters[path]
 
     def own(self, context: _Freed) -> None:
         """Have `close` close `context` first: llama.cpp's contexts must not outlive their model."""
@@ -245,8 +261,20 @@ class NativeModel:
 
     def is_eog(self, token: int) -> bool:
         """Tell whether `token` ends a generation (EOS, end of turn, ...)."""
-        self.check_tokens([token])
-        return bool(llama().llama_vocab_is_eog(self.vocab, token))
+        known = self._eog.get(token)
+        if known is None:
+            self.check_tokens([token])
+            known = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
+        return known
+
+    def control_tokens(self) -> dict[str, int]:
+        """Return spelling → id of every control token; built once, in tens of milliseconds for a large vocabulary."""
+        if self._control is None:
+            lib, vocab = llama(), self.vocab
+            ids = (i for i in range(self.n_vocab) if lib.llama_vocab_is_control(vocab, i)) if self.has_vocab else ()
+            spelled = {self.token_to_piece(i, special=True).decode("utf-8", "replace"): i for i in ids}
+            self._control = {text: i for text, i in spelled.items() if text}
+        return self._control
 
     def is_control(self, token: int) -> bool:
         """Tell whether `token` is a control token, which text never spells."""

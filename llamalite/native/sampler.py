@@ -11,6 +11,7 @@ accept a token that it forbids: here that cannot be reached, and a dead end of t
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import math
@@ -41,7 +42,9 @@ class NativeSampler:
     def __init__(self, model: NativeModel, params: SamplingParams, *, prompt: Sequence[int] = ()) -> None:
         self._chain: Any = None
         self._grammar: Any = None
+        self._model = model
         self._n_vocab = model.n_vocab
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()  # strict: for grammars
         self.seed = (
             params.seed if params.seed is not None else 0 if params.reproducible else secrets.randbelow(2**32 - 1)
         )
@@ -107,21 +110,48 @@ class NativeSampler:
             if not math.isfinite(logits[token]):
                 self._refuse(logits)
             return token
-        token = self._draw(logits, grammar_first=False)
-        if self._grammar is not None and not self._allows(token):
-            token = self._draw(logits, grammar_first=True)
-            if not self._allows(token):
-                raise LlamaliteError(_DEAD_END)
-        lib = llama()
+        token = self._draw(logits)
         if self._grammar is not None:
-            lib.llama_sampler_accept(self._grammar, token)
-        lib.llama_sampler_accept(self._chain, token)
+            token = self._fitting(token, logits)
+            llama().llama_sampler_accept(self._grammar, token)
+        llama().llama_sampler_accept(self._chain, token)
         return token
 
-    def _draw(self, logits: npt.NDArray[np.float32], *, grammar_first: bool) -> int:
+    def _fitting(self, token: int, logits: npt.NDArray[np.float32]) -> int:
+        """Return `token` if the grammar allows it, else the one drawn from those that it allows.
+
+        Bytes that are no UTF-8 are forbidden here: llama.cpp's grammar takes whatever follows the first byte of a long
+        character for its rest, a closing quote included (``decode_utf8``, llama-grammar.cpp).
+        """
+        if not self._allows(token):
+            token = self._draw(logits, grammar_first=True)
+        forbidden: list[int] = []
+        while not self._is_utf8(token):
+            forbidden.append(token)
+            token = self._draw(logits, grammar_first=True, forbidden=forbidden)
+        if not self._allows(token):
+            raise LlamaliteError(_DEAD_END)
+        self._utf8.decode(self._model.token_to_piece(token))
+        return token
+
+    def _is_utf8(self, token: int) -> bool:
+        state = self._utf8.getstate()
+        try:
+            self._utf8.decode(self._model.token_to_piece(token))
+            # Python waits for a third byte before it refuses what would be a surrogate.
+            return not (b"\xed\xa0" <= self._utf8.getstate()[0] < b"\xee")
+        except UnicodeDecodeError:
+            return False
+        finally:
+            self._utf8.setstate(state)
+
+    def _draw(
+        self, logits: npt.NDArray[np.float32], *, grammar_first: bool = False, forbidden: Sequence[int] = ()
+    ) -> int:
         lib, array = llama(), self._array
         np.copyto(self._candidates, self._blank)
         self._candidates["logit"] = logits
+        self._candidates["logit"][list(forbidden)] = -np.inf
         array.data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
         array.size, array.selected, array.sorted = self._n_vocab, -1, False
         if grammar_first:

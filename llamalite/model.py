@@ -1,0 +1,343 @@
+"""`Model`: a GGUF file that answers. What desktop apps and services hold.
+
+    with Model("TinyLlama-1.1B-Q4_K_M.gguf") as model:
+        for piece in model.stream("Once upon a time", max_tokens=64):
+            print(piece.text, end="", flush=True)
+        print(model.generate([{"role": "user", "content": "Why is the sky blue?"}]).text)
+
+A prompt is a text to continue, a list of chat messages (the file's template is applied), or token ids. Threads take
+turns on one model; two models run side by side. What was read stays in the context: the next prompt that begins alike
+costs only its rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llamalite import hardware, store
+from llamalite.errors import LlamaliteError, TemplateError
+from llamalite.generation import Completion, Engine, Piece, Stream
+from llamalite.gguf_check import read_header
+from llamalite.native.context import FlashAttention, NativeContext
+from llamalite.native.library import llama
+from llamalite.native.model import LoraAdapter, NativeModel
+from llamalite.native.sampler import NativeSampler
+from llamalite.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from llamalite.sampling import SamplingOptions
+    from llamalite.templates import ChatTemplate
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+Lora = str | os.PathLike[str] | LoraAdapter
+
+
+class Model:
+    """A loaded GGUF file with one context. Close it, or use ``with``: the memory goes back at once.
+
+    - `path`: a file, or a name in the models folder (`llamalite.store`).
+    - `n_ctx`: tokens that the context holds; None takes the smallest of 8192, what the model was trained for and what
+      free memory holds. `n_batch`: tokens read in one call.
+    - `n_threads`: None takes the physical cores that this process may use.
+    - `n_gpu_layers`: "auto" uses the GPU where the installed llama.cpp has one, "all" or a number insists on it.
+    - `kv_type`: the cache's type, `flash_attn`: "auto" or a bool; `exact`: F32 cache, flash attention off.
+    - `lora`: adapters in GGUF form. `seed`: of generations that name none. `progress`: called with 0..1 while loading.
+
+    Raises ``FileNotFoundError``, ``ModelLoadError`` in llama.cpp's words, and ``OutOfMemoryError`` with the numbers and
+    the nearest setting that fits, before anything is loaded.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_gpu_layers: int | Literal["auto", "all"] = "auto",
+        n_batch: int = 2048,
+        kv_type: str = "F16",
+        flash_attn: FlashAttention = "auto",
+        exact: bool = False,
+        lora: Lora | Sequence[Lora] = (),
+        seed: int | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._native: NativeModel | None = None
+        self.path = store.resolve(path)
+        n_gpu = _gpu_layers(n_gpu_layers)
+        n_ctx = _fitting_n_ctx(self.path, n_ctx, "F32" if exact else kv_type, flash_attn and not exact, n_gpu)
+        native = NativeModel(self.path, n_gpu_layers=n_gpu, progress=progress)
+        try:
+            if not native.has_decoder or native.has_encoder:
+                raise LlamaliteError(f"{self.path.name} is an encoder ({native.desc}): it does not generate text")
+            self._context = NativeContext(
+                native,
+                n_ctx=n_ctx,
+                n_batch=n_batch,
+                n_threads=n_threads or hardware.physical_cores(),
+                kv_type=kv_type,
+                flash_attn=flash_attn,
+                exact=exact,
+            )
+            adapters = [lora] if isinstance(lora, (str, os.PathLike, LoraAdapter)) else list(lora)
+            if adapters:
+                self._context.set_lora([one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in adapters])
+            self.defaults = SamplingParams.from_metadata(native.metadata).replace(seed=seed)
+        except BaseException:
+            native.close()
+            raise
+        self._native = native
+        self._engine = Engine(
+            self._context,
+            native,
+            self._sampler,
+            can_rewind=not native.is_recurrent,
+            # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
+            prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
+        )
+        self._templates: dict[str, ChatTemplate] = {}
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], qtype: str = "Q4_K_M", **options: Any) -> Model:
+        """Convert a checkpoint folder or ``org/name`` once into the models folder, and load it.
+
+        `options` are those of `Model`.
+        """
+        from llamalite import hub
+
+        return cls(hub.converted(source, qtype), **options)
+
+    # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def native(self) -> NativeModel:
+        """llama.cpp's side of this model; ``ValueError`` once it is closed."""
+        if self._native is None:
+            raise ValueError("this model is closed")
+        return self._native
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens one conversation may have."""
+        return self._context.n_ctx_seq
+
+    @property
+    def n_held(self) -> int:
+        """How many tokens the context holds now."""
+        return len(self._engine.held)
+
+    @property
+    def n_threads(self) -> int:
+        return self._context.n_threads
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's scalar keys, such as ``general.name``."""
+        return self.native.metadata
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file brings a chat template: an instruct model, which wants messages rather than text."""
+        return "tokenizer.chat_template" in self.metadata
+
+    def __repr__(self) -> str:
+        state = "closed" if self._native is None else f"{self._native.desc}, n_ctx={self.n_ctx}"
+        return f"<llamalite.Model {self.path.name}: {state}>"
+
+    # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Return the ids of `text`; `add_special` puts BOS first where the file asks for it.
+
+        With `parse_special` the spelling of a control token in the text becomes that token.
+        """
+        ids: list[int] = self.native.tokenize(text, add_special=add_special, parse_special=parse_special).tolist()
+        return ids
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of `tokens`; control tokens are spelled out with `special`."""
+        return self.native.detokenize(tokens, special=special).decode("utf-8", "replace")
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
+        """Return the text that the file's chat template makes of `messages`, ready for the model's answer."""
+        settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
+        return self._template(tools is not None).render(messages, tools=tools, **settings)
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any
+    ) -> list[int]:
+        """Return the ids of `render`: exactly one BOS, and nothing of a message's content is a control token."""
+        from llamalite import templates
+
+        native = self.native
+        suspicious = [text for text in templates.texts([messages, tools]) if self._spells_control(text)]
+        if suspicious:
+            control = native.control_tokens()
+            rendered = self.render(
+                templates.guard(messages, control), tools=templates.guard(tools, control), **variables
+            )
+            ids: list[int] = []
+            for text, is_control in templates.split(rendered, control):
+                ids += [control[text]] if is_control else self.tokenize(text, add_special=False)
+        else:
+            rendered = self.render(messages, tools=tools, **variables)
+            ids = self.tokenize(rendered, add_special=False, parse_special=True)
+        if native.add_bos and native.bos >= 0 and ids[:1] != [native.bos]:
+            ids.insert(0, native.bos)
+        return ids
+
+    def _spells_control(self, text: str) -> bool:
+        plain = self.tokenize(text, add_special=False)
+        return plain != self.tokenize(text, add_special=False, parse_special=True)
+
+    def _special_texts(self) -> dict[str, str]:
+        native = self.native
+        named = {"bos_token": native.bos, "eos_token": native.eos}
+        return {
+            name: native.token_to_piece(token, special=True).decode("utf-8", "replace")
+            for name, token in named.items()
+            if token >= 0
+        }
+
+    def _template(self, for_tools: bool) -> ChatTemplate:
+        key = "tokenizer.chat_template"
+        if for_tools and f"{key}.tool_use" in self.metadata:
+            key += ".tool_use"
+        if key not in self._templates:
+            if key not in self.metadata:
+                raise TemplateError(f"{self.path.name} has no chat template: it continues text, give it a text")
+            from llamalite.templates import ChatTemplate
+
+            self._templates[key] = ChatTemplate(self.metadata[key])
+        return self._templates[key]
+
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """Return the ids that `stream` would read for `prompt`: a text, messages, or ids."""
+        if isinstance(prompt, (str, bytes)):
+            return self.tokenize(prompt)
+        if any(isinstance(one, Mapping) for one in prompt):
+            return self.chat_tokens(prompt)  # type: ignore[arg-type]
+        return [int(token) for token in self.native.check_tokens(prompt)]  # type: ignore[arg-type]
+
+    # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _sampler(self, params: SamplingParams, prompt: Sequence[int]) -> NativeSampler:
+        if params.json_schema is not None:
+            from llamalite.json_schema import grammar_of
+
+            params = params.replace(json_schema=None, grammar=grammar_of(params.json_schema))
+        return NativeSampler(self.native, params, prompt=prompt)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Stream:
+        """Return an iterator of `Piece`, text as it becomes certain; the last one carries the totals.
+
+        `options` are fields of `SamplingParams`, over `params`, else over `defaults`. What cannot work is refused here;
+        nothing is computed before the first piece is asked for.
+        """
+        chosen = (params or self.defaults).replace(**options)
+        return self._engine.stream(self.prompt_tokens(prompt), chosen)
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Completion:
+        """Return the whole answer. ``finish_reason`` is "cancelled" when `cancel` ended it."""
+        with self.stream(prompt, params, **options) as stream:
+            return Completion.of(stream)
+
+    async def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> AsyncIterator[Piece]:
+        """`stream` for asyncio: computed in a thread of its own; cancelling the task ends the generation."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | BaseException | None]()
+        stream = await asyncio.to_thread(self.stream, prompt, params, **options)
+
+        def hand_over(item: Piece | BaseException | None) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def work() -> None:
+            try:
+                for piece in stream:
+                    hand_over(piece)
+                hand_over(None)
+            except RuntimeError:  # the loop is closed: nobody is left to hear
+                stream.close()
+            except BaseException as error:  # noqa: BLE001 - raised again in the task
+                hand_over(error)
+
+        threading.Thread(target=work, name="llamalite-astream", daemon=True).start()
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stream.cancel()
+
+    async def agenerate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Completion:
+        """`generate` for asyncio."""
+        pieces = [piece async for piece in self.astream(prompt, params, **options)]
+        return Completion.of(iter(pieces))
+
+    def cancel(self) -> None:
+        """End the generation that is running, within moments, from any thread; what was read stays."""
+        self._engine.cancel()
+
+    def clear(self) -> None:
+        """Forget what the context holds."""
+        with self._engine.turn():
+            self._engine.forget()
+
+    def close(self) -> None:
+        """End what is running and give the memory back; closing twice does nothing."""
+        if self._native is not None:
+            self._engine.end_active()
+            with self._engine.turn():
+                native, self._native = self._native, None
+                native.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _gpu_layers(wanted: int | Literal["auto", "all"]) -> int:
+    if wanted == "auto":
+        return -1 if llama().llama_supports_gpu_offload() else 0
+    if wanted == "all":
+        return -1
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < -1:
+        raise ValueError(f"n_gpu_layers must be 'auto', 'all' or a number of layers, found {wanted!r}")
+    return wanted
+
+
+def _fitting_n_ctx(path: Path, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int) -> int:
+    """Return the context length to load with; a model whose layers are on a GPU is measured by llama.cpp alone."""
+    if n_ctx is not None and (isinstance(n_ctx, bool) or n_ctx < 1):
+        raise ValueError(f"n_ctx must be 1 or more, found {n_ctx!r}")
+    header = read_header(path)
+    if n_gpu != 0:
+        return n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
+    features = llama().llama_print_system_info().decode()
+    need = hardware.fit(
+        header,
+        n_ctx=n_ctx,
+        free_bytes=hardware.free_memory_bytes(),
+        kv_type=kv_type,
+        flash_attn=bool(flash_attn),
+        repacked=hardware.repacked_types(features),
+    )
+    return n_ctx or need.n_ctx

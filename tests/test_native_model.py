@@ -1,0 +1,115 @@
+"""A loaded file: its facts, its tokenizer, and everything that llama.cpp would abort on, refused before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from llamalite.errors import ModelLoadError
+from llamalite.native.model import NativeModel
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
+    return NativeModel(toy.write_toy(tmp_path_factory.mktemp("model") / "toy.gguf", metadata={"toy.flag": True}))
+
+
+def test_the_files_facts_are_told(model: NativeModel) -> None:
+    assert (model.n_vocab, model.n_layer, model.n_embd, model.n_head_kv) == (len(toy.vocabulary()), 2, 64, 2)
+    assert model.n_ctx_train == 1024
+    assert (model.bos, model.eos, model.add_bos, model.is_recurrent) == (toy.BOS, toy.EOS, True, False)
+    assert model.metadata["general.name"] == "toy"
+    assert model.metadata["toy.flag"] == "true"
+    assert model.size_bytes == 4 * model.n_params
+
+
+def test_text_becomes_tokens_and_tokens_the_text(model: NativeModel) -> None:
+    ids = model.tokenize("once upon a time é 字", add_special=True, parse_special=False)
+    assert ids.dtype == np.int32
+    assert ids[0] == toy.BOS
+    assert b"".join(model.token_to_piece(int(i)) for i in ids) == " once upon a time é 字".encode()
+    assert model.detokenize(ids) == " once upon a time é 字".encode()
+
+
+def test_bytes_that_are_no_text_are_tokenized_all_the_same(model: NativeModel) -> None:
+    assert len(model.tokenize(b"\xff\xfe a", add_special=False, parse_special=False)) > 0
+    assert model.tokenize(b"", add_special=False, parse_special=False).shape == (0,)
+
+
+def test_a_control_token_is_made_of_text_only_when_asked(model: NativeModel) -> None:
+    end = toy.vocabulary().index(("<|im_end|>", 0.0, toy.CONTROL))
+    assert end not in model.tokenize("<|im_end|>", add_special=False, parse_special=False)
+    assert end in model.tokenize("<|im_end|>", add_special=False, parse_special=True)
+    assert model.is_control(end)
+    assert model.is_eog(end)
+    assert not model.is_eog(toy.BOS)
+    assert model.token_to_piece(end) == b""
+    assert model.token_to_piece(end, special=True) == b"<|im_end|>"
+    assert model.control_tokens() == {"<s>": 1, "</s>": 2, "<|im_start|>": end - 1, "<|im_end|>": end}
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_token_outside_the_vocabulary_is_refused(model: NativeModel, token: int) -> None:
+    for call in (model.token_to_piece, model.is_eog, model.is_control, lambda t: model.detokenize([t])):
+        with pytest.raises(ValueError, match="outside the vocabulary of"):
+            call(token)
+
+
+def test_token_ids_are_whole_numbers_in_a_row(model: NativeModel) -> None:
+    with pytest.raises(ValueError, match="whole numbers in one dimension"):
+        model.check_tokens(np.zeros((2, 2), np.int32))
+    with pytest.raises(ValueError, match="whole numbers in one dimension"):
+        model.check_tokens(np.zeros(2))
+
+
+def test_a_file_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        NativeModel(tmp_path / "missing.gguf")
+    with pytest.raises(ModelLoadError, match="is a folder"):
+        NativeModel(tmp_path)
+    (tmp_path / "zip.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelLoadError, match="it begins with b'PK"):
+        NativeModel(tmp_path / "zip.gguf")
+
+
+def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    whole = toy.write_toy(tmp_path / "toy.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) - 4096])
+    with pytest.raises(ModelLoadError, match="llama.cpp cannot load .*not within the file bounds"):
+        NativeModel(tmp_path / "cut.gguf")
+
+
+def test_layers_for_a_gpu_that_the_build_has_not_are_refused(tmp_path: Path) -> None:
+    from llamalite.native.library import llama
+
+    if llama().llama_supports_gpu_offload():
+        pytest.skip("the installed llama.cpp has a GPU backend")
+    path = toy.write_toy(tmp_path / "toy.gguf")
+    with pytest.raises(ModelLoadError, match="no GPU backend: use n_gpu_layers=0, or reinstall"):
+        NativeModel(path, n_gpu_layers=-1)
+
+
+def test_progress_is_told_and_an_error_in_it_ends_the_load(tmp_path: Path) -> None:
+    path = toy.write_toy(tmp_path / "toy.gguf")
+    seen: list[float] = []
+    NativeModel(path, progress=seen.append).close()
+    assert seen[0] == 0.0
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+
+    def stop(fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        NativeModel(path, progress=stop)
+
+
+def test_a_closed_model_says_so(tmp_path: Path) -> None:
+    model = NativeModel(toy.write_toy(tmp_path / "toy.gguf"))
+    model.close()
+    model.close()
+    with pytest.raises(ValueError, match="closed"):
+        model.tokenize("a", add_special=False, parse_special=False)
