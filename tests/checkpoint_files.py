@@ -8,6 +8,7 @@ The pickles are put together instruction by instruction: that is also how the ho
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -169,55 +170,105 @@ def save_safetensors(path: Path, tensors: Mapping[str, Weights], header: Mapping
     return path
 
 
-# -- a small LLaMA ----------------------------------------------------------------------------------------------------
+def load_safetensors(path: Path) -> dict[str, Weights]:
+    """Read a safetensors file whole."""
+    raw = path.read_bytes()
+    n_header = struct.unpack_from("<Q", raw)[0]
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    found = {}
+    for name, entry in json.loads(raw[8 : 8 + n_header]).items():
+        if name != "__metadata__":
+            begin, end = (8 + n_header + offset for offset in entry["data_offsets"])
+            found[name] = Weights(
+                entry["dtype"], np.frombuffer(raw[begin:end], kinds[entry["dtype"]]).reshape(entry["shape"])
+            )
+    return found
 
 
-@dataclass(frozen=True)
-class ToyLlama:
-    """The sizes of a model that is small enough to be written in a moment."""
+# -- one model in several forms ---------------------------------------------------------------------------------------
 
-    n_embd: int = 64
-    n_head: int = 8
-    n_head_kv: int = 8
-    n_ff: int = 96
-    n_layer: int = 2
-    n_vocab: int = 128
 
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.n_embd,
-            "intermediate_size": self.n_ff,
-            "num_attention_heads": self.n_head,
-            "num_key_value_heads": self.n_head_kv,
-            "num_hidden_layers": self.n_layer,
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "vocab_size": self.n_vocab,
-            "tie_word_embeddings": False,
-        }
+def pad_vocabulary(folder: Path, multiple: int) -> None:
+    """Give the embedding of a Hugging Face checkpoint rows up to a `multiple`, as models split over GPUs have."""
+    tensors = load_safetensors(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:
+            array = tensors[name].array
+            tensors[name] = Weights(tensors[name].dtype, np.pad(array, ((0, -len(array) % multiple), (0, 0))))
+    save_safetensors(folder / "model.safetensors", tensors)
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = len(tensors["model.embed_tokens.weight"].array)
+    (folder / "config.json").write_text(json.dumps(config))
 
-    def tensors(self, dtype: str = "F32", *, tied: bool = False) -> dict[str, Weights]:
-        """Hugging Face's names, q and k in Hugging Face's order of rows."""
-        n_kv = self.n_embd // self.n_head * self.n_head_kv
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.n_vocab, self.n_embd)}
-        for i in range(self.n_layer):
-            layer = f"model.layers.{i}."
-            shapes |= {
-                f"{layer}self_attn.q_proj.weight": (self.n_embd, self.n_embd),
-                f"{layer}self_attn.k_proj.weight": (n_kv, self.n_embd),
-                f"{layer}self_attn.v_proj.weight": (n_kv, self.n_embd),
-                f"{layer}self_attn.o_proj.weight": (self.n_embd, self.n_embd),
-                f"{layer}mlp.gate_proj.weight": (self.n_ff, self.n_embd),
-                f"{layer}mlp.up_proj.weight": (self.n_ff, self.n_embd),
-                f"{layer}mlp.down_proj.weight": (self.n_embd, self.n_ff),
-                f"{layer}input_layernorm.weight": (self.n_embd,),
-                f"{layer}post_attention_layernorm.weight": (self.n_embd,),
-            }
-        shapes["model.norm.weight"] = (self.n_embd,)
-        if not tied:
-            shapes["lm_head.weight"] = (self.n_vocab, self.n_embd)
-        return {name: random_weights(shape, dtype, seed) for seed, (name, shape) in enumerate(shapes.items())}
+
+def as_pickles(folder: Path, out: Path, n_shards: int = 1, *, legacy: bool = False) -> Path:
+    """The checkpoint in `folder` once more in `out`, its weights in ``pytorch_model*.bin``."""
+    shutil.copytree(folder, out)
+    (out / "model.safetensors").unlink()
+    tensors = load_safetensors(folder / "model.safetensors")
+    if n_shards == 1:
+        save_torch(out / "pytorch_model.bin", tensors, legacy=legacy)
+        return out
+    weight_map: dict[str, str] = {}
+    for i in range(n_shards):
+        shard = f"pytorch_model-{i + 1:05}-of-{n_shards:05}.bin"
+        part = dict(list(tensors.items())[i::n_shards])
+        save_torch(out / shard, part, legacy=legacy)
+        weight_map |= dict.fromkeys(part, shard)
+    (out / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return out
+
+
+_META_NAMES = {
+    "model.embed_tokens": "tok_embeddings",
+    "model.norm": "norm",
+    "lm_head": "output",
+    "model.layers": "layers",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool = False, **params: Any) -> Path:
+    """The checkpoint in `folder` once more in `out`, as Meta publishes it: split over `n_shards`, q and k in pairs.
+
+    `embedding_rows` splits the embedding as Llama 3 does; `params` adds to params.json or replaces what is there.
+    """
+    out.mkdir(parents=True)
+    config = json.loads((folder / "config.json").read_text())
+    if (folder / "tokenizer.model").exists():
+        shutil.copy(folder / "tokenizer.model", out)
+    known = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"],
+        "multiple_of": 64,
+        "norm_eps": config["rms_norm_eps"],
+        "vocab_size": -1,
+    }
+    (out / "params.json").write_text(json.dumps({k: v for k, v in (known | params).items() if v is not None}))
+    shards: list[dict[str, Weights]] = [{} for _ in range(n_shards)]
+    for name, one in load_safetensors(folder / "model.safetensors").items():
+        array = one.array
+        for heads, of in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+            if heads in name:  # rotary pairs, half a head apart in Hugging Face's order, next to each other
+                halves = array.reshape(config[of], 2, -1, array.shape[1])
+                array = halves.swapaxes(1, 2).reshape(array.shape)
+        for theirs, metas in _META_NAMES.items():
+            name = name.replace(theirs, metas)
+        axis = 1 if ".wo." in name or ".w2." in name or ("tok_emb" in name and not embedding_rows) else 0
+        parts = np.split(array, n_shards, axis) if array.ndim == 2 else [array] * n_shards
+        for shard, part in zip(shards, parts, strict=True):
+            shard[name] = Weights(one.dtype, np.ascontiguousarray(part))
+    for i, shard in enumerate(shards):
+        shard["rope.freqs"] = random_weights((4,))
+        save_torch(out / f"consolidated.{i:02}.pth", shard)
+    return out

@@ -335,7 +335,7 @@ def test_an_archive_beyond_four_gibibytes_is_read_at_its_64_bit_positions(tmp_pa
 def test_a_file_that_ends_early_is_told_wherever_it_ends(tmp_path: Path, legacy: bool) -> None:
     path = save_torch(tmp_path / "m.bin", {"w": random_weights((3, 4)), "v": random_weights((4,))}, legacy=legacy)
     data = path.read_bytes()
-    for end in range(len(data)):
+    for end in (*range(0, len(data), 17), *range(len(data) - 120, len(data))):
         path.write_bytes(data[:end])
         with pytest.raises(CheckpointError):
             read(path)
@@ -347,7 +347,7 @@ def test_flipped_bytes_give_tensors_or_one_of_our_errors(tmp_path: Path, legacy:
     data = path.read_bytes()
     rng = random.Random(1)
     refused = 0
-    for _ in range(1500):
+    for _ in range(500):
         mutated = bytearray(data)
         for _ in range(rng.choice((1, 2, 8))):
             mutated[rng.randrange(len(data))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
@@ -356,7 +356,7 @@ def test_flipped_bytes_give_tensors_or_one_of_our_errors(tmp_path: Path, legacy:
             read(path)
         except CheckpointError:
             refused += 1
-    assert refused > 300
+    assert refused > 100
 
 
 @given(st.binary(max_size=200))
@@ -373,7 +373,7 @@ INSTRUCTIONS = [
 
 
 @given(st.lists(st.sampled_from(INSTRUCTIONS), max_size=40))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_any_order_of_known_instructions_gives_a_value_or_one_of_our_errors(instructions: list[bytes]) -> None:
     with contextlib.suppress(CheckpointError):
         unpickle(b"\x80\x02" + b"".join(instructions) + b".", "stream")

@@ -46,7 +46,7 @@ class SourceFile:
             n = self._read_at(offset + done, view[done:])
             if not n:
                 raise CheckpointError(
-                    f"{self.path} ended at byte {offset + done}, expected {len(view) - done} more: download it again"
+                    f"{self.path} ended before byte {offset + done}, expected {len(view) - done} more: download it again"
                 )
             done += n
 

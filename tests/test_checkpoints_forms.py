@@ -1,0 +1,42 @@
+"""One model in every form that people have it in becomes one and the same GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+from checkpoint_files import as_meta, as_pickles, pad_vocabulary
+from toy_checkpoint import write_checkpoint
+
+from llamalite.converters import convert
+
+
+def converted(folder: Path, out: Path, qtype: str = "Q4_K_M") -> Path:
+    return convert(folder, out, qtype=qtype).path
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
+@pytest.mark.parametrize("form", ["one file", "three shards", "legacy", "legacy shards"])
+def test_pickles_become_the_same_file_as_safetensors(tmp_path: Path, dtype: str, form: str) -> None:
+    folder = write_checkpoint(tmp_path / "a" / "toy", dtype=dtype)  # type: ignore[arg-type]
+    n_shards = 3 if "shards" in form else 1
+    pickles = as_pickles(folder, tmp_path / "b" / "toy", n_shards, legacy="legacy" in form)
+    expected = converted(folder, tmp_path / "a.gguf").read_bytes()
+    assert converted(pickles, tmp_path / "b.gguf").read_bytes() == expected
+
+
+@pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8)])
+def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_shards: int, n_head_kv: int) -> None:
+    folder = write_checkpoint(tmp_path / "hf", n_embd=256, n_head=8, n_head_kv=n_head_kv, n_ff=704, dtype="F16")
+    pad_vocabulary(folder, n_shards)
+    meta = as_meta(folder, tmp_path / "meta", n_shards)
+    expected = gguf.GGUFReader(converted(folder, tmp_path / "a.gguf"))
+    found = gguf.GGUFReader(converted(meta, tmp_path / "b.gguf"))
+    assert [t.name for t in found.tensors] == [t.name for t in expected.tensors]
+    for one, other in zip(found.tensors, expected.tensors, strict=True):
+        assert one.tensor_type == other.tensor_type, one.name
+        assert one.data.tobytes() == other.data.tobytes(), one.name
+    for key in expected.fields:
+        if key.startswith("llama.") and not key.endswith("context_length"):
+            assert found.fields[key].contents() == expected.fields[key].contents(), key

@@ -1,0 +1,288 @@
+"""Hugging Face folders: which files are read, and what is wrong with a folder told before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_files import Weights, as_pickles, random_weights, save_safetensors, save_torch
+from toy_checkpoint import write_checkpoint
+
+from llamalite.converters.checkpoints import open_checkpoint, safetensors
+from llamalite.converters.checkpoints.json_file import MAX_BYTES
+from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+
+W = {"w": random_weights((2, 3)), "v": random_weights((4,), "BF16", 1)}
+
+
+def folder_of(path: Path, **files: dict[str, Weights]) -> Path:
+    """A folder with an empty config and these weights' files, by their names without suffix."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text("{}")
+    for stem, tensors in files.items():
+        save_safetensors(path / f"{stem.replace('_of_', '-of-')}.safetensors", tensors)
+    return path
+
+
+def index(folder: Path, weight_map: Any, form: str = "model.safetensors") -> None:
+    (folder / f"{form}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def refused(folder: Path, message: str, kind: type[CheckpointError] = CheckpointError) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        open_checkpoint(folder).close()
+    assert "\n" not in str(caught.value)
+
+
+# -- which files are read ---------------------------------------------------------------------------------------------
+
+
+def test_safetensors_are_read_where_pickles_stand_beside_them(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    (folder / "pytorch_model.bin").write_bytes(b"never opened")
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.tensors.keys() == W.keys()
+
+
+def test_what_stands_beside_the_weights_is_not_taken_for_weights(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W, consolidated={"x": random_weights((1,))})
+    for name in ("training_args.bin", "optimizer.bin", "scheduler.pt"):
+        (folder / name).write_bytes(b"a pickle of a trainer")
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.tensors.keys() == W.keys()
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_pickles_are_found_with_and_without_an_index(tmp_path: Path, n_shards: int) -> None:
+    folder = as_pickles(write_checkpoint(tmp_path / "hf", n_layer=1), tmp_path / "bin", n_shards)
+    with open_checkpoint(folder) as checkpoint:
+        with_index = set(checkpoint.tensors)
+    (folder / "pytorch_model.bin.index.json").unlink(missing_ok=True)
+    with open_checkpoint(folder) as checkpoint:
+        assert set(checkpoint.tensors) == with_index
+        assert len(checkpoint.files) == n_shards
+
+
+def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
+        open_checkpoint(tmp_path / "nowhere")
+    refused(tmp_path, r"neither config.json nor params.json \(found nothing\)")
+    (tmp_path / "notes.txt").touch()
+    refused(tmp_path, r"found notes.txt")
+    refused(tmp_path / "notes.txt", "is a file: pass the folder")
+    (tmp_path / "config.json").write_text("{}")
+    refused(tmp_path, r"no model\*.safetensors and no pytorch_model\*.bin \(found config.json, notes.txt\)")
+
+
+def test_a_git_lfs_pointer_is_told_from_weights(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        folder = folder_of(tmp_path / name)
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
+        refused(folder, f"{name} is a Git LFS pointer and not the weights: run `git lfs pull`")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    os.mkfifo(folder / "model.safetensors")
+    refused(folder, "no regular file")
+
+
+# -- shards and their index -------------------------------------------------------------------------------------------
+
+
+def test_missing_shards_are_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model_00002_of_00003=W)
+    index(folder, {"w": "model_00002-of-00003.safetensors", "x": "gone.safetensors"})
+    refused(folder, "lacks gone.safetensors of 2 shards")
+
+
+def test_missing_shards_are_noticed_without_an_index(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    save_safetensors(folder / "model-00001-of-00003.safetensors", W)
+    refused(folder, "has 1 of 3 shards, and no model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_name_in_two_shards_is_refused(tmp_path: Path, suffix: str) -> None:
+    folder = folder_of(tmp_path)
+    stem, save = ("model", save_safetensors) if suffix == "safetensors" else ("pytorch_model", save_torch)
+    for i in (1, 2):
+        save(folder / f"{stem}-0000{i}-of-00002.{suffix}", W)
+    refused(folder, f"w stands in two shards of .*, one of them {stem}-00002-of-00002.{suffix}")
+
+
+def test_an_index_and_shards_that_differ_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    index(folder, {"w": "model.safetensors", "v": "model.safetensors", "x": "model.safetensors"})
+    refused(folder, "names x and 0 more that no shard holds")
+    index(folder, {"w": "model.safetensors"})
+    refused(folder, "the shards hold v and 0 more that .* does not name")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, {"w": 1}, {"w": None}, "model.safetensors"])
+def test_an_index_of_wrong_types_is_refused(tmp_path: Path, weight_map: Any) -> None:
+    folder = folder_of(tmp_path, model=W)
+    index(folder, weight_map)
+    refused(folder, "has no weight_map from tensor names to file names")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ".", ""])
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path, name: str, form: str) -> None:
+    save_safetensors(tmp_path / "secret.safetensors", W)
+    folder = folder_of(tmp_path / "inner")
+    index(folder, {"w": name}, form)
+    refused(folder, "must stand in the checkpoint's own folder")
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+
+
+@links
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    outside = folder_of(tmp_path / "outside", model=W)
+    index(outside, {"w": "model.safetensors", "v": "model.safetensors"})
+    folder = tmp_path / "model"
+    shutil.copytree(outside, folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside / name)
+    refused(folder, f"{name} is a link to .*outside.*{name}, outside of its folder")
+
+
+@links
+def test_a_link_to_a_neighbour_with_the_same_beginning_is_refused(tmp_path: Path) -> None:
+    folder, neighbour = folder_of(tmp_path / "model"), folder_of(tmp_path / "model-2", model=W)
+    (folder / "model.safetensors").symlink_to(neighbour / "model.safetensors")
+    refused(folder, "outside of its folder")
+
+
+@links
+def test_links_inside_the_folder_and_to_the_folder_are_followed(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model")
+    save_safetensors(folder / "weights.of.monday", W)
+    (folder / "model.safetensors").symlink_to("weights.of.monday")
+    (tmp_path / "latest").symlink_to(folder)
+    with open_checkpoint(tmp_path / "latest") as checkpoint:
+        assert checkpoint.tensors.keys() == W.keys()
+
+
+@links
+def test_the_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -> None:
+    repo = tmp_path / "models--org--name"
+    snapshot, blobs = repo / "snapshots" / "abc", repo / "blobs"
+    snapshot.mkdir(parents=True)
+    real = folder_of(tmp_path / "real", model=W)
+    shutil.copytree(real, blobs)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    with open_checkpoint(snapshot) as checkpoint:
+        assert checkpoint.tensors.keys() == W.keys()
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
+    refused(snapshot, "outside of its folder")
+
+
+# -- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def entry(dtype: str = "F32", shape: Any = (2, 3), offsets: Any = (0, 24)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+SIX = {"w": random_weights((2, 3))}
+HEADERS: dict[str, tuple[Any, str]] = {
+    "a gap": ({"a": entry(shape=[1], offsets=[0, 4]), "b": entry(shape=[4], offsets=[8, 24])},
+              "starts at byte 8, expected 4"),
+    "an overlap": ({"a": entry(shape=[4], offsets=[0, 16]), "b": entry(shape=[3], offsets=[12, 24])},
+                   "expected 16: a gap"),
+    "a gap at the front": ({"w": entry(shape=[5], offsets=[4, 24])}, "starts at byte 4, expected 0"),
+    "bytes left over": ({"w": entry(shape=[5], offsets=[0, 20])}, "expected .* by its header"),
+    "more than the file": ({"w": entry(shape=[7], offsets=[0, 28])}, "expected .* by its header"),
+    "a shape of another size": ({"w": entry(shape=[2, 2])}, r"w has 24 bytes, but F32 \[2, 2\] needs 16"),
+    "a dtype of another size": ({"w": entry("F64")}, r"w has 24 bytes, but F64 \[2, 3\] needs 48"),
+    "an absurd shape": ({"w": entry(shape=[1 << 50, 1 << 50])}, "needs 5070602400912917605986812821504"),
+    "a size beyond 60 bits": ({"w": entry(shape=[1 << 60])}, "has shape"),
+    "a negative size": ({"w": entry(shape=[-2, -3])}, "has shape"),
+    "a size that is a truth": ({"w": entry(shape=[True, 6])}, "has shape"),
+    "too many dimensions": ({"w": entry(shape=[1] * 9)}, "has shape"),
+    "no shape": ({"w": entry(shape=None)}, "has shape None"),
+    "offsets the wrong way": ({"w": entry(offsets=[24, 0])}, "ends at byte 0, before it starts at 24"),
+    "three offsets": ({"w": entry(offsets=[0, 12, 24])}, "data_offsets"),
+    "negative offsets": ({"w": entry(offsets=[-24, 0])}, "data_offsets"),
+    "no entry": ({"w": 7}, "data_offsets None"),
+    "no object": ([1], "holds a list, expected an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", HEADERS)
+def test_a_safetensors_header_is_held_against_the_file(tmp_path: Path, fault: str) -> None:
+    header, message = HEADERS[fault]
+    folder = folder_of(tmp_path)
+    save_safetensors(folder / "model.safetensors", SIX, header)
+    refused(folder, message)
+
+
+def test_a_dtype_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    save_safetensors(folder / "model.safetensors", SIX, {"w": entry("F12")})
+    refused(folder, r"w has dtype 'F12', expected one of \['F64', 'F32', 'F16', 'BF16'\]", UnsupportedArchitectureError)
+
+
+@pytest.mark.parametrize("n_header", [1 << 20, safetensors.MAX_HEADER_BYTES + 1, (1 << 64) - 1])
+def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path, n_header: int) -> None:
+    folder = folder_of(tmp_path)
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", n_header) + b"{}")
+    if n_header == safetensors.MAX_HEADER_BYTES + 1:
+        os.truncate(path, 2 * n_header)  # the file could hold it; no header is that long
+    refused(folder, f"says that its header has {n_header:,} bytes")
+
+
+@pytest.mark.parametrize("text", [b'{"w": NaN}', b'{"w": 1, "w": 2}', b"[" * 100_000, b"{", b"\xff\xfe", b""])
+def test_a_header_that_is_no_json_is_refused(tmp_path: Path, text: bytes) -> None:
+    folder = folder_of(tmp_path)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    refused(folder, "header of .* (is not valid JSON|holds NaN|key 'w' twice|nested too deeply)")
+
+
+def test_a_file_that_ends_early_is_told_wherever_it_ends(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    for end in range(0, len(data), 5):
+        path.write_bytes(data[:end])
+        refused(folder, "model.safetensors")
+
+
+def test_a_json_file_of_unreasonable_size_is_not_read(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    os.truncate(folder / "config.json", MAX_BYTES + 1)
+    refused(folder, "config.json has 268,435,457 bytes")
+
+
+def test_weights_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    with open_checkpoint(folder) as checkpoint:
+        checkpoint.check_unchanged()
+        with (folder / "model.safetensors").open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            checkpoint.check_unchanged()
+
+
+def test_a_file_cut_short_after_it_was_opened_is_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W)
+    with open_checkpoint(folder) as checkpoint:
+        os.truncate(folder / "model.safetensors", 100)
+        with pytest.raises(CheckpointError, match="ended before byte 161, expected 8 more"):
+            checkpoint.tensors["v"].read_rows(0, 1, np.empty(8, np.uint8))
