@@ -66,7 +66,7 @@ clean:
 	@touch $@
 
 .venv/.test: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[test,lint]'
+	$(PIP) --quiet --no-build-isolation '.[test,lint,fast]'
 	@touch $@
 
 .venv/.parity: .venv/.dependencies

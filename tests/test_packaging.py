@@ -68,7 +68,7 @@ def test_the_wheel_owns_one_name_and_holds_every_module(wheel: Path, root: Path)
 
 def test_the_wheel_is_what_the_sdist_builds_too(tree: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build(tree, "sdist", tmp_path)) as archive:
-        archive.extractall(tmp_path / "unpacked", **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+        archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     again = build(unpacked, "wheel", tmp_path)
     with zipfile.ZipFile(again) as one, zipfile.ZipFile(wheel) as other:
