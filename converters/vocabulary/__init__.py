@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llamalite.converters.vocabulary import bpe, sentencepiece
+from llamalite.converters.vocabulary import bpe, sentencepiece, tiktoken
 from llamalite.converters.vocabulary.files import TokenizerFiles
 from llamalite.converters.vocabulary.pretokenizer import ADDS_BOS
 from llamalite.converters.vocabulary.special import add_stop_tokens, read_special
@@ -33,7 +33,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     a tokenizer that llama.cpp cannot reproduce or whose files contradict each other, `CheckpointError` for files that
     are not JSON, and ``FileNotFoundError`` where there is no tokenizer.
     """
-    files = TokenizerFiles(folder, config)
+    files = tiktoken.TiktokenFiles(folder, config) if tiktoken.stands_in(folder) else TokenizerFiles(folder, config)
     model, tokenizer = files.sentencepiece_model, files.tokenizer_json
     if model is not None:
         vocabulary = sentencepiece.read_sentencepiece(files, model)
