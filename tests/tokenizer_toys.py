@@ -10,6 +10,7 @@ what a test sees.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import struct
@@ -91,6 +92,7 @@ def _pieces(n_merges: int) -> tuple[list[tuple[str, str]], list[str]]:
     return merges, sorted(counts, key=lambda c: (-counts[c], c))[:150]
 
 
+@functools.cache
 def _pieces_with_scores(n_merges: int) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
     """Return the normal pieces: merged ones first, the k-th with score -k, then single characters further down."""
     merges, single = _pieces(n_merges)
@@ -113,8 +115,10 @@ def _varint(n: int) -> bytes:
     return bytes([*out, n])
 
 
-def sentencepiece_model(pieces: Sequence[tuple[str, float, int]], *, add_dummy_prefix: bool = True) -> bytes:
-    """Return a ``ModelProto`` (sentencepiece_model.proto): BPE with byte fallback, identity normalizer.
+def sentencepiece_model(
+    pieces: Sequence[tuple[str, float, int]], *, add_dummy_prefix: bool = True, byte_fallback: bool = True
+) -> bytes:
+    """Return a ``ModelProto`` (sentencepiece_model.proto): BPE, identity normalizer.
 
     A piece is (text, score, type): 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
     """
@@ -122,7 +126,9 @@ def sentencepiece_model(pieces: Sequence[tuple[str, float, int]], *, add_dummy_p
         _field(1, 2, _field(1, 2, text.encode()) + _field(2, 5, struct.pack("<f", score)) + _field(3, 0, _varint(kind)))
         for text, score, kind in pieces
     )
-    out += _field(2, 2, _field(3, 0, _varint(2)) + _field(35, 0, _varint(1)))  # model_type: BPE, byte_fallback
+    out += _field(
+        2, 2, _field(3, 0, _varint(2)) + _field(35, 0, _varint(int(byte_fallback)))
+    )  # model_type: BPE, byte_fallback
     flags = ((3, add_dummy_prefix), (4, False), (5, True))  # remove_extra_whitespaces, escape_whitespaces
     normalizer = _field(1, 2, b"identity") + b"".join(_field(n, 0, _varint(int(value))) for n, value in flags)
     return out + _field(3, 2, normalizer)
@@ -246,8 +252,7 @@ def byte_level_json(
 
     `bos` and `eos` name the special tokens that the post-processor puts around a text.
     """
-    words = _cut(pre_tokenizer, CORPUS)
-    merges = learn_merges(words, n_merges)
+    merges = _byte_merges(json.dumps(pre_tokenizer), n_merges)
     alphabet = byte_alphabet()
     texts = sorted(alphabet, key=lambda c: (alphabet.index(c) not in range(33, 127), c))
     texts += list(dict.fromkeys(left + right for left, right in merges))
@@ -269,6 +274,11 @@ def byte_level_json(
             "vocab": vocabulary, "merges": [list(pair) if merges_as_pairs else " ".join(pair) for pair in merges],
         },
     }  # fmt: skip
+
+
+@functools.cache
+def _byte_merges(pre_tokenizer: str, n_merges: int) -> list[tuple[str, str]]:
+    return learn_merges(_cut(json.loads(pre_tokenizer), CORPUS), n_merges)
 
 
 def _cut(pre_tokenizer: Mapping[str, Any], text: str) -> list[str]:

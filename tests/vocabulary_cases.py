@@ -5,8 +5,8 @@
 
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/vocabulary_cases.py
 
-where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. One thing is changed in the
-converter: the name of the pre-tokenizer is given (``PRE``), since it knows no toy by its hash.
+where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. The one thing changed in
+the converter: the name of the pre-tokenizer is given (``PRE``), since it knows no toy by its hash.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from tokenizer_toys import (
     LLAMA3,

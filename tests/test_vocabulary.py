@@ -1,0 +1,316 @@
+"""A checkpoint's vocabulary becomes the keys that llama.cpp's converter writes, or one clear error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tokenizer_toys as toys
+import vocabulary_cases as cases
+
+from llamalite.converters.vocabulary import Vocabulary, read_vocabulary
+from llamalite.errors import CheckpointError, VocabularyError
+from llamalite.native.model import NativeModel
+
+RECORDED: dict[str, list[list[Any]]] = json.loads(cases.KEYS.read_text(encoding="utf-8"))
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
+
+
+def write_vocab(vocabulary: Vocabulary, path: Path) -> Path:
+    """Write a GGUF file that holds a vocabulary and nothing else."""
+    writer = gguf.GGUFWriter(path, "llama")
+    vocabulary.write_keys(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+# ── the same keys as llama.cpp's converter ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [name for name in cases.CASES if name != "fast_only"])
+def test_keys_are_those_of_llama_cpps_converter(name: str, tmp_path: Path) -> None:
+    config = cases.CASES[name](tmp_path / "checkpoint")
+    vocabulary = read_vocabulary(tmp_path / "checkpoint", config)
+    assert cases.keys_of(write_vocab(vocabulary, tmp_path / "v.gguf")) == RECORDED[name]
+
+
+def test_a_lone_tokenizer_json_with_byte_fallback_differs_in_its_scores_only(tmp_path: Path) -> None:
+    config = cases.fast_only(tmp_path / "checkpoint")
+    vocabulary = read_vocabulary(tmp_path / "checkpoint", config)
+    found = cases.keys_of(write_vocab(vocabulary, tmp_path / "v.gguf"))
+    assert [key for key in found if key not in RECORDED["fast_only"]] == [key for key in found if "scores" in key[0]]
+    assert [key[0] for key in found] == [key[0] for key in RECORDED["fast_only"]]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["llama3", "deepseek", "smollm", "fast_only"])
+def test_transformers_sees_the_same_added_tokens(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = cases.CASES[name](tmp_path)
+    vocabulary = read_vocabulary(tmp_path, config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text, token_id in tokenizer.get_added_vocab().items():
+        spelled = tokenizer.decode([token_id]) if vocabulary.kind == "gpt2" else text
+        assert vocabulary.tokens[token_id].decode() in (text, spelled)
+        is_special = tokenizer.added_tokens_decoder[token_id].special or text.startswith("<｜")
+        assert (vocabulary.token_types[token_id] == CONTROL) == is_special
+
+
+# ── SentencePiece ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pieces_keep_their_ids_scores_and_types(tmp_path: Path) -> None:
+    config = toys.write_sentencepiece(tmp_path)
+    vocabulary = read_vocabulary(tmp_path, config)
+    pieces = toys.sentencepiece_pieces()
+    assert (vocabulary.kind, vocabulary.pre, vocabulary.n_tokens) == ("llama", "default", len(pieces))
+    assert [token.decode() for token in vocabulary.tokens] == [text for text, _, _ in pieces]
+    assert vocabulary.scores == [score for _, score, _ in pieces]
+    assert vocabulary.token_types == [kind for _, _, kind in pieces]
+
+
+def test_rows_beyond_the_tokenizer_become_unused_padding(tmp_path: Path) -> None:
+    n = len(toys.sentencepiece_pieces())
+    vocabulary = read_vocabulary(tmp_path, toys.write_sentencepiece(tmp_path, vocab_size=n + 2))
+    assert vocabulary.tokens[n:] == [b"[PAD%d]" % n, b"[PAD%d]" % (n + 1)]
+    assert vocabulary.token_types[n:] == [UNUSED, UNUSED]
+    level = read_vocabulary(tmp_path / "bpe", toys.write_byte_level(tmp_path / "bpe", toys.LLAMA3, ignore_merges=True,
+                                                                    config={"vocab_size": 700}))  # fmt: skip
+    assert (level.n_tokens, level.tokens[699], level.token_types[699]) == (700, b"[PAD699]", UNUSED)
+
+
+def test_pieces_beyond_the_embedding_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    n = len(toys.sentencepiece_pieces())
+    toys.write_json(tmp_path / "added_tokens.json", {"<far>": n + 9})
+    with caplog.at_level(logging.WARNING, "llamalite"):
+        vocabulary = read_vocabulary(tmp_path, toys.write_sentencepiece(tmp_path, vocab_size=n - 1))
+    assert vocabulary.n_tokens == n - 1
+    assert any(f"token {n + 9} ('<far>')" in message for message in caplog.messages)
+
+
+def test_a_token_that_only_tokenizer_json_adds_gets_its_padding_row(tmp_path: Path) -> None:
+    n = len(toys.sentencepiece_pieces())
+    toys.write_tokenizer(tmp_path, toys.byte_fallback_json(added_tokens=[toys.added(n, "<|tool|>")]))
+    vocabulary = read_vocabulary(tmp_path, toys.write_sentencepiece(tmp_path, vocab_size=n + 1))
+    assert (vocabulary.tokens[n], vocabulary.token_types[n]) == (b"<|tool|>", CONTROL)
+
+
+def test_a_model_without_dummy_prefix_gets_no_space_before_a_text(tmp_path: Path) -> None:
+    config = toys.write_sentencepiece(tmp_path, add_dummy_prefix=False)
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert vocabulary.add_space_prefix is False
+    with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+        first = model.tokenize("time", add_special=False, parse_special=False)[0]
+        assert not vocabulary.tokens[first].startswith("▁".encode())
+    toys.write_json(tmp_path / "tokenizer_config.json", {"add_prefix_space": True})  # what a file says comes first
+    assert read_vocabulary(tmp_path, config).add_space_prefix is True
+
+
+def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\x80 not a model")
+    with pytest.raises(VocabularyError, match=r"tokenizer\.model is no SentencePiece model"):
+        read_vocabulary(tmp_path, {"vocab_size": 10})
+
+
+def test_missing_byte_tokens_are_an_error_not_an_abort(tmp_path: Path) -> None:
+    pieces = [piece for piece in toys.sentencepiece_pieces() if piece[2] != BYTE]
+    (tmp_path / "tokenizer.model").write_bytes(toys.sentencepiece_model(pieces, byte_fallback=False))
+    with pytest.raises(VocabularyError, match=r"byte tokens are missing, the first is <0x00>"):
+        read_vocabulary(tmp_path, {})
+
+
+# ── byte-level BPE ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_merges_given_as_pairs_or_as_texts_are_the_same(tmp_path: Path) -> None:
+    found = []
+    for as_pairs in (False, True):
+        folder = tmp_path / str(as_pairs)
+        config = toys.write_byte_level(folder, toys.LLAMA3, ignore_merges=True, merges_as_pairs=as_pairs)
+        found.append(read_vocabulary(folder, config).merges)
+    assert found[0] == found[1]
+    assert len(found[0]) > 300
+
+
+def test_a_space_inside_a_merge_is_spelled_in_the_byte_alphabet(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    tokenizer["model"]["merges"] = [["a b", "c"]]
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    assert read_vocabulary(tmp_path, config).merges == ["aĠb c"]
+
+
+def test_an_underline_in_an_added_token_of_byte_level_bpe_stays(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    n = len(tokenizer["model"]["vocab"]) + 3
+    tokenizer["added_tokens"].append(toys.added(n, "▁x", special=False))
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    assert read_vocabulary(tmp_path, config).tokens[n].decode() == "▁x"
+
+
+def test_flags_of_tokenizer_config_win_and_named_tokens_are_special(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True, bos=None)
+    n = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"].append(toys.added(n + 3, "<call>", special=False))
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    named = {"eos_token": "he", "added_tokens_decoder": {str(n + 3): toys.added(n + 3, "<call>")}}
+    toys.write_json(tmp_path / "tokenizer_config.json", named)
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert vocabulary.token_types[n + 3] == CONTROL
+    assert vocabulary.token_types[tokenizer["model"]["vocab"]["he"]] == CONTROL
+
+
+# ── special tokens and templates ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _llama3(tmp_path: Path, config: dict[str, Any], tokenizer_config: dict[str, Any] | None = None, **options: Any) -> Vocabulary:  # fmt: skip  # noqa: E501
+    toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True, **options)
+    (tmp_path / "tokenizer_config.json").unlink()
+    if tokenizer_config is not None:
+        toys.write_json(tmp_path / "tokenizer_config.json", tokenizer_config)
+    return read_vocabulary(tmp_path, config)
+
+
+def test_end_tokens_in_a_list_fill_eos_eot_and_eom(tmp_path: Path) -> None:
+    n = 656
+    specials = ("<|begin_of_text|>", "<|over|>", "<|done|>", "<|eot_id|>")
+    config = {"vocab_size": n + 4, "eos_token_id": [n + 1, n + 3, n + 2], "pad_token_id": -1}
+    vocabulary = _llama3(tmp_path, config, specials=specials)
+    # <|eot_id|> is known to llama.cpp by its text, <|done|> would never stop a generation.
+    assert vocabulary.special.ids == {"eos": n + 1, "eot": n + 2}
+    with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+        assert [token for token in range(n, n + 4) if model.is_eog(token)] == [n + 1, n + 2, n + 3]
+
+
+def test_ids_that_no_token_has_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 99999, "unk_token_id": -1}
+    assert _llama3(tmp_path, config).special.ids == {"bos": 1, "eos": 2}
+    assert "pad token 99999 is outside the vocabulary of 659 tokens: left out" in caplog.messages
+
+
+def test_a_vocabulary_of_49152_keeps_the_bos_that_its_tokenizer_adds(tmp_path: Path) -> None:
+    """llama.cpp's converter takes it away from every vocabulary of this size."""
+    config = {"vocab_size": 49152}
+    assert _llama3(tmp_path / "a", config).special.add["bos"] is True
+    without = _llama3(tmp_path / "b", config, bos=None)
+    assert {**without.special.add, **without.last.add}["bos"] is False
+
+
+def test_llama_cpps_habit_of_adding_bos_is_turned_off_where_the_tokenizer_has_none(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    tokenizer["post_processor"] = None
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    vocabulary = read_vocabulary(tmp_path, config)
+    with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+        assert not model.add_bos
+
+
+def test_the_chat_template_comes_from_each_of_its_files(tmp_path: Path) -> None:
+    read = _llama3(tmp_path, {}, {"chat_template": "config"})
+    assert read.chat_template == "config"
+    (tmp_path / "tokenizer_config.json").unlink()
+    toys.write_json(tmp_path / "chat_template.json", {"chat_template": "json"})
+    assert read_vocabulary(tmp_path, {}).chat_template == "json"
+    (tmp_path / "chat_template.jinja").write_text("jinja", encoding="utf-8")
+    assert read_vocabulary(tmp_path, {}).chat_template == "jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool use.jinja").write_text("tools", encoding="utf-8")
+    named = read_vocabulary(tmp_path, {})
+    assert named.chat_template == "jinja"
+    keys = {key: value for key, _, value in cases.keys_of(write_vocab(named, tmp_path / "v.gguf"))}
+    assert keys["tokenizer.chat_template.tool_use"] == "tools"
+
+
+# ── one clear error ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_ids_with_one_text_are_both_named(tmp_path: Path) -> None:
+    n = len(toys.sentencepiece_pieces())
+    config = toys.write_sentencepiece(tmp_path, vocab_size=n + 1)
+    toys.write_json(tmp_path / "added_tokens.json", {"▁": n})
+    first = next(i for i, (text, _, _) in enumerate(toys.sentencepiece_pieces()) if text == "▁")
+    with pytest.raises(VocabularyError, match=rf"tokenizer\.model: tokens {first} and {n} are both '▁'"):
+        read_vocabulary(tmp_path, config)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model"), "has no object 'model'"),
+        (lambda t: t["model"].update(type="Unigram"), "holds a Unigram model, expected BPE"),
+        (lambda t: t["model"].update(merges=[]), "has no merges"),
+        (lambda t: t["model"].update(merges=["a b", "c"]), "merge 1 is 'c', expected two tokens"),
+        (lambda t: t["model"]["vocab"].update({"a": "x"}), "token 'a' has the id 'x'"),
+        (lambda t: t["model"]["vocab"].update({"new": 5}), "token 5 is both"),
+        (lambda t: t["added_tokens"][0].update(id=7), "token 7 is '.' in the vocabulary and '<|begin_of_text|>' among"),
+        (lambda t: t["added_tokens"][0].update(content=None), "has no text 'content'"),
+        (lambda t: t["added_tokens"][0].update(content="\ud83d"), r"is '\\ud83d', which is not valid Unicode"),
+        (lambda t: t.update(added_tokens={"a": 1}), "are not a list of objects"),
+        (lambda t: t["model"]["vocab"].update({f"t{i}": 1000 + i for i in range(9)}), "belongs to another model"),
+    ],
+)
+def test_a_broken_tokenizer_json_is_one_clear_error(change: Change, message: str, tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    change(tokenizer)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(VocabularyError, match=message) as caught:
+        read_vocabulary(tmp_path, {"vocab_size": 700})
+    assert "\n" not in str(caught.value)
+
+
+def test_two_files_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True)
+    decoder = {str(config["vocab_size"] - 1): toys.added(0, "<|other|>")}
+    toys.write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    with pytest.raises(
+        VocabularyError, match=r"'<\|eot_id\|>' in tokenizer.json and '<\|other\|>' in tokenizer_config"
+    ):
+        read_vocabulary(tmp_path, config)
+
+
+def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        read_vocabulary(tmp_path, {})
+
+
+def test_json_that_is_none_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": ', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
+        read_vocabulary(tmp_path, {})
+
+
+# ── the real tokenizers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("name", "n_tokens", "vectors"), [("llama2", 32000, "llama-spm"), ("llama3", 128256, "llama-bpe")]
+)
+def test_llama_cpps_vectors_come_out_exactly(name: str, n_tokens: int, vectors: str, shared: Path, tmp_path: Path) -> None:  # fmt: skip  # noqa: E501
+    vocabulary = read_vocabulary(shared / name, {"vocab_size": n_tokens})
+    inputs = (shared / "tokenizer-vectors" / f"{vectors}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    outputs = (shared / "tokenizer-vectors" / f"{vectors}.out").read_text().split("\n")
+    with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+        found = [model.tokenize(text, add_special=False, parse_special=False).tolist() for text in inputs]
+    assert found == [[int(token) for token in line.split()] for line in outputs[: len(inputs)]]
+    assert len(found) == 47
+
+
+@pytest.mark.reference
+def test_llama_3_is_llama_bpe_with_all_its_tokens(shared: Path) -> None:
+    vocabulary = read_vocabulary(shared / "llama3", {"vocab_size": 128256})
+    assert (vocabulary.kind, vocabulary.pre, vocabulary.n_tokens) == ("gpt2", "llama-bpe", 128256)
+    assert len(vocabulary.merges) == 280147
+    assert vocabulary.special.ids == {"bos": 128000, "eos": 128009}
+    assert vocabulary.special.add == {"bos": True, "eos": False, "sep": False}
