@@ -1,7 +1,8 @@
 """From the bytes of a checkpoint to the bytes of a GGUF tensor, a chunk of rows at a time.
 
-`widen` makes float32 of what a checkpoint holds; `quantize` makes a tensor type's blocks of float32. Both do their work
-outside the GIL. `quantize` gives the bytes of ggml's own kernels, always.
+`widen` makes float32 of what a checkpoint holds; `quantize` makes a tensor type's blocks of float32, and
+`quantize_source` does both at once. All do their work outside the GIL, and give the bytes of ggml's own kernels,
+always: with the extra `fast` several times faster (`llamalite.converters.kernels.fast` says how, and how to choose).
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.native.quantize import quantize_rows as quantize
+from llamalite.converters.kernels import fast
+from llamalite.native.quantize import checked_room, quantize_rows
+from llamalite.quant_types import TensorType
 
-__all__ = ["narrow_bfloat16", "quantize", "widen"]
+__all__ = ["narrow_bfloat16", "quantize", "quantize_source", "widen"]
 
+Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
-def widen(source: npt.NDArray[np.uint8], dtype: str, out: Floats) -> Floats:
+
+def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
     """Write `source` (the raw bytes of `dtype`: F32, F16, BF16 or F64) as float32 into `out`, and return `out`.
 
     F32 to F32 and BF16 to F32 copy bits, F16 to F32 is exact; F64 is rounded to nearest, as torch's ``.to(float32)``.
@@ -26,6 +32,48 @@ def widen(source: npt.NDArray[np.uint8], dtype: str, out: Floats) -> Floats:
         np.left_shift(source.view("<u2"), 16, out=flat.view(np.uint32), dtype=np.uint32)
     else:
         np.copyto(flat, source.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[dtype]), casting="same_kind")
+    return out
+
+
+def quantize(
+    tensor_type: TensorType, rows: Floats, out: Bytes | None = None, importance: Floats | None = None
+) -> Bytes:
+    """Quantize `rows` (float32 [n_rows, n_columns], C order) and return `out` (uint8 [n_rows, row bytes]).
+
+    `importance` is float32 [n_columns], one row of an importance matrix. Bytes and errors are those of
+    `llamalite.native.quantize.quantize_rows`.
+    """
+    kernel = fast.kernel_for(tensor_type, rows.size, weighted=importance is not None)
+    if kernel is None:
+        return quantize_rows(tensor_type, rows, out, importance)
+    out = checked_room(tensor_type, rows, out, importance)
+    n_blocks = rows.size // tensor_type.block_size
+    kernel(rows.reshape(-1).view(np.uint8), "F32", n_blocks, importance, out.reshape(-1).view(np.uint8))
+    return out
+
+
+def quantize_source(
+    tensor_type: TensorType,
+    source: Bytes,
+    dtype: str,
+    n_columns: int,
+    out: Bytes | None = None,
+    importance: Floats | None = None,
+) -> Bytes:
+    """Quantize a checkpoint's rows, `source` being their bytes; as `widen` and `quantize` one after the other.
+
+    Where a fast kernel reads `dtype` itself, the float32 never reach memory.
+    """
+    n_rows = source.nbytes // (n_columns * _WIDTHS[dtype])
+    kernel = None
+    if dtype in fast.SOURCES:
+        kernel = fast.kernel_for(tensor_type, n_rows * n_columns, weighted=importance is not None)
+    if kernel is None:
+        rows = widen(source, dtype, np.empty((n_rows, n_columns), np.float32))
+        return quantize(tensor_type, rows, out, importance)
+    out = checked_room(tensor_type, np.broadcast_to(np.float32(0), (n_rows, n_columns)), out, importance)
+    n_blocks = n_rows * n_columns // tensor_type.block_size
+    kernel(np.ascontiguousarray(source).reshape(-1), dtype, n_blocks, importance, out.reshape(-1).view(np.uint8))
     return out
 
 

@@ -1,0 +1,173 @@
+"""Kernels that do what ggml's do, byte for byte, with one sub-block in each SIMD lane; compiled by Numba.
+
+ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Along a sub-block
+this search cannot be vectorised without changing the order of its sums, and so the bytes. Across sub-blocks it can:
+each lane has one, and goes through it in the order of the C code. No fast-math, no fused multiply-add.
+
+Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` says what is used:
+
+- ``auto`` (the default): these kernels, if Numba is installed and there is enough to quantize to pay for loading it;
+  while one thread loads or compiles a kernel, the others go on with ggml's.
+- ``fast``: these kernels from the first row on; without Numba that is an error.
+- ``ggml``: ggml's own.
+
+Before its first use each kernel makes some hundred blocks, ordinary and strange ones, and is used only if they are
+ggml's: a ggml whose compiler contracted multiplications and additions rounds differently, and is the one that counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.converters.kernels.fast.recipes import RECIPES, Recipe
+from llamalite.errors import QuantizationError
+from llamalite.native.quantize import quantize_rows
+from llamalite.quant_types import TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Kernel = Callable[[Bytes, str, int, "Floats | None", Bytes], None]
+"""(source bytes, their dtype, number of blocks, importance [n_columns] or None, out bytes)"""
+
+SOURCES = {"F32": 0, "BF16": 1, "F16": 2}  # as in tiles.py
+WORTH_LOADING = 1 << 22  # weights: ggml's kernels have them done in about the time that Numba takes to load
+
+_logger = logging.getLogger(__name__)
+_MODES = ("auto", "fast", "ggml")
+
+
+class _Shelf:
+    """The kernels of this process: made once, by whichever thread first needs one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[str, Kernel | None] = {}
+        self._n_weights = 0
+
+    def get(self, tensor_type: TensorType, n_weights: int) -> Kernel | None:
+        name = tensor_type.name
+        if name in self._made:
+            return self._made[name]
+        mode = chosen_mode()
+        if mode == "ggml" or name not in RECIPES:
+            return None
+        if not numba_is_installed():
+            if mode == "fast":
+                raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'")
+            return None
+        self._n_weights += n_weights  # threads may lose a count to each other: it is a rough measure
+        if mode == "auto" and self._n_weights < WORTH_LOADING:
+            return None
+        if not self._lock.acquire(blocking=mode == "fast"):
+            return None
+        try:
+            if name not in self._made:
+                self._made[name] = _tested(tensor_type, load(name))
+            return self._made[name]
+        finally:
+            self._lock.release()
+
+
+_shelf = _Shelf()
+
+
+def kernel_for(tensor_type: TensorType, n_weights: int, *, weighted: bool) -> Kernel | None:
+    """Return the kernel for `n_weights` more weights of this type, or None where ggml's own is to be used."""
+    recipe = RECIPES.get(tensor_type.name)
+    if recipe is None or (weighted and recipe.weighted is None and not recipe.ignores_importance):
+        return None
+    return _shelf.get(tensor_type, n_weights)
+
+
+def chosen_mode() -> str:
+    """Return what ``LLAMALITE_KERNELS`` asks for: auto, fast or ggml."""
+    mode = os.environ.get("LLAMALITE_KERNELS", "auto").lower()
+    if mode not in _MODES:
+        raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; known are {', '.join(_MODES)}")
+    return mode
+
+
+@functools.cache
+def numba_is_installed() -> bool:
+    """Whether the extra `fast` is installed; does not load it."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def load(name: str) -> Kernel:
+    """Return the kernel of the tensor type called `name`, compiled now or by an earlier process; not yet tested."""
+    from llamalite.converters.kernels.fast import compiler
+
+    recipe = RECIPES[name]
+    function = getattr(importlib.import_module(f"{__name__}.{recipe.module}"), recipe.function)
+    compiled = compiler.compiled(function, recipe.plain, weighted=recipe.weighted is not None)
+    return functools.partial(_call, compiled, recipe)
+
+
+_NO_IMPORTANCE = np.empty(0, np.float32)
+
+
+def _call(
+    compiled: Callable[..., Any],
+    recipe: Recipe,
+    source: Bytes,
+    dtype: str,
+    n_blocks: int,
+    importance: Floats | None,
+    out: Bytes,
+) -> None:
+    if recipe.weighted is None:
+        compiled(source, SOURCES[dtype], n_blocks, *recipe.plain, out)
+    elif importance is None:
+        compiled(source, SOURCES[dtype], n_blocks, _NO_IMPORTANCE, *recipe.plain, out)
+    else:
+        compiled(source, SOURCES[dtype], n_blocks, np.ascontiguousarray(importance), *recipe.weighted, out)
+
+
+def _tested(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
+    """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
+    rows = trial_rows()
+    n_columns = rows.shape[1]
+    n_blocks = rows.size // tensor_type.block_size
+    for importance in (None, np.linspace(0.0, 2.0, n_columns, dtype=np.float32)):
+        if importance is not None and RECIPES[tensor_type.name].weighted is None:
+            continue
+        out = np.empty(len(rows) * tensor_type.row_bytes(n_columns), np.uint8)
+        kernel(rows.reshape(-1).view(np.uint8), "F32", n_blocks, importance, out)
+        wrong = int((out != quantize_rows(tensor_type, rows, importance=importance).reshape(-1)).sum())
+        if wrong:
+            _logger.info(
+                "%s: %d of %d trial bytes differ from ggml's, so that ggml's own kernel is used",
+                tensor_type.name,
+                wrong,
+                out.size,
+            )
+            return None
+    return kernel
+
+
+@functools.cache
+def trial_rows() -> Floats:
+    """Return rows on which kernels that round differently differ: float32 [n_rows, 768], the same in every process."""
+    rng = np.random.default_rng(20)
+    rows: Floats = rng.standard_normal((97, 768)).astype(np.float32) * np.float32(0.02)
+    rows[64:72] *= rng.choice(np.array([1, 1, 1, 30], np.float32), (8, 768))  # outliers
+    rows[72:76] += np.float32(1)  # no sign change
+    rows[76:80] = np.float32(-0.3)
+    rows[80:82] = 0
+    rows[82:86, ::7] = 0
+    rows[86:88] *= np.float32(1e-36)  # partly denormal
+    rows[88:90] *= np.float32(1e-13)
+    rows[90:92] *= np.float32(1e5)
+    rows[92] = np.round(rows[92] * 100)
+    return rows

@@ -1,0 +1,73 @@
+"""Compiles kernels, or loads what an earlier process compiled.
+
+Machine code lies in ``NUMBA_CACHE_DIR``, else in the user's cache folder, in a folder whose name is a digest of this
+package's sources: Numba by itself looks only at the file in which a kernel stands, and not at those from which it takes
+its parts. The package's own folder is never written to. Numba tells processors apart by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+
+_logger = logging.getLogger(__name__)
+
+_BYTES = types.Array(types.uint8, 1, "C")
+_READ_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_READ_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
+
+
+def compiled(function: Callable[..., Any], settings: tuple[Any, ...], *, weighted: bool) -> Callable[..., Any]:
+    """Compile a kernel: (source bytes, kind, n_blocks, importance if it is `weighted`, its settings, out bytes)."""
+    arguments = [_READ_BYTES, types.int64, types.int64]
+    arguments += [_READ_FLOATS] if weighted else []
+    arguments += [types.int64 if isinstance(setting, int) else _READ_FLOATS for setting in settings]
+    return compiled_as(function, types.void(*arguments, _BYTES))
+
+
+def compiled_as(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
+    """Compile `function` for one signature, without the GIL and without fast-math."""
+    options = {"nogil": True, "error_model": "numpy"}
+    before = numba.config.CACHE_DIR
+    log = logging.getLogger("numba")
+    level_before = log.level
+    try:
+        log.setLevel(max(logging.INFO, level_before))  # at DEBUG it writes down every step of every function
+        numba.config.CACHE_DIR = str(cache_folder())  # read when a function is decorated
+        kernel: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and "cache" not in str(error):
+            raise
+        _logger.info("compiled kernels are not kept for the next run: %s", error)
+        kernel = numba.njit(signature, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+        log.setLevel(level_before)
+    return kernel
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where the machine code of these sources lies."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    root = numba.config.CACHE_DIR
+    return (Path(root) if root else _user_cache() / "llamalite") / f"kernels-{digest.hexdigest()[:16]}"
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,0 +1,143 @@
+"""Q4_K and Q5_K: blocks of 8 sub-blocks of 32 weights, a 6-bit scale and a 6-bit minimum to each sub-block.
+
+One weight is d · scale · l − dmin · minimum. Bytes of a block: d and dmin (16-bit floats), 12 of scales and minima, for
+Q5_K 32 with the fifth bits, and 128 with the low four bits. The rules are those of ``quantize_row_q4_K_ref``,
+``quantize_row_q4_K_impl`` (with importance) and their twins for Q5_K (ggml-quants.c).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamalite.converters.kernels.fast.importance import importance_batch, sum_of_squares, weigh
+from llamalite.converters.kernels.fast.ranges import search_range
+from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, widen_halves
+from llamalite.converters.kernels.fast.scales import fit_scales, round_scales
+from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
+from llamalite.converters.kernels.fast.vectors import (
+    LANES,
+    absolute,
+    bits_of_floats,
+    bytes_at,
+    floats,
+    from_index,
+    inlined,
+    load,
+    low_bytes,
+    scratch_bytes,
+    scratch_floats,
+    select,
+    splat,
+    square_root,
+    store,
+    truncate,
+)
+
+_TILE = LANES * 32
+_SUBS = LANES * 8
+_FOUND = 4 * _SUBS
+_HEADER = LANES * 16
+
+
+@inlined
+def _plain_weights(x: Any, weights: Any) -> None:
+    squares = splat(0.0, LANES)
+    for i in range(32):
+        v = load(x, i * LANES, LANES)
+        squares = squares + v * v
+    average = square_root(squares / 32.0)
+    for i in range(32):
+        store(weights, i * LANES, average + absolute(load(x, i * LANES, LANES)))
+
+
+@inlined
+def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: Any) -> None:
+    """Write the first 16 bytes of each block to `header` [16, LANES].
+
+    `scales` and `minima` become d·scale and dmin·minimum. An integer above `limit` is lowered to it.
+    """
+    d_word, m_word = halves(d), halves(m)
+    store(header, 0, low_bytes(d_word))
+    store(header, LANES, low_bytes(d_word >> 8))
+    store(header, 2 * LANES, low_bytes(m_word))
+    store(header, 3 * LANES, low_bytes(m_word >> 8))
+    d, m = widen_halves(d_word), widen_halves(m_word)
+    for j in range(4):
+        low, high = j * LANES, (j + 4) * LANES
+        s0, s4 = truncate(load(scales, low, LANES)), truncate(load(scales, high, LANES))
+        m0, m4 = truncate(load(minima, low, LANES)), truncate(load(minima, high, LANES))
+        s0, s4 = select(s0 < limit, s0, limit), select(s4 < limit, s4, limit)
+        m0, m4 = select(m0 < limit, m0, limit), select(m4 < limit, m4, limit)
+        a = s0 | ((s4 >> 4) << 6)
+        b = m0 | ((m4 >> 4) << 6)
+        c = (s4 & 15) | ((m4 & 15) << 4)
+        store(header, 4 * LANES + low, low_bytes(a))
+        store(header, 8 * LANES + low, low_bytes(b))
+        store(header, 12 * LANES + low, low_bytes(c))
+        # As they are read back (get_scale_min_k4).
+        store(scales, low, d * floats(a & 63))
+        store(minima, low, m * floats(b & 63))
+        store(scales, high, d * floats((c & 15) | (((a >> 6) & 3) << 4)))
+        store(minima, high, m * floats(((c >> 4) & 15) | (((b >> 6) & 3) << 4)))
+
+
+@inlined
+def _round(batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
+    """32 weights as integers in 0…nmax: for the scale as it is stored; where that is 0, as the search had them."""
+    v = load(batch, at, 32)
+    v = (v + splat(m, 32)) / splat(d, 32) if d != 0.0 else (v - splat(lowest, 32)) * splat(inverse, 32)
+    return low_bytes(bits_of_floats(nearest(v, MAGIC, MAGIC + nmax)))
+
+
+def quantize(source: Any, kind: Any, n_blocks: Any, importance: Any, nmax: Any, candidates: Any, out: Any) -> None:
+    """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31."""
+    batch, importances = scratch_floats(BATCH), scratch_floats(BATCH)
+    x, weights, levels = scratch_floats(_TILE), scratch_floats(_TILE), scratch_floats(_TILE)
+    found, sums, scales, minima = (
+        scratch_floats(_FOUND),
+        scratch_floats(_SUBS),
+        scratch_floats(_SUBS),
+        scratch_floats(_SUBS),
+    )
+    header = scratch_bytes(_HEADER)
+    blocks = bytes_at(out.ctypes.data)
+    weighted = len(importance) > 0
+    five = nmax > 15
+    low_bits = 48 if five else 16
+    for first in range(0, n_blocks, LANES):
+        count = min(LANES, n_blocks - first)
+        widen_batch(source, kind, first, count, batch)
+        sigma2 = splat(0.0, LANES)
+        if weighted:
+            importance_batch(importance, first, importances)
+            sigma2 = sum_of_squares(batch, 32, x) * 2.0 / 256.0
+        for j in range(8):
+            turn(batch, j * 32, 32, x)
+            if weighted:
+                turn(importances, j * 32, 32, levels)
+                store(sums, j * LANES, weigh(x, levels, 32, sigma2, weights))
+            else:
+                _plain_weights(x, weights)
+            search_range(x, weights, levels, from_index(found, j * LANES), _SUBS, 32, nmax, candidates, False)
+        if weighted:
+            d = fit_scales(found, sums, 8, 63, scales)
+            m = fit_scales(from_index(found, _SUBS), sums, 8, 63, minima)
+        else:
+            d = round_scales(found, 8, 63, scales)
+            m = round_scales(from_index(found, _SUBS), 8, 63, minima)
+        _pack_header(d, m, scales, minima, 255 if weighted and not five else 63, header)
+        for block in range(count):
+            base = (first + block) * (low_bits + 128)
+            for i in range(16):
+                blocks[base + i] = header[i * LANES + block]
+            for j in range(0, 8, 2):
+                s = j * LANES + block
+                at = block * STEP + j * 32
+                inverse, lowest = 2 * _SUBS + s, 3 * _SUBS + s
+                even = _round(batch, at, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                s, inverse, lowest = s + LANES, inverse + LANES, lowest + LANES
+                odd = _round(batch, at + 32, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                if five:
+                    high = ((even >> 4) << j) | ((odd >> 4) << (j + 1))
+                    store(blocks, base + 16, high if j == 0 else load(blocks, base + 16, 32) | high)
+                store(blocks, base + low_bits + j * 16, (even & 15) | (odd << 4))

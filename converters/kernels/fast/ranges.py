@@ -1,0 +1,92 @@
+"""The search for a scale and a minimum, of many sub-blocks at once: what Q2_K, Q4_K and Q5_K have in common.
+
+Input and output, for one sub-block of weights x: a scale s and a minimum m ≥ 0 such that s·l − m, with l in 0…nmax, is
+near to x, by weighted squares. ggml tries some twenty or forty candidates of an inverse scale, rounds the weights with
+it, and fits s and m to the rounded weights by least squares (``make_qkx2_quants`` and ``make_qkx3_quants``,
+ggml-quants.c). Sub-blocks do not depend on one another: each lane holds one, and each lane does what the C
+code does, in its order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamalite.converters.kernels.fast.rounding import MAGIC, nearest
+from llamalite.converters.kernels.fast.vectors import LANES, absolute, bits, inlined, load, select, splat, store
+
+
+@inlined
+def search_range(
+    x: Any, weights: Any, levels: Any, found: Any, step: Any, n: Any, nmax: Any, candidates: Any, by_magnitude: Any
+) -> None:
+    """Find scale and minimum of LANES sub-blocks of `n` weights; `x`, `weights` and `levels` are float32 [n, LANES].
+
+    `candidates` are the numerators of the inverse scales to try. `found` is float32 [4, LANES], its rows `step` apart:
+    scale, minimum, and the inverse scale and lower end with which the weights were rounded best. `levels` is only room.
+    `by_magnitude` compares absolute instead of squared differences.
+    """
+    zero = MAGIC
+    top = MAGIC + nmax
+    lowest = load(x, 0, LANES)
+    highest = lowest
+    sum_w = load(weights, 0, LANES)
+    sum_x = sum_w * lowest
+    for i in range(1, n):
+        v = load(x, i * LANES, LANES)
+        w = load(weights, i * LANES, LANES)
+        lowest = select(v < lowest, v, lowest)
+        highest = select(v > highest, v, highest)
+        sum_w = sum_w + w
+        sum_x = sum_x + w * v
+    lowest = select(lowest > 0.0, 0.0, lowest)
+    flat = highest == lowest
+    flat_minimum = lowest
+
+    inverse = splat(nmax, LANES) / (highest - lowest)
+    scale = splat(1.0, LANES) / inverse
+    best_inverse = inverse
+    best_lowest = lowest
+    best = splat(0.0, LANES)
+    for i in range(n):
+        v = load(x, i * LANES, LANES)
+        level = nearest(inverse * (v - lowest), zero, top) - MAGIC
+        difference = scale * level + lowest - v
+        difference = absolute(difference) if by_magnitude else difference * difference
+        best = best + load(weights, i * LANES, LANES) * difference
+
+    for candidate in candidates:
+        inverse = splat(candidate, LANES) / (highest - lowest)
+        sum_l = splat(0.0, LANES)
+        sum_l2 = splat(0.0, LANES)
+        sum_xl = splat(0.0, LANES)
+        for i in range(n):
+            v = load(x, i * LANES, LANES)
+            level = nearest(inverse * (v - lowest), zero, top) - MAGIC
+            store(levels, i * LANES, level)
+            weighted = load(weights, i * LANES, LANES) * level
+            sum_l = sum_l + weighted
+            sum_l2 = sum_l2 + weighted * level
+            sum_xl = sum_xl + weighted * v
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        new_lowest = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        above = new_lowest > 0.0
+        if bits(above):
+            new_lowest = select(above, 0.0, new_lowest)
+            new_scale = select(above, sum_xl / sum_l2, new_scale)
+        error = splat(0.0, LANES)
+        for i in range(n):
+            difference = new_scale * load(levels, i * LANES, LANES) + new_lowest - load(x, i * LANES, LANES)
+            difference = absolute(difference) if by_magnitude else difference * difference
+            error = error + load(weights, i * LANES, LANES) * difference
+        better = (determinant > 0.0) & (error < best)
+        best = select(better, error, best)
+        best_inverse = select(better, inverse, best_inverse)
+        best_lowest = select(better, lowest, best_lowest)
+        scale = select(better, new_scale, scale)
+        lowest = select(better, new_lowest, lowest)
+
+    store(found, 0, select(flat, 0.0, scale))
+    store(found, step, select(flat, flat_minimum, lowest) * -1.0)
+    store(found, 2 * step, select(flat, 0.0, best_inverse))
+    store(found, 3 * step, best_lowest)

@@ -1,0 +1,115 @@
+"""The search for a scale without a minimum, of many sub-blocks at once: what Q3_K and Q6_K have in common.
+
+Input and output, for one sub-block of weights x: a scale s such that s·l, with l in −nmax…nmax − 1, is near to x, by
+weighted squares. Each lane holds one sub-block and does what the C code does, in its order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llamalite.converters.kernels.fast.rounding import MAGIC, nearest
+from llamalite.converters.kernels.fast.scales import EPSILON
+from llamalite.converters.kernels.fast.vectors import (
+    LANES,
+    absolute,
+    bits,
+    inlined,
+    load,
+    select,
+    splat,
+    store,
+)
+
+
+@inlined
+def largest_of(x: Any, n: Any) -> Any:
+    """The first of the n values of each lane whose magnitude no other exceeds."""
+    magnitude = splat(0.0, LANES)
+    largest = splat(0.0, LANES)
+    for i in range(n):
+        v = load(x, i * LANES, LANES)
+        larger = absolute(v) > magnitude
+        magnitude = select(larger, absolute(v), magnitude)
+        largest = select(larger, v, largest)
+    return largest
+
+
+@inlined
+def search_symmetric(x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
+    """Find the scale of LANES sub-blocks of `n` values; `x`, `weights` and `products` (room) are float32 [n, LANES].
+
+    Returns the scale, and the inverse scale with which the values were rounded best: ``make_qx_quants`` with weights
+    (ggml-quants.c). In a lane of nothing but zeros the scale is 0. `candidates` are the numerators to try.
+    """
+    low, high = MAGIC - nmax, MAGIC + nmax - 1
+    largest = largest_of(x, n)
+    inverse = splat(-nmax, LANES) / largest
+    sum_lx = splat(0.0, LANES)
+    sum_l2 = splat(0.0, LANES)
+    for i in range(n):
+        v = load(x, i * LANES, LANES)
+        w = load(weights, i * LANES, LANES)
+        product = w * v
+        store(products, i * LANES, product)
+        level = nearest(inverse * v, low, high) - MAGIC
+        sum_lx = sum_lx + product * level
+        sum_l2 = sum_l2 + w * level * level
+    scale = select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
+    best = scale * sum_lx
+    best_inverse = inverse
+    for candidate in candidates:
+        inverse = splat(candidate, LANES) / largest
+        sum_lx = splat(0.0, LANES)
+        sum_l2 = splat(0.0, LANES)
+        for i in range(n):
+            level = nearest(inverse * load(x, i * LANES, LANES), low, high) - MAGIC
+            sum_lx = sum_lx + load(products, i * LANES, LANES) * level
+            sum_l2 = sum_l2 + load(weights, i * LANES, LANES) * level * level
+        better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
+        if bits(better):
+            scale = select(better, sum_lx / sum_l2, scale)
+            best = select(better, scale * sum_lx, best)
+            best_inverse = select(better, inverse, best_inverse)
+    return select(absolute(largest) < EPSILON, 0.0, scale), best_inverse
+
+
+@inlined
+def descend(x: Any, levels: Any, n: Any, nmax: Any) -> Any:
+    """Find the scale of LANES sub-blocks of `n` values, one level after the other: ``make_q3_quants`` (ggml-quants.c).
+
+    Writes the levels, −nmax…nmax − 1, to `levels`, float32 [n, LANES] as `x`, and returns the scale.
+    """
+    low, high = MAGIC - nmax, MAGIC + nmax - 1
+    largest = largest_of(x, n)
+    inverse = splat(-nmax, LANES) / largest
+    sum_lx = splat(0.0, LANES)
+    sum_l2 = splat(0.0, LANES)
+    for i in range(n):
+        v = load(x, i * LANES, LANES)
+        w = v * v
+        level = nearest(inverse * v, low, high) - MAGIC
+        store(levels, i * LANES, level)
+        sum_lx = sum_lx + w * v * level
+        sum_l2 = sum_l2 + w * level * level
+    for _ in range(5):
+        # A lane in which no level moved stays as it is from then on, as if it had stopped.
+        moved = inverse < inverse
+        for i in range(n):
+            v = load(x, i * LANES, LANES)
+            w = v * v
+            level = load(levels, i * LANES, LANES)
+            lx = sum_lx - w * v * level
+            l2 = sum_l2 - w * level * level
+            new = nearest(v * l2 / lx, low, high) - MAGIC
+            new_lx = lx + w * v * new
+            new_l2 = l2 + w * new * new
+            better = (lx > 0.0) & (new != level) & (new_l2 > 0.0)
+            better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+            store(levels, i * LANES, select(better, new, level))
+            sum_lx = select(better, new_lx, sum_lx)
+            sum_l2 = select(better, new_l2, sum_l2)
+            moved = moved | better
+        if not bits(moved):
+            break
+    return select(absolute(largest) < EPSILON, 0.0, select(sum_l2 > 0.0, sum_lx / sum_l2, 0.0))
