@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+from gguf_bytes import ARRAY, STRING, UINT32, Array, GgufBytes
 
-from llamalite.errors import ModelLoadError
+from llamalite.errors import GGUFError, ModelLoadError
 from llamalite.native.model import NativeModel
 
 
@@ -68,18 +69,45 @@ def test_token_ids_are_whole_numbers_in_a_row(model: NativeModel) -> None:
 def test_a_file_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         NativeModel(tmp_path / "missing.gguf")
-    with pytest.raises(ModelLoadError, match="is a folder"):
+    with pytest.raises(GGUFError, match="is a folder"):
         NativeModel(tmp_path)
     (tmp_path / "zip.gguf").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ModelLoadError, match="it begins with b'PK"):
+    with pytest.raises(GGUFError, match="it begins with b'PK"):
         NativeModel(tmp_path / "zip.gguf")
 
 
 def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
-    whole = toy.write_toy(tmp_path / "toy.gguf").read_bytes()
-    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) - 4096])
-    with pytest.raises(ModelLoadError, match="llama.cpp cannot load .*not within the file bounds"):
-        NativeModel(tmp_path / "cut.gguf")
+    file = GgufBytes.of(toy.write_toy(tmp_path / "toy.gguf"))
+    file.set("general.architecture", STRING, b"nonesuch")
+    (tmp_path / "other.gguf").write_bytes(file.dump())
+    with pytest.raises(ModelLoadError, match="llama.cpp cannot load .*unknown model architecture: 'nonesuch'"):
+        NativeModel(tmp_path / "other.gguf")
+
+
+def test_a_file_that_llama_cpp_would_abort_on_never_reaches_it(tmp_path: Path) -> None:
+    """Without the check each of these ends the process: ``GGML_ASSERT`` in llama-model.cpp and llama-vocab.cpp."""
+    path = toy.write_toy(tmp_path / "toy.gguf")
+    for key, kind, value, told in [
+        ("llama.block_count", UINT32, 1000, "llama.block_count is 1000, expected 1 to 512"),
+        ("llama.expert_count", UINT32, 600, "llama.expert_count is 600, expected at most 512"),
+        ("llama.rope.scaling.type", STRING, b"magic", "llama.rope.scaling.type is 'magic'"),
+        ("tokenizer.ggml.tokens", ARRAY, Array(STRING, [b"a"] * len(toy.vocabulary())), "tokens 0 and 1 are both b'a'"),
+    ]:
+        file = GgufBytes.of(path)
+        file.set(key, kind, value)
+        (tmp_path / "bad.gguf").write_bytes(file.dump())
+        with pytest.raises(GGUFError, match=told):
+            NativeModel(tmp_path / "bad.gguf")
+
+
+def test_a_vocabulary_can_be_loaded_without_a_model(tmp_path: Path) -> None:
+    file = GgufBytes.of(toy.write_toy(tmp_path / "toy.gguf"))
+    file.tensors.clear()
+    (tmp_path / "vocabulary.gguf").write_bytes(file.dump())
+    with NativeModel(tmp_path / "vocabulary.gguf", vocab_only=True) as model:
+        assert model.n_vocab == len(toy.vocabulary())
+    with pytest.raises(GGUFError, match=r"tensor token_embd\.weight is missing"):
+        NativeModel(tmp_path / "vocabulary.gguf")
 
 
 def test_layers_for_a_gpu_that_the_build_has_not_are_refused(tmp_path: Path) -> None:

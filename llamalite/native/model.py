@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
+from llamalite.gguf_check import check, read_header
 from llamalite.native.library import errors_heard, in_its_words, llama
 
 TokenIds = npt.NDArray[np.int32]
@@ -48,7 +49,8 @@ class NativeModel:
     """Weights and vocabulary of one GGUF file, in llama.cpp's memory.
 
     `n_gpu_layers` is how many layers go to the GPU (-1: all); asking for any where the build has no GPU backend raises
-    ``ModelLoadError``, as does every file that llama.cpp refuses, in its words. `use_mmap` maps the file instead of
+    ``ModelLoadError``, as does every file that llama.cpp refuses, in its words; a file that contradicts itself is
+    ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp. `use_mmap` maps the file instead of
     copying it (llama.cpp's default). `progress` is called with a fraction in 0..1; raising in it stops the load.
     `vocab_only` leaves the weights out. Close the contexts of a model before the model; `close` does it for those
     that register themselves with `own`.
@@ -67,12 +69,7 @@ class NativeModel:
         self._owned: list[_Freed] = []
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         self.path = Path(path)
-        if self.path.is_dir():
-            raise ModelLoadError(f"{self.path} is a folder, and a GGUF file is wanted: name the file inside it")
-        with self.path.open("rb") as file:  # FileNotFoundError and PermissionError in Python's words
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelLoadError(f"{self.path} is no GGUF file: it begins with {magic!r}, not b'GGUF'")
+        check(self.path, vocab_only=vocab_only)  # llama.cpp ends the process on some files that contradict themselves
         lib = llama()
         if n_gpu_layers and not lib.llama_supports_gpu_offload():
             raise ModelLoadError(_NO_GPU.format(n="all" if n_gpu_layers < 0 else n_gpu_layers))
@@ -151,8 +148,7 @@ class NativeModel:
         """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
         path = Path(path)
         if path not in self._adapters:
-            with path.open("rb"):  # FileNotFoundError in Python's words
-                pass
+            read_header(path)
             with errors_heard() as heard:
                 found = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
             if not found:
