@@ -16,31 +16,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamalite.answers import Completion as Completion
+    from llamalite.answers import Piece as Piece
+    from llamalite.chat import ChatSession as ChatSession
     from llamalite.converters import ConversionReport as ConversionReport
     from llamalite.converters import convert as convert
     from llamalite.errors import LlamaliteError as LlamaliteError
     from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
     from llamalite.evaluation.perplexity import perplexity as perplexity
-    from llamalite.generation import Completion as Completion
-    from llamalite.generation import Piece as Piece
     from llamalite.model import Model as Model
     from llamalite.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Completion": "llamalite.generation",
+    "ChatSession": "llamalite.chat",
+    "Completion": "llamalite.answers",
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
     "Model": "llamalite.model",
     "PerplexityResult": "llamalite.evaluation.perplexity",
-    "Piece": "llamalite.generation",
+    "Piece": "llamalite.answers",
     "SamplingParams": "llamalite.sampling",
     "convert": "llamalite.converters",
     "perplexity": "llamalite.evaluation.perplexity",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

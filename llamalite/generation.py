@@ -6,28 +6,23 @@
 
 The module knows no llama.cpp: a context, a vocabulary and samplers are whatever has the few methods named here, and the
 tests' fakes are such. It keeps what the context holds (`Engine.held`), so that a prompt that shares a prefix with it
-costs only the rest. Characters are never split, and text that may still become a stop string is not shown.
+costs only the rest. Many at once are in `llamalite.batching`.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from llamalite.answers import Answer, FinishReason, Logits, Piece, Sampler, Totals, Vocabulary
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
 from llamalite.sampling import SamplingParams
-
-FinishReason = Literal["stop", "length", "context", "cancelled"]
-Logits = npt.NDArray[np.float32]
 
 
 class Context(Protocol):
@@ -41,153 +36,24 @@ class Context(Protocol):
     def logits(self) -> Logits: ...
     def clear(self) -> None: ...
     def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool: ...
+    def seq_cp(self, source: int, target: int, start: int = 0, stop: int = -1) -> None: ...
     def seq_pos_max(self, seq_id: int) -> int: ...
     def abort(self) -> None: ...
     def clear_abort(self) -> None: ...
 
 
-class Vocabulary(Protocol):
-    """What a `llamalite.native.model.NativeModel` does for generation; see there."""
-
-    def token_to_piece(self, token: int, *, special: bool = False) -> bytes: ...
-    def is_eog(self, token: int) -> bool: ...
-
-
-class Sampler(Protocol):
-    """What a `llamalite.native.sampler.NativeSampler` does; see there."""
-
-    seed: int
-
-    def sample(self, logits: Logits) -> int: ...
-    def close(self) -> None: ...
-
-
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What one generation took. `n_cached` tokens of the prompt were in the context already and not read again.
+class Cancellable(Protocol):
+    """Something that runs in a `Engine.turn` and can be ended from outside."""
 
-    Times are spent computing: what the caller does between two pieces is not in them, except that `ttft_s` counts from
-    the first ``next()`` to the first token, waiting for the model's turn included.
-    """
-
-    n_prompt: int
-    n_cached: int
-    n_generated: int
-    prompt_s: float
-    generation_s: float
-    ttft_s: float
-    seed: int
+    context: Context
 
     @property
-    def prompt_tok_per_s(self) -> float:
-        return (self.n_prompt - self.n_cached) / self.prompt_s if self.prompt_s else 0.0
-
-    @property
-    def tok_per_s(self) -> float:
-        """Tokens a second after the first one, which the prompt's logits give."""
-        return (self.n_generated - 1) / self.generation_s if self.generation_s and self.n_generated > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one token added to the text: often a word, empty while a character or a stop string is undecided.
-
-    The last piece of a stream has no token: it carries the text held back, the `finish_reason` ("stop": the model or a
-    stop string ended it; "length": `max_tokens`; "context": the context is full; "cancelled") and the `totals`.
-    `top_logprobs` are (token, log-probability) pairs, likeliest first.
-    """
-
-    text: str
-    token: int | None = None
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    finish_reason: FinishReason | None = None
-    totals: Totals | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole generation: its `text`, its `tokens` (without the end-of-generation token), and how it ended."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    totals: Totals
-    logprobs: tuple[float, ...] | None = None
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
-
-    @classmethod
-    def of(cls, pieces: Iterator[Piece]) -> Completion:
-        """Read a stream to its end."""
-        texts, tokens, logprobs, tops = [], [], [], []
-        for piece in pieces:
-            texts.append(piece.text)
-            if piece.token is not None:
-                tokens.append(piece.token)
-                if piece.logprob is not None:
-                    logprobs.append(piece.logprob)
-                    tops.append(piece.top_logprobs)
-            if piece.finish_reason is not None and piece.totals is not None:
-                scored = len(logprobs) == len(tokens) and bool(tokens)
-                return cls(
-                    "".join(texts),
-                    tuple(tokens),
-                    piece.finish_reason,
-                    piece.totals,
-                    tuple(logprobs) if scored else None,
-                    tuple(tops) if scored else None,
-                )
-        raise LlamaliteError("this stream was closed before its end")
-
-
-class HeldText:
-    """Turns the bytes of tokens into text, and holds back what may still become a character or a stop string.
-
-    >>> held = HeldText(["END"])
-    >>> held.push(b"caf\\xc3"), held.push(b"\\xa9 E"), held.push(b"N"), held.push(b"D of it"), held.stopped
-    ('caf', 'é ', '', '', True)
-    """
-
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stops = tuple(stops)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, piece: bytes) -> str:
-        """Take the next token's bytes; return the text that is now certain to stand."""
-        text = self._held + self._decoder.decode(piece)
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = 0
-        for n in range(1, min(len(text), max(map(len, self._stops), default=1) - 1) + 1):
-            if any(stop.startswith(text[-n:]) for stop in self._stops):
-                keep = n
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """Return what was held back; the bytes of a character that never became whole are dropped."""
-        text, self._held = self._held, ""
-        return text
-
-
-def score(logits: Logits, token: int, n_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Return the natural log-probability of `token` under `logits`, and the `n_top` likeliest tokens with theirs."""
-    row = logits.astype(np.float64)
-    log_sum = float(row.max()) + math.log(float(np.exp(row - row.max()).sum()))
-    top: tuple[tuple[int, float], ...] = ()
-    if n_top:
-        n_top = min(n_top, len(row))
-        best = np.argpartition(-row, n_top - 1)[:n_top]
-        best = best[np.argsort(-row[best], kind="stable")]
-        top = tuple((int(i), float(row[i]) - log_sum) for i in best)
-    return float(row[token]) - log_sum, top
+    def cancelled(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Stream(Iterator[Piece]):
@@ -196,9 +62,10 @@ class Stream(Iterator[Piece]):
     `cancel` may be called from any thread: the stream's last piece then comes within moments, with "cancelled".
     """
 
-    def __init__(self, run: Callable[[Stream], Iterator[Piece]], abort: Callable[[Stream], None]) -> None:
+    def __init__(self, engine: Engine, run: Callable[[Stream], Iterator[Piece]]) -> None:
+        self.context = engine.context
+        self._engine = engine
         self._run = run(self)
-        self._abort = abort
         self._cancelled = threading.Event()
 
     def __next__(self) -> Piece:
@@ -211,7 +78,7 @@ class Stream(Iterator[Piece]):
     def cancel(self) -> None:
         """End this generation, also in the middle of a prompt, and wait for nothing."""
         self._cancelled.set()
-        self._abort(self)
+        self._engine.abort(self)
 
     def close(self) -> None:
         """End this generation. From another thread than the one that iterates it is a `cancel`."""
@@ -225,6 +92,57 @@ class Stream(Iterator[Piece]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Worker:
+    """A thread that computes for the main thread, so that the main thread hears Ctrl-C.
+
+    Python delivers signals to the main thread between bytecodes: inside one C call of seconds it hears nothing. It is
+    one thread for all calls, since OpenMP keeps a team of threads for each thread that calls it.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], None], abort: Callable[[], None]) -> None:
+        """Run `call` there; when this thread is interrupted meanwhile, `abort` it, wait for its end, and raise."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="llamalite-decode", daemon=True)
+            self._thread.start()
+        self._calls.put(call)
+        try:
+            failure = self._end()
+        except BaseException:
+            abort()
+            while True:  # a second Ctrl-C must not leave the first call's end behind for the next call to find
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._end()
+                    break
+            raise
+        if failure is not None:
+            raise failure
+
+    def _end(self) -> BaseException | None:
+        while True:
+            with contextlib.suppress(queue.Empty):  # in steps: Windows wakes no wait for a signal
+                return self._ends.get(timeout=0.1)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._ends.put(_failure_of(call))
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+
+def _failure_of(call: Callable[[], None]) -> BaseException | None:
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+        return error
+    return None
 
 
 class Engine:
@@ -244,22 +162,22 @@ class Engine:
         can_rewind: bool = True,
         prompt_step: int | None = None,
     ) -> None:
-        self.context, self.vocabulary = context, vocabulary
+        self.context, self.vocabulary, self.make_sampler = context, vocabulary, make_sampler
         self.held: list[int] = []  # the tokens that sequence 0 holds, in order
-        self._make_sampler = make_sampler
-        self._can_rewind = can_rewind
-        self._prompt_step = min(prompt_step or context.n_batch, context.n_batch)
+        self.can_rewind = can_rewind
+        self.prompt_step = min(prompt_step or context.n_batch, context.n_batch)
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose turn it is
-        self._active: Stream | None = None
+        self._active: Cancellable | None = None
         self._guard = threading.Lock()  # between `_active` and the abort flag
+        self._worker = Worker()
         self._slow = False  # one token takes long enough for Ctrl-C to be missed
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
-    def turn(self, stream: Stream | None = None) -> Iterator[None]:
-        """Hold the context for the ``with`` block; wait while another thread has it."""
+    def turn(self, stream: Cancellable | None = None) -> Iterator[None]:
+        """Hold the model for the ``with`` block; wait while another thread has it."""
         if self._owner == threading.get_ident():
             raise LlamaliteError(
                 "a stream of this model is still open in this thread: read it to its end or close it first, "
@@ -272,9 +190,10 @@ class Engine:
             self._owner = threading.get_ident()
             with self._guard:
                 self._active = stream
-                self.context.clear_abort()
+                context = stream.context if stream else self.context
+                context.clear_abort()
                 if stream is not None and stream.cancelled:
-                    self.context.abort()
+                    context.abort()
             yield
         finally:
             with self._guard:
@@ -282,10 +201,11 @@ class Engine:
             self._owner = None
             self._turn.release()
 
-    def _abort(self, stream: Stream) -> None:
+    def abort(self, stream: Cancellable) -> None:
+        """Abort what `stream` computes, if it is its turn."""
         with self._guard:
             if self._active is stream:
-                self.context.abort()
+                stream.context.abort()
 
     def cancel(self) -> None:
         """Cancel the generation that is running, if any; from any thread."""
@@ -294,48 +214,31 @@ class Engine:
         if stream is not None:
             stream.cancel()
 
-    def end_active(self) -> None:
-        """End the stream that has the turn: close it when it is this thread's, else cancel it."""
+    def close(self) -> None:
+        """End the generation that has the turn: close it when it is this thread's, else cancel it."""
         with self._guard:
             stream = self._active
         if stream is not None:
             stream.close()
+        self._worker.close()
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _compute(self, decode: Callable[[], None], *, long: bool) -> None:
-        """Run `decode`; on the main thread a long one runs in another, so that Ctrl-C is heard and aborts it.
-
-        Python delivers signals to the main thread between bytecodes: inside one C call of seconds it hears nothing.
-        """
+    def compute(self, decode: Callable[[], None], context: Context, *, long: bool) -> None:
+        """Run `decode`; on the main thread a long one runs in another, so that Ctrl-C is heard and aborts it."""
         if not (long or self._slow) or threading.current_thread() is not threading.main_thread():
             decode()
             return
-        failure: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                decode()
-            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-                failure.append(error)
-
-        worker = threading.Thread(target=work, name="llamalite-decode", daemon=True)
-        worker.start()
         try:
-            while worker.is_alive():
-                worker.join(0.1)
-        except BaseException:
-            self.context.abort()
-            worker.join()
-            self.context.clear_abort()
+            self._worker.run(decode, context.abort)
+        except KeyboardInterrupt:
+            context.clear_abort()
             raise
-        if failure:
-            raise failure[0]
 
     def _resync(self, tokens: Sequence[int]) -> None:
         """After a decode that did not finish: hold those of `tokens` that the context says it has."""
         n = self.context.seq_pos_max(0) + 1
-        if self._can_rewind and 0 < n <= len(tokens):
+        if self.can_rewind and 0 < n <= len(tokens):
             self.held = list(tokens[:n])
         else:
             self.forget()
@@ -357,7 +260,7 @@ class Engine:
                     break
                 n_same += 1
         if n_same < len(self.held):
-            if self._can_rewind and n_same and self.context.seq_rm(0, n_same, -1):
+            if self.can_rewind and n_same and self.context.seq_rm(0, n_same, -1):
                 self.held = self.held[:n_same]
             else:
                 n_same = 0
@@ -366,7 +269,7 @@ class Engine:
             self.forget()
         start = n_same
         while start < len(prompt):
-            chunk = prompt[start : start + self._prompt_step]
+            chunk = prompt[start : start + self.prompt_step]
             want = np.zeros(len(chunk), np.int8)
             want[-1] = start + len(chunk) == len(prompt)
             positions = np.arange(start, start + len(chunk), dtype=np.int32)
@@ -375,7 +278,7 @@ class Engine:
                 self.context.decode(chunk, positions, 0, want)
 
             try:
-                self._compute(step, long=len(chunk) > 1)
+                self.compute(step, self.context, long=len(chunk) > 1)
             except BaseException:
                 self._resync([*self.held, *chunk])
                 raise
@@ -386,7 +289,7 @@ class Engine:
     def _next(self, token: int) -> None:
         try:
             began = time.perf_counter()
-            self._compute(lambda: self.context.decode_next(token, len(self.held), 0), long=False)
+            self.compute(lambda: self.context.decode_next(token, len(self.held), 0), self.context, long=False)
             self._slow = time.perf_counter() - began > 0.1
         except BaseException:
             self._resync([*self.held, token])
@@ -415,54 +318,37 @@ class Engine:
         if not ids:
             raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
         self.check_room(len(ids), params)
-        sampler = self._make_sampler(params, ids)
-        return Stream(lambda stream: self._run(stream, ids, params, sampler), self._abort)
+        answer = Answer(params, self.make_sampler(params, ids), self.vocabulary)
+        return Stream(self, lambda stream: self._run(stream, ids, answer))
 
-    def _run(self, stream: Stream, prompt: list[int], params: SamplingParams, sampler: Sampler) -> Iterator[Piece]:
+    def _run(self, stream: Stream, prompt: list[int], answer: Answer) -> Iterator[Piece]:
         asked = time.perf_counter()
-        text = HeldText(params.stops)
-        n_cached = n_generated = 0
-        prompt_s = generation_s = ttft_s = 0.0
-        reason: FinishReason = "length"
+        n_cached, prompt_s, generation_s, ttft_s = 0, 0.0, 0.0, 0.0
+        reason: FinishReason | None = None
         try:
             with self.turn(stream):
                 began = time.perf_counter()
-                try:
-                    n_cached = self.read(prompt, fresh=params.reproducible)
-                    prompt_s = time.perf_counter() - began
+                n_cached = self.read(prompt, fresh=answer.params.reproducible)
+                prompt_s = time.perf_counter() - began
+                began = time.perf_counter()
+                while answer.reason is None:
+                    piece = answer.take(self.context.logits()[0])
+                    ttft_s = ttft_s or time.perf_counter() - asked
+                    generation_s += time.perf_counter() - began
+                    if piece is not None:
+                        yield piece
                     began = time.perf_counter()
-                    while params.max_tokens is None or n_generated < params.max_tokens:
-                        logits = self.context.logits()[0]  # float32 [n_vocab]
-                        token = sampler.sample(logits)
-                        if self.vocabulary.is_eog(token):
-                            reason = "stop"
-                            break
-                        n_generated += 1
-                        scored = () if params.logprobs is None else score(logits, token, params.logprobs)
-                        shown = text.push(self.vocabulary.token_to_piece(token))
-                        if n_generated == 1:
-                            ttft_s = time.perf_counter() - asked
-                        generation_s += time.perf_counter() - began
-                        yield Piece(shown, token, *scored)
-                        began = time.perf_counter()
-                        if stream.cancelled:
-                            reason = "cancelled"
-                            break
-                        if text.stopped:
-                            reason = "stop"
-                            break
-                        if n_generated == params.max_tokens:
-                            break
+                    if stream.cancelled:
+                        reason = "cancelled"
+                        break
+                    if answer.reason is None:
                         if len(self.held) >= self.context.n_ctx_seq:
                             reason = "context"
                             break
-                        self._next(token)
-                    generation_s += time.perf_counter() - began
-                except GenerationCancelled:
-                    reason = "cancelled"
-        except GenerationCancelled:  # while waiting for its turn
+                        self._next(answer.tokens[-1])
+        except GenerationCancelled:
             reason = "cancelled"
         finally:
-            sampler.close()
-        totals = Totals(len(prompt), n_cached, n_generated, prompt_s, generation_s, ttft_s, sampler.seed)
-        yield Piece(text.flush(), finish_reason=reason, totals=totals)
+            answer.sampler.close()
+        totals = Totals(len(prompt), n_cached, len(answer.tokens), prompt_s, generation_s, ttft_s, answer.sampler.seed)
+        yield Piece(answer.rest(), finish_reason=reason or answer.reason, totals=totals)

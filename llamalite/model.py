@@ -19,24 +19,24 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llamalite import hardware, store
-from llamalite.errors import LlamaliteError, TemplateError
-from llamalite.generation import Completion, Engine, Piece, Stream
-from llamalite.gguf_check import read_header
+from llamalite import hardware, session, store
+from llamalite.answers import Completion, Piece
+from llamalite.errors import ContextOverflowError, LlamaliteError
+from llamalite.generation import Engine, Stream
+from llamalite.gguf_check import Header, read_header
 from llamalite.native.context import FlashAttention, NativeContext
-from llamalite.native.library import llama
+from llamalite.native.library import llama, version
 from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.native.sampler import NativeSampler
+from llamalite.prompts import Message, Prompt, Prompts
 from llamalite.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from llamalite.batching import OnCompletion
     from llamalite.sampling import SamplingOptions
-    from llamalite.templates import ChatTemplate
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
 Lora = str | os.PathLike[str] | LoraAdapter
 
 
@@ -73,7 +73,9 @@ class Model:
         self._native: NativeModel | None = None
         self.path = store.resolve(path)
         n_gpu = _gpu_layers(n_gpu_layers)
-        n_ctx = _fitting_n_ctx(self.path, n_ctx, "F32" if exact else kv_type, flash_attn and not exact, n_gpu)
+        self._header = read_header(self.path)
+        self._n_gpu = n_gpu
+        n_ctx = _fitting_n_ctx(self._header, n_ctx, "F32" if exact else kv_type, flash_attn and not exact, n_gpu)
         native = NativeModel(self.path, n_gpu_layers=n_gpu, progress=progress)
         try:
             if not native.has_decoder or native.has_encoder:
@@ -103,7 +105,7 @@ class Model:
             # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
             prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
         )
-        self._templates: dict[str, ChatTemplate] = {}
+        self._prompts = Prompts(native)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], qtype: str = "Q4_K_M", **options: Any) -> Model:
@@ -146,7 +148,7 @@ class Model:
     @property
     def has_chat_template(self) -> bool:
         """Whether the file brings a chat template: an instruct model, which wants messages rather than text."""
-        return "tokenizer.chat_template" in self.metadata
+        return self._prompts.has_template
 
     def __repr__(self) -> str:
         state = "closed" if self._native is None else f"{self._native.desc}, n_ctx={self.n_ctx}"
@@ -168,64 +170,17 @@ class Model:
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
         """Return the text that the file's chat template makes of `messages`, ready for the model's answer."""
-        settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
-        return self._template(tools is not None).render(messages, tools=tools, **settings)
+        return self._prompts.render(messages, tools=tools, **variables)
 
     def chat_tokens(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any
     ) -> list[int]:
         """Return the ids of `render`: exactly one BOS, and nothing of a message's content is a control token."""
-        from llamalite import templates
-
-        native = self.native
-        suspicious = [text for text in templates.texts([messages, tools]) if self._spells_control(text)]
-        if suspicious:
-            control = native.control_tokens()
-            rendered = self.render(
-                templates.guard(messages, control), tools=templates.guard(tools, control), **variables
-            )
-            ids: list[int] = []
-            for text, is_control in templates.split(rendered, control):
-                ids += [control[text]] if is_control else self.tokenize(text, add_special=False)
-        else:
-            rendered = self.render(messages, tools=tools, **variables)
-            ids = self.tokenize(rendered, add_special=False, parse_special=True)
-        if native.add_bos and native.bos >= 0 and ids[:1] != [native.bos]:
-            ids.insert(0, native.bos)
-        return ids
-
-    def _spells_control(self, text: str) -> bool:
-        plain = self.tokenize(text, add_special=False)
-        return plain != self.tokenize(text, add_special=False, parse_special=True)
-
-    def _special_texts(self) -> dict[str, str]:
-        native = self.native
-        named = {"bos_token": native.bos, "eos_token": native.eos}
-        return {
-            name: native.token_to_piece(token, special=True).decode("utf-8", "replace")
-            for name, token in named.items()
-            if token >= 0
-        }
-
-    def _template(self, for_tools: bool) -> ChatTemplate:
-        key = "tokenizer.chat_template"
-        if for_tools and f"{key}.tool_use" in self.metadata:
-            key += ".tool_use"
-        if key not in self._templates:
-            if key not in self.metadata:
-                raise TemplateError(f"{self.path.name} has no chat template: it continues text, give it a text")
-            from llamalite.templates import ChatTemplate
-
-            self._templates[key] = ChatTemplate(self.metadata[key])
-        return self._templates[key]
+        return self._prompts.chat_tokens(messages, tools=tools, **variables)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """Return the ids that `stream` would read for `prompt`: a text, messages, or ids."""
-        if isinstance(prompt, (str, bytes)):
-            return self.tokenize(prompt)
-        if any(isinstance(one, Mapping) for one in prompt):
-            return self.chat_tokens(prompt)  # type: ignore[arg-type]
-        return [int(token) for token in self.native.check_tokens(prompt)]  # type: ignore[arg-type]
+        return self._prompts.tokens(prompt)
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -290,6 +245,105 @@ class Model:
         pieces = [piece async for piece in self.astream(prompt, params, **options)]
         return Completion.of(iter(pieces))
 
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        parallel: int = 16,
+        on_completion: OnCompletion | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion]:
+        """Answer `prompts`, up to `parallel` at once, and return the completions in their order.
+
+        `params` is for all, or one for each prompt; `options` go over them. A slot is filled anew as soon as its answer
+        ends, and what all prompts begin with is read once. `on_completion` gets each prompt's number and completion as
+        it finishes. The kernels are not batch-invariant: a greedy answer may part from that of a single run at a near
+        tie. With `reproducible`, prompts run one after another.
+        """
+        from llamalite import batching
+
+        if not 1 <= parallel <= batching.MAX_PARALLEL:
+            raise ValueError(f"parallel must lie in 1..{batching.MAX_PARALLEL}, found {parallel}")
+        given = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(given) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts have {len(given)} parameters: give one for each, or one for all")
+        jobs = [
+            batching.Job(number, self.prompt_tokens(prompt), one.replace(**options))
+            for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
+        ]
+        for job in jobs:
+            self._engine.check_room(len(job.prompt), job.params)
+        if not jobs:
+            return []
+        if any(job.params.reproducible for job in jobs):
+            found = []
+            for job in jobs:
+                found.append(Completion.of(self._engine.stream(job.prompt, job.params)))
+                if on_completion is not None:
+                    on_completion(job.number, found[-1])
+            return found
+        n_slots = min(parallel, len(jobs))
+        with self._batch_context(batching.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
+            return batching.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
+
+    def _batch_context(self, n_cells: int, n_seq_max: int) -> NativeContext:
+        """Return a unified context of `n_cells` tokens, or of the most that memory holds, but no less than `n_ctx`."""
+        own = self._context
+        if self._n_gpu == 0:
+            one, two = (hardware.memory_needed(self._header, n_ctx=n, kv_type=own.kv_type) for n in (4096, 8192))
+            per_token = max(1, (two.kv_bytes - one.kv_bytes) // 4096)
+            n_cells = min(n_cells, max(self.n_ctx, hardware.free_memory_bytes() * 3 // 4 // per_token))
+        return NativeContext(
+            self.native,
+            n_ctx=max(n_cells, n_seq_max),
+            n_seq_max=n_seq_max,
+            n_threads=own.n_threads,
+            kv_type=own.kv_type,
+            flash_attn=own.flash_attn,
+            kv_unified=True,
+            exact=own.exact,
+        )
+
+    # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _session_facts(self) -> dict[str, Any]:
+        own = self._context
+        return {
+            "model": session.fingerprint(self.path, self._header.data_offset),
+            "cache_type": own.kv_type,
+            "flash_attention": own.flash_attn,
+            "version": version(),
+        }
+
+    def save_session(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write what the context holds to `path`, with `extra` (JSON) beside it, for `load_session`."""
+        with self._engine.turn():
+            held = session.Session(
+                self._session_facts() | {"extra": dict(extra or {})}, list(self._engine.held), self._context.state(0)
+            )
+        session.write(Path(path), held)
+
+    def load_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Bring the context to hold what `save_session` wrote, and return its `extra`.
+
+        Raises ``LlamaliteError`` for a file that is damaged, of another model, cache type or version of llama.cpp, and
+        ``ContextOverflowError`` for one that this context has no room for; the context is as it was then.
+        """
+        found = session.read(Path(path), self._session_facts())
+        if len(found.tokens) > self.n_ctx:
+            raise ContextOverflowError(
+                f"{path} holds {len(found.tokens)} tokens, and the context has room for {self.n_ctx}: load the model "
+                "with a larger n_ctx"
+            )
+        with self._engine.turn():
+            self._engine.forget()
+            if found.tokens:
+                self._context.set_state(0, found.state)
+            self._engine.held = found.tokens
+        extra: dict[str, Any] = found.facts.get("extra", {})
+        return extra
+
     def cancel(self) -> None:
         """End the generation that is running, within moments, from any thread; what was read stays."""
         self._engine.cancel()
@@ -302,7 +356,7 @@ class Model:
     def close(self) -> None:
         """End what is running and give the memory back; closing twice does nothing."""
         if self._native is not None:
-            self._engine.end_active()
+            self._engine.close()
             with self._engine.turn():
                 native, self._native = self._native, None
                 native.close()
@@ -324,11 +378,10 @@ def _gpu_layers(wanted: int | Literal["auto", "all"]) -> int:
     return wanted
 
 
-def _fitting_n_ctx(path: Path, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int) -> int:
+def _fitting_n_ctx(header: Header, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int) -> int:
     """Return the context length to load with; a model whose layers are on a GPU is measured by llama.cpp alone."""
     if n_ctx is not None and (isinstance(n_ctx, bool) or n_ctx < 1):
         raise ValueError(f"n_ctx must be 1 or more, found {n_ctx!r}")
-    header = read_header(path)
     if n_gpu != 0:
         return n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
     features = llama().llama_print_system_info().decode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from llamalite.generation import Piece, Totals
+    from llamalite.answers import Piece, Totals
     from llamalite.model import Model
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")

@@ -335,6 +335,28 @@ class NativeContext:
         self._check_sequence(seq_id)
         return int(llama().llama_memory_seq_pos_max(self._memory, seq_id)) if self._memory else -1
 
+    def state(self, seq_id: int) -> npt.NDArray[np.uint8]:
+        """Return what the cache holds of a sequence as bytes, uint8 [n_bytes], for `set_state` of a like context."""
+        self._check_sequence(seq_id)
+        lib, size = llama(), llama().llama_state_seq_get_size(self.ptr, seq_id)
+        found = np.empty(size, np.uint8)
+        where = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return found[: lib.llama_state_seq_get_data(self.ptr, where, size, seq_id)]
+
+    def set_state(self, seq_id: int, state: npt.NDArray[np.uint8]) -> None:
+        """Replace a sequence by bytes that `state` gave.
+
+        The bytes must be whole and of the same model, cache type and llama.cpp: it aborts the process on others
+        (``llama_io_read_buffer``, llama-context.cpp), and carries nothing to tell them by. `llamalite.session` does.
+        """
+        self._check_sequence(seq_id)
+        data = np.ascontiguousarray(state)
+        where = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        with errors_heard() as heard:
+            read = llama().llama_state_seq_set_data(self.ptr, where, len(data), seq_id)
+        if read != len(data):
+            raise LlamaliteError(f"llama.cpp cannot take this state back: {in_its_words(heard)}")
+
     def set_lora(self, adapters: Sequence[LoraAdapter]) -> None:
         """Add LoRA adapters to the weights of every decode to come; an empty list takes them away again."""
         lib = llama()

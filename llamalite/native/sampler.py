@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import functools
 import math
 import secrets
 from collections.abc import Sequence
@@ -30,6 +31,14 @@ from llamalite.sampling import SamplingParams
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data (llama.h)
 # The parser recurses at each bracket and the check for left recursion at each rule: beyond these the stack would end.
 _MAX_GRAMMAR_NESTING, _MAX_GRAMMAR_RULES = 200, 4000
+
+
+@functools.lru_cache(maxsize=2)
+def _blank(n_vocab: int) -> npt.NDArray[Any]:
+    """Return the candidates of a vocabulary in order, without logits: what every draw begins from."""
+    candidates = np.zeros(n_vocab, _CANDIDATE)
+    candidates["id"] = np.arange(n_vocab)
+    return candidates
 
 
 class NativeSampler:
@@ -60,9 +69,7 @@ class NativeSampler:
             return
         self._chain = self._build(params)
         self._array = llama().llama_token_data_array()
-        self._blank = np.zeros(self._n_vocab, _CANDIDATE)
-        self._blank["id"] = np.arange(self._n_vocab)
-        self._candidates = self._blank.copy()  # llama.cpp sorts and shortens this in place
+        self._candidates = _blank(self._n_vocab).copy()  # llama.cpp sorts and shortens this in place
         if params.has_penalties:
             for token in list(prompt)[-params.repeat_last_n :]:
                 llama().llama_sampler_accept(self._chain, token)
@@ -149,7 +156,7 @@ class NativeSampler:
         self, logits: npt.NDArray[np.float32], *, grammar_first: bool = False, forbidden: Sequence[int] = ()
     ) -> int:
         lib, array = llama(), self._array
-        np.copyto(self._candidates, self._blank)
+        np.copyto(self._candidates, _blank(self._n_vocab))
         self._candidates["logit"] = logits
         self._candidates["logit"][list(forbidden)] = -np.inf
         array.data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)

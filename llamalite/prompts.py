@@ -1,0 +1,93 @@
+"""What a caller asks becomes token ids: a text, chat messages in the file's template, or ids as they are.
+
+prompts = Prompts(native_model)
+ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llamalite.errors import TemplateError
+from llamalite.native.model import NativeModel
+
+if TYPE_CHECKING:
+    from llamalite.templates import ChatTemplate
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+_TEMPLATE = "tokenizer.chat_template"
+
+
+class Prompts:
+    """Prompts for one model; its templates are compiled when they are first needed."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model = model
+        self._templates: dict[str, ChatTemplate] = {}
+
+    @property
+    def has_template(self) -> bool:
+        return _TEMPLATE in self._model.metadata
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a text (BOS first where the file asks for it), of messages, or the ids given."""
+        if isinstance(prompt, (str, bytes)):
+            return self._tokenize(prompt, add_special=True)
+        if any(isinstance(one, Mapping) for one in prompt):
+            return self.chat_tokens(prompt)  # type: ignore[arg-type]
+        return [int(token) for token in self._model.check_tokens(prompt)]  # type: ignore[arg-type]
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
+        """Return the text that the template makes of `messages`, the beginning of an answer after it."""
+        settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
+        return self._template(tools is not None).render(messages, tools=tools, **settings)
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any
+    ) -> list[int]:
+        """Return the ids of `render`: exactly one BOS, and nothing of a message's content is a control token."""
+        from llamalite import templates
+
+        model = self._model
+        if any(self._spells_control(text) for text in templates.texts([messages, tools])):
+            control = model.control_tokens()
+            guarded = templates.guard(messages, control)
+            rendered = self.render(guarded, tools=templates.guard(tools, control), **variables)
+            ids: list[int] = []
+            for text, is_control in templates.split(rendered, control):
+                ids += [control[text]] if is_control else self._tokenize(text)
+        else:
+            ids = self._tokenize(self.render(messages, tools=tools, **variables), parse_special=True)
+        if model.add_bos and model.bos >= 0 and ids[:1] != [model.bos]:
+            ids.insert(0, model.bos)
+        return ids
+
+    def _tokenize(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        ids: list[int] = self._model.tokenize(text, add_special=add_special, parse_special=parse_special).tolist()
+        return ids
+
+    def _spells_control(self, text: str) -> bool:
+        return self._tokenize(text) != self._tokenize(text, parse_special=True)
+
+    def _special_texts(self) -> dict[str, str]:
+        named = {"bos_token": self._model.bos, "eos_token": self._model.eos}
+        return {
+            name: self._model.token_to_piece(token, special=True).decode("utf-8", "replace")
+            for name, token in named.items()
+            if token >= 0
+        }
+
+    def _template(self, for_tools: bool) -> ChatTemplate:
+        key = _TEMPLATE
+        if for_tools and f"{key}.tool_use" in self._model.metadata:
+            key += ".tool_use"
+        if key not in self._templates:
+            if key not in self._model.metadata:
+                raise TemplateError(f"{self._model.path.name} has no chat template: it continues text, give it a text")
+            from llamalite.templates import ChatTemplate
+
+            self._templates[key] = ChatTemplate(self._model.metadata[key])
+        return self._templates[key]

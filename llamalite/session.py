@@ -1,0 +1,118 @@
+"""What a context holds, in a file: a conversation goes on in another process without being read again.
+
+    LLAMALITE-SESSION 1\\n | length, JSON of the facts | length, int32 tokens | length, state | sha256 of all before
+
+llama.cpp's own state file carries no identity, and aborts the process when it is cut short. This container carries the
+model's fingerprint, every length, and a digest; whatever differs is refused with a sentence before llama.cpp sees any
+of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import LlamaliteError
+
+_MAGIC = b"LLAMALITE-SESSION 1\n"
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Session:
+    """The `tokens` of a sequence, llama.cpp's `state` for them, and the `facts` that both depend on."""
+
+    facts: dict[str, Any]
+    tokens: list[int]
+    state: npt.NDArray[np.uint8]
+
+
+def fingerprint(path: Path, data_offset: int) -> str:
+    """Return what tells one GGUF file from another: a digest of its size, its header and 256 places in its tensors.
+
+    All of a file of gigabytes would take longer to read than the conversation that is to be saved.
+    """
+    digest, size = hashlib.sha256(), path.stat().st_size
+    digest.update(struct.pack("<Q", size))
+    with path.open("rb") as file:
+        digest.update(file.read(data_offset))
+        for i in range(256):
+            file.seek(data_offset + (size - data_offset) * i // 256)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def write(path: Path, session: Session) -> None:
+    """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            digest = hashlib.sha256()
+            for block in _blocks(session):
+                digest.update(block)
+                file.write(block)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _blocks(session: Session) -> Iterable[bytes | memoryview]:
+    yield _MAGIC
+    facts = json.dumps(session.facts, ensure_ascii=False).encode()
+    for block in (facts, np.array(session.tokens, "<i4").tobytes(), session.state.data):
+        yield struct.pack("<Q", len(block))
+        yield block
+
+
+def read(path: Path, expected: dict[str, Any]) -> Session:
+    """Return the session in `path`; ``LlamaliteError`` when it is damaged or one of the `expected` facts differs."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise LlamaliteError(f"{path} is no session of llamalite: begin a new one")
+        facts_json = _block(path, file, size)
+        try:
+            facts = json.loads(facts_json)
+        except ValueError:
+            raise _damaged(path) from None
+        for name, wanted in expected.items():
+            if facts.get(name) != wanted:
+                raise LlamaliteError(
+                    f"{path} was saved with another {name.replace('_', ' ')} ({facts.get(name)!r:.60}, here "
+                    f"{wanted!r:.60}): begin a new session"
+                )
+        tokens, state = _block(path, file, size), _block(path, file, size)
+        end = file.tell()
+        if size != end + _DIGEST_BYTES:
+            raise _damaged(path)
+        written = file.read()
+        file.seek(0)
+        digest = hashlib.sha256()
+        while (left := end - file.tell()) > 0:
+            digest.update(file.read(min(left, 1 << 20)))
+        if digest.digest() != written or len(tokens) % 4:
+            raise _damaged(path)
+    return Session(facts, np.frombuffer(tokens, "<i4").tolist(), np.frombuffer(state, np.uint8))
+
+
+def _block(path: Path, file: BinaryIO, size: int) -> bytes:
+    head = file.read(8)
+    if len(head) < 8 or (n := struct.unpack("<Q", head)[0]) > size - file.tell() - _DIGEST_BYTES:
+        raise _damaged(path)
+    return file.read(n)
+
+
+def _damaged(path: Path) -> LlamaliteError:
+    return LlamaliteError(f"{path} is cut short or damaged: begin a new session")
