@@ -1,0 +1,278 @@
+"""What a conversion promises beside its bytes: bad input is one clear line, and OUT is absent or whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_checkpoint import write_checkpoint, write_safetensors
+
+from llamalite.converters import convert, plan
+from llamalite.errors import CheckpointError, LlamaliteError, QuantizationError, UnsupportedArchitectureError
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "toy-model", n_shards=2)
+
+
+def _edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}
+    path.write_text(json.dumps(config))
+
+
+def _lose_a_shard(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def _truncate(folder: Path) -> None:
+    shard = folder / "model-00001-of-00002.safetensors"
+    os.truncate(shard, shard.stat().st_size - 100)
+
+
+def _cut_into_the_header(folder: Path) -> None:
+    os.truncate(folder / "model-00001-of-00002.safetensors", 40)
+
+
+def _add_an_unknown_tensor(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00002-of-00002.safetensors").rename(folder / "model-2.safetensors")
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "model-1.safetensors")
+    write_safetensors(folder / "model-3.safetensors", {"model.vision.weight": (np.zeros((2, 2), np.float32), "F32")})
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "has neither config.json nor params.json"),
+    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "expected an object"),
+    "another architecture": (
+        lambda folder: _edit_config(folder, architectures=["GPT2LMHeadModel"]),
+        "GPT2LMHeadModel; supported are LlamaForCausalLM",
+    ),
+    "already quantized": (
+        lambda folder: _edit_config(folder, quantization_config={"quant_method": "gptq"}),
+        "already quantized by gptq",
+    ),
+    "dynamic rope": (
+        lambda folder: _edit_config(folder, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "rope scaling of type 'dynamic'",
+    ),
+    "another activation": (lambda folder: _edit_config(folder, hidden_act="gelu"), "hidden_act is 'gelu'"),
+    "a size is missing": (lambda folder: _edit_config(folder, hidden_size=...), "hidden_size is missing"),
+    "a size is text": (lambda folder: _edit_config(folder, num_hidden_layers="2"), "num_hidden_layers is '2'"),
+    "heads do not divide": (
+        lambda folder: _edit_config(folder, num_key_value_heads=3),
+        "4 attention heads cannot share",
+    ),
+    "a shape contradicts": (
+        lambda folder: _edit_config(folder, intermediate_size=640),
+        "gate_proj.weight has shape [512, 256], config.json implies [640, 256]",
+    ),
+    "a layer is missing": (lambda folder: _edit_config(folder, num_hidden_layers=3), "model.layers.2.input_layernorm"),
+    "a layer too many": (lambda folder: _edit_config(folder, num_hidden_layers=1), "is no tensor of a LLaMA model"),
+    "a missing shard": (_lose_a_shard, "lacks model-00002-of-00002.safetensors of 2 shards"),
+    "a truncated shard": (_truncate, "by its header: download it again"),
+    "a truncated header": (_cut_into_the_header, "truncated, or not a safetensors file"),
+    "an unknown tensor": (_add_an_unknown_tensor, "model.vision.weight is no tensor of a LLaMA model"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_checkpoint_is_refused_in_one_line_before_anything_is_written(
+    fault: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    break_it, message = FAULTS[fault]
+    break_it(checkpoint)
+    with pytest.raises(Exception, match="(?s).") as caught:
+        convert(checkpoint, tmp_path / "out.gguf")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, LlamaliteError | FileNotFoundError)
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
+def test_the_command_tells_the_fault_in_one_line_and_exits_with_1(
+    checkpoint: Path, tmp_path: Path, llamalite_command: Command
+) -> None:
+    _lose_a_shard(checkpoint)
+    done = llamalite_command("convert", checkpoint, "-o", tmp_path / "out.gguf")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    missing = llamalite_command("convert", tmp_path / "nowhere")
+    assert missing.returncode == 1
+    assert "no checkpoint at" in missing.stderr
+
+
+def test_all_problems_are_told_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    _edit_config(checkpoint, intermediate_size=640, vocab_size=400)
+    with pytest.raises(CheckpointError) as caught:
+        plan(checkpoint)
+    assert "model.embed_tokens.weight has shape" in str(caught.value)
+    assert "model.layers.1.mlp.down_proj.weight has shape" in str(caught.value)
+
+
+def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
+    done = llamalite_command("convert", checkpoint, "-t", "Q4KM")
+    assert done.returncode == 2
+    assert "near it is Q4_K_M" in done.stderr
+    with pytest.raises(ValueError, match="unknown type 'Q9'; known are F32, F16"):
+        plan(checkpoint, "Q9")
+
+
+def test_a_file_that_stands_is_replaced_only_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_text("precious")
+    with pytest.raises(FileExistsError, match="pass --force"):
+        convert(checkpoint, out)
+    assert out.read_text() == "precious"
+    convert(checkpoint, out, force=True)
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_text("precious")
+
+    def stop(done: int, _total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, out, force=True, progress=stop)
+    assert out.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "toy-model"]
+
+
+@pytest.mark.parametrize(("value", "qtype", "message"), [
+    (np.nan, "Q8_0", "holds NaN"),
+    (np.inf, "Q4_K_M", "holds a value beyond"),
+    (1e6, "F16", "values too large for F16"),
+    (1e30, "Q4_0", "values too large for Q4_0"),
+])  # fmt: skip
+def test_weights_that_the_type_cannot_hold_are_refused_by_name(
+    value: float, qtype: str, message: str, tmp_path: Path
+) -> None:
+    weights = np.zeros((256, 256), np.float32)
+    weights[17, 3] = value
+    folder = write_checkpoint(tmp_path / "toy", dtype="F32", n_head_kv=4)
+    _replace_tensor(folder, "model.layers.1.self_attn.v_proj.weight", weights)
+    with pytest.raises(QuantizationError, match=message) as caught:
+        convert(folder, tmp_path / "out.gguf", qtype=qtype)
+    assert "v_proj" in str(caught.value) or "blk.1.attn_v" in str(caught.value)
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
+def _replace_tensor(folder: Path, name: str, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    """Overwrite the bytes of the F32 tensor `name` where they stand."""
+    path = folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    n_header = int.from_bytes(raw[:8], "little")
+    begin, end = json.loads(raw[8 : 8 + n_header])[name]["data_offsets"]
+    data = values.astype("<f4").tobytes()
+    assert len(data) == end - begin
+    raw[8 + n_header + begin : 8 + n_header + end] = data
+    path.write_bytes(raw)
+
+
+def test_several_types_go_into_a_folder_by_name(checkpoint: Path, tmp_path: Path, llamalite_command: Command) -> None:
+    done = llamalite_command("convert", checkpoint, "-t", "q8_0", "-t", "F16", "-o", tmp_path / "made")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["toy-model-F16.gguf", "toy-model-Q8_0.gguf"]
+    assert done.stdout.splitlines()[-1].endswith(f"llamalite run {tmp_path / 'made' / 'toy-model-F16.gguf'}")
+
+
+def test_without_an_output_it_goes_into_the_models_folder(
+    checkpoint: Path, models_folder: Path, llamalite_command: Command
+) -> None:
+    done = llamalite_command("convert", checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in models_folder.iterdir()] == ["toy-model-Q4_K_M.gguf"]
+    assert "bits per weight" in done.stdout
+    assert str(models_folder / "toy-model-Q4_K_M.gguf") in done.stdout.splitlines()[-1]
+
+
+def test_the_plan_needs_no_weights(checkpoint: Path) -> None:
+    planned = plan(checkpoint, ["Q4_K_M", "F16"])
+    assert planned.n_params == sum(tensor.n_weights for tensor in planned.tensors)
+    assert planned.bits_per_weight(1) == pytest.approx(16, rel=0.01)
+    assert [tensor.name for tensor in planned.tensors][:3] == [
+        "output.weight",
+        "output_norm.weight",
+        "token_embd.weight",
+    ]
+
+
+def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """The worker's buffers are all that grows; a checkpoint four times as large must not show."""
+    measure = (
+        "import re, sys; from llamalite.converters import convert;"
+        "convert(sys.argv[1], sys.argv[2], qtype='Q8_0', n_threads=2);"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory of a fresh process is read from /proc")  # getrusage counts the parent's in
+    peaks = []
+    for n_layer in (4, 16):
+        folder = write_checkpoint(tmp_path / f"toy-{n_layer}", n_layer=n_layer, n_embd=512, n_ff=2048, n_head=8)
+        done = subprocess.run(
+            [sys.executable, "-c", measure, folder, tmp_path / f"{n_layer}.gguf"],
+            capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_source_that_changes_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    shard = checkpoint / "model-00001-of-00002.safetensors"
+
+    def touch(done: int, _total: int) -> None:
+        os.utime(shard, ns=(1, 1))
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        convert(checkpoint, tmp_path / "out.gguf", progress=touch)
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
+def test_a_second_conversion_to_the_same_file_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out.gguf"
+    refused: list[FileExistsError] = []
+
+    def again(_done: int, _total: int) -> None:
+        if not refused:
+            with pytest.raises(FileExistsError, match="being written by another conversion") as caught:
+                convert(checkpoint, out)
+            refused.append(caught.value)
+
+    convert(checkpoint, out, progress=again)
+    assert refused
+    assert out.exists()
+
+
+def test_an_fp8_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "toy", dtype="F32")
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    n_header = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + n_header])
+    name = "model.layers.0.mlp.up_proj.weight"
+    rows, columns = header[name]["shape"]
+    header[name] = header[name] | {"dtype": "F8_E4M3", "shape": [rows, columns * 4]}
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[8 + n_header :])
+    with pytest.raises(UnsupportedArchitectureError, match="has dtype F8_E4M3: the checkpoint is already quantized"):
+        convert(folder, tmp_path / "out.gguf")
