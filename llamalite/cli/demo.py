@@ -49,6 +49,7 @@ def command(settings: dict[str, Any], source: Path | None, text_file: Path | Non
     started = time.perf_counter()
     text_file = text_file or store.demo_checkpoint() / "heldout.txt"
     text = text_file.read_bytes().removesuffix(b"\n")
+    _heading(1, f"Convert {_shown(source) if source else 'the demo checkpoint'} to {len(TYPES)} types in one read")
     report = _convert(source or store.demo_checkpoint(), store.models_folder(), settings["quiet"])
     paths = {output.qtype: output.path for output in report.outputs}
     _ask(paths[ASKED])
@@ -72,7 +73,6 @@ def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
 def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
     from llamalite.converters import convert
 
-    _heading(1, f"Convert {source} to {len(TYPES)} types in one read")
     folder.mkdir(parents=True, exist_ok=True)
     with _bar(quiet, unit="B", unit_scale=True, desc="   converting") as bar:
 
