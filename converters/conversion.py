@@ -6,6 +6,7 @@ OUT is written as ``OUT.part`` and renamed when it is complete and on the disk, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.converters import pipeline
+from llamalite.converters import carried, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.planning import Plan, make_plan
 from llamalite.converters.vocabulary import Vocabulary, read_vocabulary
@@ -79,9 +80,13 @@ def convert(
     importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
     overrides: Sequence[tuple[str, TensorType]] = (),
     pure: bool = False,
+    allow_requantize: bool = False,
     progress: pipeline.Progress | None = None,
 ) -> ConversionReport:
     """Convert the checkpoint at `source` to the GGUF file `out`, or to one file a type in the folder `out`.
+
+    `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model), which may be
+    quantized already only with `allow_requantize`.
 
     Several types (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the
     folder `out`. An existing file is replaced only with `force`. `progress` is called in this thread with source bytes
@@ -93,8 +98,17 @@ def convert(
     started = time.perf_counter()
     file_types = _file_types(qtype)
     with open_checkpoint(Path(source)) as checkpoint:
-        planned = make_plan(checkpoint, file_types, importance=importance, overrides=overrides, pure=pure)
-        vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config)
+        planned = make_plan(
+            checkpoint,
+            file_types,
+            importance=importance,
+            overrides=overrides,
+            pure=pure,
+            allow_requantize=allow_requantize,
+        )
+        vocabulary = None
+        if checkpoint.carried is None:
+            vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
         _check_room(planned, paths, force=force)
         with _part_files(paths) as parts:
@@ -189,12 +203,18 @@ def _lock(descriptor: int, part: Path) -> None:
         ) from None
 
 
-def _write_header(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary, i_output: int, part: Path) -> int:
+def _write_header(
+    checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None, i_output: int, part: Path
+) -> int:
     """Write everything before the tensor data into `part`, and return where the data starts.
 
     The order of keys is that of llama.cpp's two steps: its converter's, with the two keys at the end that
     llama-quantize sets anew (src/llama-quant.cpp, ``llama_model_quantize_impl``).
     """
+    if checkpoint.carried is not None:
+        return carried.write_header(checkpoint.carried, planned, i_output, part)
+    assert planned.config is not None
+    assert vocabulary is not None
     writer = gguf.GGUFWriter(path=None, arch="llama")
     for tensor in planned.tensors:
         # The type goes in as a number: gguf-py lags behind the newest types, and only packs it.
@@ -218,8 +238,17 @@ def _write_header(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary,
 def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
     """Return what ``general.*`` says of the model: from its card, config and folder name, as llama.cpp's converter."""
     counts = writer.get_total_parameter_count()
+    folder = checkpoint.folder.resolve()
     try:
-        metadata = gguf.Metadata.load(None, checkpoint.folder.resolve(), None, counts[0])
+        metadata = gguf.Metadata.load(None, folder, None, counts[0])
+        if folder.name != checkpoint.name:  # the hub's cache calls folders after revisions
+            card, config = gguf.Metadata.load_model_card(folder), gguf.Metadata.load_hf_parameters(folder)
+            named = folder.with_name(checkpoint.name)
+            renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, counts[0])
+            metadata = dataclasses.replace(
+                metadata,
+                **{field: value for field, value in vars(renamed).items() if not field.startswith("sampling_")},
+            )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.folder / 'README.md'}: its front matter cannot be read: {error}") from error
     metadata.name = metadata.name or checkpoint.name

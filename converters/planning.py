@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llamalite.converters import mix
 from llamalite.converters.checkpoints import DTYPE_BYTES, Checkpoint, SourceTensor
+from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
 from llamalite.converters.llama import LlamaConfig, TensorRule
 from llamalite.errors import CheckpointError, QuantizationError, UnsupportedArchitectureError
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, FileType, TensorType
@@ -52,7 +53,8 @@ class PlannedTensor:
 class Plan:
     """Everything that a conversion will do, in llama.cpp's order of tensors, for one or several output files."""
 
-    config: LlamaConfig
+    config: LlamaConfig | None
+    """None for a GGUF source, whose keys are carried over."""
     file_types: tuple[FileType, ...]
     stored: FileType
     tensors: tuple[PlannedTensor, ...]
@@ -85,23 +87,34 @@ def make_plan(
     importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
     overrides: Sequence[tuple[str, TensorType]] = (),
     pure: bool = False,
+    allow_requantize: bool = False,
 ) -> Plan:
-    """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config."""
-    config = LlamaConfig.from_dict(checkpoint.config)
-    pairs = _match(checkpoint, list(config.tensor_rules(permuted=checkpoint.permuted)))
+    """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config.
+
+    A GGUF source keeps its names, keys and rows. Tensors of it that are quantized already are `QuantizationError`
+    unless they keep their type, or `allow_requantize`.
+    """
+    config = None
+    if checkpoint.carried is not None:
+        pairs = [(TensorRule(name, name, one.shape), one) for name, one in checkpoint.tensors.items()]
+        model = checkpoint.carried.shape
+    else:
+        config = LlamaConfig.from_dict(checkpoint.config)
+        pairs = _match(checkpoint, list(config.tensor_rules(permuted=checkpoint.permuted)))
+        model = config.shape
     stored = _majority([tensor for _, tensor in pairs])
     shapes = [
-        mix.TensorShape(rule.name, tensor.shape, TENSOR_TYPES["F32"] if _stays_float(rule) else stored.tensor_type)
+        mix.TensorShape(rule.name, tensor.shape, _stored_type(checkpoint, rule, tensor, stored))
         for rule, tensor in pairs
     ]
-    factors = config.rope_factors()
+    factors = config.rope_factors() if config is not None else None
     if factors is not None:
         shapes.append(mix.TensorShape("rope_freqs.weight", factors.shape, TENSOR_TYPES["F32"]))
     choices = [
         mix.choose_types(
             file_type,
             shapes,
-            config.shape,
+            model,
             has_importance=importance is not None,
             overrides=overrides,
             pure=pure,
@@ -110,21 +123,38 @@ def make_plan(
     ]
     for file_type, chosen in zip(file_types, choices, strict=True):
         _refuse_missing_importance(file_type, chosen, frozenset(importance or ()))
+        if not allow_requantize:
+            _refuse_requantizing(checkpoint, chosen)
     by_name = {rule.name: (rule, tensor) for rule, tensor in pairs}
     tensors = []
     for shape in sorted(shapes, key=lambda s: mix.layer_order(s.name)):
         types = tuple(chosen[shape.name] for chosen in choices)
         if shape.name in by_name:
             rule, source = by_name[shape.name]
-            planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, source, n_head=rule.n_head)
+            through = TENSOR_TYPES["F32"] if isinstance(source, QuantizedTensor) else shape.stored
+            planned = PlannedTensor(shape.name, shape.shape, through, types, source, n_head=rule.n_head)
         else:
             planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, values=factors)
         tensors.append(planned)
     return Plan(config, tuple(file_types), stored, tuple(tensors))
 
 
-def _stays_float(rule: TensorRule) -> bool:
-    return len(rule.shape) < 2
+def _stored_type(checkpoint: Checkpoint, rule: TensorRule, tensor: SourceTensor, stored: FileType) -> TensorType:
+    """The type in the file that llama-quantize would read: the GGUF source itself, or its converter's result."""
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.type
+    if checkpoint.carried is not None:
+        return TENSOR_TYPES[tensor.dtype]
+    return TENSOR_TYPES["F32"] if len(rule.shape) < 2 else stored.tensor_type
+
+
+def _refuse_requantizing(checkpoint: Checkpoint, choices: Mapping[str, mix.Choice]) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, QuantizedTensor) and choices[name].type != tensor.type:
+            raise QuantizationError(
+                f"{name} is {tensor.type.name} already and would become {choices[name].type.name}: what is quantized "
+                "twice is worse than what is quantized once; convert the original model, or pass --allow-requantize"
+            )
 
 
 def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[TensorRule, SourceTensor]]:

@@ -284,5 +284,5 @@ def test_a_file_cut_short_after_it_was_opened_is_told(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     with open_checkpoint(folder) as checkpoint:
         os.truncate(folder / "model.safetensors", 100)
-        with pytest.raises(CheckpointError, match="ended before byte 161, expected 8 more"):
+        with pytest.raises(CheckpointError, match="ends before byte 161, expected 8 more"):
             checkpoint.tensors["v"].read_rows(0, 1, np.empty(8, np.uint8))

@@ -5,28 +5,31 @@
     tensor.dtype, tensor.shape                          # ("BF16", (2048,))
     tensor.read_rows(0, 1, numpy.empty(4096, numpy.uint8))
 
-Opening reads headers and small JSON files only. A reader knows one format and nothing of GGUF or of LLaMA.
+Opening reads headers and small JSON files only. A reader knows one format, and not what becomes of the tensors.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llamalite.converters.checkpoints import huggingface, meta
+from llamalite.converters.checkpoints import gguf_source, huggingface, meta
 from llamalite.converters.checkpoints.folder import listing
-from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor
+from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor, model_name
 from llamalite.errors import CheckpointError
 
-__all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "open_checkpoint"]
+__all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "model_name", "open_checkpoint"]
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """Return the checkpoint at `source`: a Hugging Face folder (``config.json``), or one of Meta's (``params.json``).
+    """Return the checkpoint at `source`: a folder with ``config.json`` or Meta's ``params.json``, or a GGUF file.
 
-    Raises ``FileNotFoundError`` where nothing stands, `CheckpointError` where it is not a checkpoint or a damaged one.
+    Raises ``FileNotFoundError`` where nothing stands, `CheckpointError` where it is not a checkpoint or a damaged one,
+    ``GGUFError`` for a damaged GGUF file.
     """
     if not source.exists():
         raise FileNotFoundError(f"no checkpoint at {source}: expected the folder of a model with its config.json")
+    if source.is_file() and gguf_source.is_gguf(source):
+        return gguf_source.open_file(source)
     if source.is_dir():
         if (source / "config.json").exists():
             return huggingface.open_folder(source)
@@ -36,4 +39,4 @@ def open_checkpoint(source: Path) -> Checkpoint:
             f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
             "Hugging Face model, or of one of Meta's"
         )
-    raise CheckpointError(f"{source} is a file: pass the folder that holds config.json and the weights")
+    raise CheckpointError(f"{source} is no GGUF file: pass one, or the folder that holds config.json and the weights")

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import CheckpointError
+from llamalite.quant_types import FILE_TYPES
+
+if TYPE_CHECKING:
+    from llamalite.converters.checkpoints.gguf_source import CarriedKeys
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
@@ -46,7 +51,7 @@ class SourceFile:
             n = self._read_at(offset + done, view[done:])
             if not n:
                 raise CheckpointError(
-                    f"{self.path} ended before byte {offset + done}, expected {len(view) - done} more: download it again"
+                    f"{self.path} ends before byte {offset + done}, expected {len(view) - done} more: download it again"
                 )
             done += n
 
@@ -109,15 +114,26 @@ class Checkpoint:
     """An open checkpoint: where it is, its config, its tensors in the order of their files, what keeps them open."""
 
     folder: Path
+    """The folder; of a GGUF source, the file."""
     config: dict[str, Any]
     tensors: Mapping[str, SourceTensor]
     files: list[SourceFile] = field(default_factory=list)
     permuted: bool = True
     """Whether q and k rows are in Hugging Face's order (halves) and not already in llama.cpp's (pairs)."""
+    carried: CarriedKeys | None = None
+    """Of a GGUF source: its keys, which stand in place of config and vocabulary, as its names are final already."""
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return model_name(self.folder)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's files are: Meta's first releases have one ``tokenizer.model`` beside the folders."""
+        beside = self.folder.resolve().parent
+        if not (self.folder / "config.json").exists() and not (self.folder / "tokenizer.model").exists():
+            return beside if (beside / "tokenizer.model").is_file() else self.folder
+        return self.folder
 
     def check_unchanged(self) -> None:
         for file in self.files:
@@ -132,3 +148,23 @@ class Checkpoint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def model_name(source: Path) -> str:
+    """Return what the model at `source` is called, after its folder or file.
+
+    >>> model_name(Path("models--org--SmolLM2-135M/snapshots/93efa2f0"))
+    'SmolLM2-135M'
+    >>> model_name(Path("SmolLM2-135M-F16-00001-of-00002.gguf"))
+    'SmolLM2-135M'
+    """
+    if source.suffix.lower() == ".gguf":  # not resolved: in the hub's cache it is a link to a file called by its hash
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
+        head, _, last = stem.replace(".", "-").rpartition("-")
+        return stem[: len(head)] if head and last.upper() in FILE_TYPES else stem
+    path = source.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    if path.name == "original" and path.parent.name:  # where Hugging Face's repositories keep Meta's own form
+        return model_name(path.parent)
+    return path.name

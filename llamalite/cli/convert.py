@@ -66,29 +66,39 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     help="List the types and exit.",
     callback=lambda ctx, _param, value: _list_types(ctx) if value else None,
 )
+@click.option("--allow-requantize", is_flag=True, help="Quantize a GGUF file again that is quantized already.")
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
 @click.pass_context  # fmt: skip
 def command(
-    ctx: click.Context, source: Path, output: Path | None, qtypes: tuple[str, ...], force: bool, threads: int | None
+    ctx: click.Context,
+    source: Path,
+    output: Path | None,
+    qtypes: tuple[str, ...],
+    allow_requantize: bool,
+    force: bool,
+    threads: int | None,
 ) -> None:
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
 
-    SRC is a Hugging Face folder: config.json, *.safetensors, and tokenizer.model or tokenizer.json. It is read once,
-    and the result is, byte for byte, what llama.cpp's converter and llama-quantize write in two steps.
+    SRC is the folder of a Hugging Face model (config.json, *.safetensors or pytorch_model*.bin, tokenizer), the folder
+    of one of Meta's (params.json, consolidated.*.pth, tokenizer.model), or a GGUF file. It is read once, and the
+    result is, byte for byte, what llama.cpp's converter and llama-quantize write in two steps.
 
     \b
     Examples:
       llamalite convert ./TinyLlama-1.1B
       llamalite convert ./TinyLlama-1.1B -t Q8_0 -o tiny.gguf
       llamalite convert ./TinyLlama-1.1B -t Q4_K_M -t Q8_0 -o converted/
+      llamalite convert TinyLlama-1.1B-F16.gguf -t Q5_K_M
     """
     from llamalite import store
     from llamalite.converters import convert
+    from llamalite.converters.checkpoints import model_name
 
     types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
     if output is None:
-        output = store.models_folder() if len(qtypes) > 1 else store.default_output(source.resolve().name, qtypes[0])
+        output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(source), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
     elif len(qtypes) > 1:
         output.mkdir(parents=True, exist_ok=True)
@@ -101,7 +111,15 @@ def command(
             bar.total = total
             bar.update(done - bar.n)
 
-        report = convert(source, output, qtype=types, force=force, n_threads=threads, progress=show)
+        report = convert(
+            source,
+            output,
+            qtype=types,
+            force=force,
+            n_threads=threads,
+            allow_requantize=allow_requantize,
+            progress=show,
+        )
     if not quiet:
         _print_report(report)
 

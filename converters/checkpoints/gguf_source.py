@@ -1,0 +1,134 @@
+"""A GGUF file as a checkpoint: its weights once more to any type, its keys and vocabulary carried over as they are.
+
+    with open_file(Path("model-F16.gguf")) as checkpoint:
+        checkpoint.tensors["blk.0.attn_q.weight"].dtype    # "F16"
+        checkpoint.carried.pairs[0]                        # (b"general.architecture", b"\\x14\\x00...")
+
+The file, or the files of a split model, are held against all of `gguf_check`'s rules first. Tensors have GGUF's names
+and row order already. One that is quantized gives float32 (`QuantizedTensor`); whether that is wanted is decided by
+whoever plans the conversion, for weights that are quantized twice are worse than those quantized once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite import gguf_check
+from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, FileTensor, SourceFile, SourceTensor
+from llamalite.converters.mix import ModelShape
+from llamalite.errors import UnsupportedArchitectureError
+from llamalite.native.quantize import dequantize_rows
+from llamalite.quant_types import TensorType
+
+MAGIC = b"GGUF"
+# Set anew in every file, or true only of the file that they are read from.
+_NOT_CARRIED = frozenset(
+    b"general.quantization_version general.file_type general.alignment split.no split.count split.tensors.count".split()
+)
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class CarriedKeys:
+    """What a GGUF file says beside its tensors: `pairs` of key and value (its type first), as bytes of the file."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    shape: ModelShape
+
+
+@dataclass(frozen=True)
+class QuantizedTensor(SourceTensor):
+    """A tensor of `type` blocks; `read_rows` gives float32, which `dtype` says, and `read_blocks` the blocks."""
+
+    type: TensorType
+    file: SourceFile
+    offset: int
+
+    def read_rows(self, first: int, count: int, into: npt.NDArray[np.uint8]) -> None:
+        blocks = np.empty((count, self.block_row_bytes), np.uint8)
+        self.read_blocks(first, count, blocks)
+        into.view("<f4")[:] = dequantize_rows(self.type, blocks, self.shape[-1]).reshape(-1)
+
+    def read_blocks(self, first: int, count: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill `into` (uint8 [count, block_row_bytes]) with rows ``first : first + count`` as they are."""
+        self.file.read_into(self.offset + first * self.block_row_bytes, into.reshape(-1))
+
+    @property
+    def block_row_bytes(self) -> int:
+        return self.type.row_bytes(self.shape[-1])
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether the file at `path` begins as GGUF files do."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Open the GGUF file at `path`, of a split model the first one.
+
+    Raises ``GGUFError`` for a damaged file, `UnsupportedArchitectureError` for a model that is no dense LLaMA.
+    """
+    header = gguf_check.check(path)
+    if header.architecture != "llama" or header.metadata.get("llama.expert_count"):
+        what = (
+            "a mixture of experts" if header.architecture == "llama" else f"of the architecture {header.architecture}"
+        )
+        raise UnsupportedArchitectureError(f"{path} is {what}; supported are dense models of the architecture llama")
+    kind = header.metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedArchitectureError(f"{path} holds a {kind!r:.40}; supported are whole models")
+    tensors: dict[str, SourceTensor] = {}
+    with contextlib.ExitStack() as on_error:
+        files = []
+        for part in (header, *header.rest):
+            file = on_error.enter_context(contextlib.closing(SourceFile(part.path)))
+            files.append(file)
+            for one in part.tensors:
+                name, rows_first = one.name, one.shape[::-1]
+                if one.type.name in DTYPE_BYTES:
+                    tensors[name] = FileTensor(name, one.type.name, rows_first, file, one.offset)
+                else:
+                    tensors[name] = QuantizedTensor(name, "F32", rows_first, one.type, file, one.offset)
+        shape = ModelShape(header.n_layer, header.n_head, header.n_head_kv)
+        carried = CarriedKeys(tuple(_pairs(header, files[0])), shape)
+        on_error.pop_all()
+    return Checkpoint(path, {}, tensors, files, permuted=False, carried=carried)
+
+
+def _pairs(header: gguf_check.Header, file: SourceFile) -> list[tuple[bytes, bytes]]:
+    """Cut the keys and values out of the checked header, in the file's order."""
+    raw = np.empty(header.data_offset, np.uint8)
+    file.read_into(0, raw)
+    buffer = raw.tobytes()
+
+    def number(at: int, size: int = 8) -> int:
+        return int.from_bytes(buffer[at : at + size], "little")
+
+    pairs = []
+    at = 24  # magic, version, two counts
+    for _ in range(len(header.metadata)):
+        key = buffer[at + 8 : at + 8 + number(at)]
+        start = at = at + 8 + len(key)
+        kind = number(at, 4)
+        at += 4
+        if kind == _STRING:
+            at += 8 + number(at)
+        elif kind == _ARRAY:
+            element, n = number(at, 4), number(at + 4)
+            at += 12
+            if element == _STRING:
+                at = int(header.metadata.strings(key.decode())[1][-1, 1]) if n else at
+            else:
+                at += n * _SCALAR_BYTES[element]
+        else:
+            at += _SCALAR_BYTES[kind]
+        if key not in _NOT_CARRIED:
+            pairs.append((key, buffer[start:at]))
+    return pairs
