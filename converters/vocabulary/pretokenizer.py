@@ -138,7 +138,8 @@ def _steps(node: Any) -> list[str]:
         return []
     kind = node.get("type") if isinstance(node, dict) else None
     if kind == "Sequence":
-        return [step for part in node.get("pretokenizers") or [] for step in _steps(part)]
+        parts = node.get("pretokenizers") or []
+        return [step for part in parts for step in _steps(part)] if isinstance(parts, list) else [repr(node)]
     if kind == "ByteLevel":
         return [_GPT2, _BYTES] if node.get("use_regex", True) else [_BYTES]
     if kind == "Digits":

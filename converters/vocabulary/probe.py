@@ -12,12 +12,14 @@ texts as tokenizer.json does.
 from __future__ import annotations
 
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 
@@ -27,9 +29,29 @@ from llamalite.converters.vocabulary.probe_texts import special_texts, texts
 from llamalite.errors import VocabularyError
 from llamalite.native.model import NativeModel
 
-SPACE_AFTER_SPECIAL = "llama.cpp puts a space before text that follows a special token"
+# What llama.cpp does its own way, whatever a converter writes.
+SPACE_PREFIX = "llama.cpp puts a space before text that follows a special token or begins with a space"
 HIDDEN_TOKEN = "llama.cpp finds added tokens anywhere, the original only where its normalizer leaves them"
 NOT_NORMALIZED = "llama.cpp does not normalize Unicode"
+NO_CASE = "llama.cpp cuts words otherwise at combining marks and at capitals outside ASCII"
+NO_DIGITS = "llama.cpp does not part digits outside ASCII"
+
+
+def _without_case(text: str) -> str:
+    return "".join(c if c.isascii() else c.lower() for c in text if not unicodedata.category(c).startswith("M"))
+
+
+def _without_digits(text: str) -> str:
+    return "".join(c for c in text if c.isascii() or not c.isnumeric())
+
+
+# Names whose regular expressions in llama.cpp only approximate the originals' (llm_tokenizer_bpe, llama-vocab.cpp), and
+# what makes a text one that both cut alike.
+_APPROXIMATE: dict[str, tuple[str, Callable[[str], str]]] = {
+    "tekken": (NO_CASE, _without_case),
+    "gpt-4o": (NO_CASE, _without_case),
+    "deepseek-llm": (NO_DIGITS, _without_digits),
+}
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
@@ -77,8 +99,12 @@ class ProbeReport:
             )
 
 
-def compare(folder: Path, config: Mapping[str, Any], gguf_path: Path) -> ProbeReport:
+def compare(
+    folder: Path, config: Mapping[str, Any], gguf_path: Path, plain: Sequence[str] | None = None
+) -> ProbeReport:
     """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
+
+    `plain` are the texts without special tokens to try, by default all of `probe_texts.texts`.
 
     tokenizer.json is the original where there is one, since transformers uses it; else tokenizer.model, in which no
     special token is ever found in a text, so that those are only tried alone. Takes about a second for 128k tokens.
@@ -92,11 +118,10 @@ def compare(folder: Path, config: Mapping[str, Any], gguf_path: Path) -> ProbeRe
         finally:
             model = loading.result()
     with model:
-
-        def finished(some: Sequence[str], *, special: bool = True) -> list[list[int]]:
-            return [model.tokenize(text, add_special=False, parse_special=special).tolist() for text in some]
-
-        corpus = [*texts(), *special_texts(original.specials)] if original.parses_specials else [*texts()]
+        finished = _finished(model)
+        corpus = [*(texts() if plain is None else plain)]
+        if original.parses_specials:
+            corpus += special_texts(original.specials)
         theirs = original.encode(corpus)
         ours = finished(corpus, special=original.parses_specials)
         if not original.parses_specials:
@@ -107,7 +132,8 @@ def compare(folder: Path, config: Mapping[str, Any], gguf_path: Path) -> ProbeRe
         if original.adds is not None:
             found += _ends(original.adds, model)
         found.sort(key=lambda one: (len(one.text), one.text))
-        named = [Difference(d.text, d.original, d.finished, _why(d, original, finished)) for d in found]
+        pre = model.metadata.get("tokenizer.ggml.pre", "")
+        named = [replace(one, why=_why(one, original, finished, pre)) for one in found]
         differences = [one for one in named if one.why is None]
         if differences:
             differences[0] = _shortened(differences[0], original, finished)
@@ -170,6 +196,33 @@ class _Original:
         return text if self._normalize is None else self._normalize(text)
 
 
+class _Finished(Protocol):
+    """The file's vocabulary in llama.cpp; never adds special tokens, finds them in the text if `special`."""
+
+    def __call__(self, some: Sequence[str], *, special: bool = True) -> list[list[int]]: ...
+
+
+def _finished(model: NativeModel) -> _Finished:
+    """Return the tokenizer of `model`, on all cores: some of llama.cpp's regular expressions take a millisecond."""
+    n_threads = os.cpu_count() or 1
+
+    def encode(some: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        def one(text: str) -> list[int]:
+            ids: list[int] = model.tokenize(text, add_special=False, parse_special=special).tolist()
+            return ids
+
+        if len(some) < 100:
+            return [one(text) for text in some]
+        with ThreadPoolExecutor(n_threads) as pool:
+            parts = pool.map(lambda k: [one(text) for text in some[k::n_threads]], range(n_threads))
+        out: list[list[int]] = [[]] * len(some)
+        for k, part in enumerate(parts):
+            out[k::n_threads] = part
+        return out
+
+    return encode
+
+
 def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
     """Return a tokenizer.json that puts no space before a text, as transformers makes it for add_prefix_space=false."""
 
@@ -194,25 +247,37 @@ def _ends(adds: tuple[str, list[int]], model: NativeModel) -> list[Difference]:
     return [] if ours == ids else [Difference(text, ids, ours)]
 
 
-def _why(one: Difference, original: _Original, finished: Encode) -> str | None:
+def _why(one: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
     """Name the known cause of a difference, where it is proved by the same text without that cause."""
     normal = original.normalized(one.text)
     if normal != one.text and finished([normal]) == [one.original]:
         return NOT_NORMALIZED
-    if original.spaces and original.finder.search(one.text):
+    if pre in _APPROXIMATE:
+        reason, simplify = _APPROXIMATE[pre]
+        plain = simplify(one.text)
+        if plain != one.text and original.encode([plain]) == finished([plain]):
+            return reason
+    if original.spaces:
         # With the special tokens out of the way, every piece of the text has to be the same in both.
         pieces = [piece for piece in original.finder.split(one.text) if piece]
-        if original.encode(pieces) == finished(pieces):
+        if all(_same_but_for_a_space(piece, original, finished) for piece in pieces):
             specials = set(original.ids.values())
             theirs, ours = ([i for i in ids if i in specials] for ids in (one.original, one.finished))
             if theirs == ours:
-                return SPACE_AFTER_SPECIAL
+                return SPACE_PREFIX
             if any(text in one.text for text in original.normalized_specials):
                 return HIDDEN_TOKEN
     return None
 
 
-def _shortened(one: Difference, original: _Original, finished: Encode) -> Difference:
+def _same_but_for_a_space(text: str, original: _Original, finished: _Finished) -> bool:
+    """Tell whether both agree on `text`, or the original takes the space that it begins with for the prefix."""
+    text = "  " if text == " " else text  # a space alone has no rest that would show the prefix
+    ids = original.encode([text])
+    return finished([text]) == ids or (text.startswith(" ") and finished([text[1:]]) == ids)
+
+
+def _shortened(one: Difference, original: _Original, finished: _Finished) -> Difference:
     """Drop characters from both ends of a text for as long as the two still differ."""
     if one.finished != finished([one.text])[0] or one.original != original.encode([one.text])[0]:
         return one  # it differs in what is put around it, or in a special token alone

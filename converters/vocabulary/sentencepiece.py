@@ -55,7 +55,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
         _logger.warning("%s has %d pieces for an embedding of %d rows: the last are left out", path, n_pieces, n_tokens)
 
     for token_id in range(min(n_pieces, n_tokens)):
-        tokens[token_id] = as_bytes(model.id_to_piece(token_id), token_id, path.name)
+        tokens[token_id] = as_bytes(_piece(model, token_id, path), token_id, path.name)
         scores[token_id] = model.get_score(token_id)
         types[token_id] = _piece_type(model, token_id)
 
@@ -85,6 +85,13 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
         if token.id >= n_tokens or types[token.id] == TokenType.UNUSED:
             add(token, "tokenizer.json")
     return Vocabulary("llama", "default", path.name, tokens, types, scores)
+
+
+def _piece(model: Any, token_id: int, path: Path) -> str:
+    try:
+        return str(model.id_to_piece(token_id))
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path}: piece {token_id} is no UTF-8, so the file is damaged: {error}") from None
 
 
 def _piece_type(model: Any, token_id: int) -> int:

@@ -1,0 +1,266 @@
+"""A name for the pre-tokenizer is proved: the same texts give the same ids in the original and in the finished file."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tokenizer_toys as toys
+import vocabulary_cases as cases
+
+from llamalite.converters.vocabulary import Vocabulary, pretokenizer, probe, probe_texts, read_vocabulary
+from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
+from llamalite.errors import VocabularyError
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK_V3 = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
+
+# The steps as the families' own tokenizer.json files spell them.
+PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], bool]] = {
+    "llama-bpe": (toys.LLAMA3, True),
+    "smaug-bpe": (toys.sequence(toys.split(toys.LLAMA3_REGEX, "Removed", invert=True), toys.BYTES), False),
+    "gpt-2": (toys.GPT2, False),
+    "smollm": (toys.SMOLLM, False),
+    "qwen2": (toys.sequence(toys.split(toys.QWEN2_REGEX), toys.BYTES), False),
+    "tekken": (toys.sequence(toys.split(TEKKEN), toys.BYTES), False),
+    "gpt-4o": (
+        toys.sequence(
+            toys.split(
+                TEKKEN.replace(f"{LOWER}+|", f"{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+                .replace(f"{LOWER}*|", f"{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+                .replace(r"\p{N}| ", r"\p{N}{1,3}| ")
+            ),
+            toys.BYTES,
+        ),
+        False,
+    ),
+    "deepseek-coder": (
+        toys.sequence(
+            toys.split("[\r\n]"),
+            toys.split(r"\s?\p{L}+"),
+            toys.split(r"\s?\p{P}+"),
+            toys.split(CJK),
+            DIGITS,
+            toys.BYTES,
+        ),
+        False,
+    ),
+    "deepseek-llm": (
+        toys.sequence(
+            toys.split("[\r\n]"),
+            toys.split(rf"\s?[{pretokenizer._DEEPSEEK_LETTERS}]+"),
+            toys.split("\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
+            toys.split(r"\s+$"),
+            toys.split(CJK),
+            DIGITS,
+            toys.BYTES,
+        ),
+        False,
+    ),
+    "deepseek-v3": (
+        toys.sequence(toys.split(r"\p{N}{1,3}"), toys.split("[一-龥぀-ゟ゠-ヿ]+"), toys.split(DEEPSEEK_V3), toys.BYTES),
+        False,
+    ),
+    "seed-coder": (
+        toys.sequence(
+            toys.split(
+                "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}"
+                "| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+            ),
+            toys.BYTES,
+        ),
+        False,
+    ),
+    "bailingmoe": (
+        toys.sequence(
+            toys.split(
+                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+                r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+            ),
+            toys.BYTES,
+        ),
+        False,
+    ),
+    "minicpm5": (
+        toys.sequence(
+            toys.split(r"\p{N}{1,3}"), toys.split(toys.LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}+")), toys.BYTES
+        ),
+        True,
+    ),
+    "qwen35": (
+        toys.sequence(
+            toys.split(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+                r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            ),
+            toys.BYTES,
+        ),
+        False,
+    ),
+}
+
+APPROXIMATE = {"tekken": {probe.NO_CASE}, "gpt-4o": {probe.NO_CASE}, "deepseek-llm": {probe.NO_DIGITS}}
+
+
+def write_vocab(vocabulary: Vocabulary, path: Path) -> Path:
+    """Write a GGUF file that holds a vocabulary and nothing else."""
+    writer = gguf.GGUFWriter(path, "llama")
+    vocabulary.write_keys(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def proved(folder: Path, config: dict[str, Any], **changes: Any) -> probe.ProbeReport:
+    """Convert the vocabulary in `folder` with `changes` and compare it with its original."""
+    vocabulary = dataclasses.replace(read_vocabulary(folder, config), **changes)
+    return probe.compare(folder, config, write_vocab(vocabulary, folder / "vocab.gguf"))
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name: str, tmp_path: Path) -> None:
+    steps, ignore_merges = PRE_TOKENIZERS[name]
+    config = toys.write_byte_level(tmp_path, steps, ignore_merges=ignore_merges)
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert vocabulary.pre == name
+    # Most names are a std::regex in llama.cpp, which takes up to two milliseconds a text.
+    sample = probe_texts.texts()[::8]
+    report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
+    assert [str(one) for one in report.differences] == []
+    assert report.n_texts > len(sample) > 500
+    assert {one.why for one in report.known} <= APPROXIMATE.get(name, set())
+
+
+def test_a_wrong_name_is_caught_and_shown_by_the_shortest_text(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.SMOLLM)
+    report = proved(tmp_path, config, pre="gpt-2")  # gpt-2 does not cut digits apart
+    assert report.differences
+    shortest = report.differences[0]
+    assert len(shortest.text) <= 3
+    assert any(character.isnumeric() for character in shortest.text)
+    assert shortest.original != shortest.finished
+    with pytest.raises(VocabularyError) as caught:
+        report.check()
+    assert f"{shortest.text!r} is {shortest.original} in the original and {shortest.finished} in the GGUF" in str(
+        caught.value
+    )
+    assert "--allow-token-mismatch" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["smaug-bpe", "qwen2", "default"])
+def test_every_other_name_for_llama_3_is_caught(wrong: str, tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    n = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] |= {"333": n, "Hello": n + 1}  # whole words that no merge makes
+    tokenizer["added_tokens"] = [entry | {"id": entry["id"] + 2} for entry in tokenizer["added_tokens"]]
+    tokenizer["post_processor"] = None
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    assert proved(tmp_path, config).differences == []
+    assert proved(tmp_path, config, pre=wrong).differences
+
+
+def test_scores_without_the_order_of_the_merges_are_caught(tmp_path: Path) -> None:
+    """llama.cpp's own converter gives every token of such a file the score -1000."""
+    config = cases.fast_only(tmp_path)
+    n = read_vocabulary(tmp_path, config).n_tokens
+    assert proved(tmp_path, config).differences == []
+    assert len(proved(tmp_path, config, scores=[-1000.0] * n).differences) > 100
+
+
+def test_a_missing_special_token_is_caught(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True)
+    vocabulary = read_vocabulary(tmp_path, config)
+    types = [1 if text == b"<|eot_id|>" else kind for text, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)]  # fmt: skip  # noqa: E501
+    tokens = [b"<|other|>" if text == b"<|eot_id|>" else text for text in vocabulary.tokens]
+    report = proved(tmp_path, config, tokens=tokens, token_types=types)
+    assert report.differences
+    assert all("<|eot_id|>" in one.text for one in report.differences[1:])
+
+
+def test_a_bos_too_many_is_caught(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True, bos="<|begin_of_text|>")
+    vocabulary = read_vocabulary(tmp_path, config)
+    vocabulary.special.add["bos"] = False
+    report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), plain=["a"])
+    bos = config["vocab_size"] - 3
+    assert [(one.original[0], one.finished[0] == bos) for one in report.differences] == [(bos, False)]
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama1", "both", "llama3", "smollm", "templates"])
+def test_every_kind_of_vocabulary_is_proved(name: str, tmp_path: Path) -> None:
+    report = proved(tmp_path, cases.CASES[name](tmp_path))
+    assert (report.differences, report.known) == ([], [])
+    assert report.describe() == f"{report.n_texts} of {report.n_texts} probe texts have the same token ids"
+
+
+def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> None:
+    """As Mistral's tokenizer.json has it: the space comes before the first word of a text only."""
+    tokenizer = toys.byte_fallback_json()
+    tokenizer["normalizer"] = None
+    tokenizer["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    report = proved(tmp_path, config)
+    assert [str(one) for one in report.differences] == []
+    assert {one.why for one in report.known} == {probe.SPACE_PREFIX}
+    assert probe.SPACE_PREFIX in report.describe()
+    report.check()
+
+
+def test_text_that_llama_cpp_does_not_normalize_is_known_and_no_fault(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    tokenizer["normalizer"] = {"type": "NFC"}
+    report = proved(tmp_path, toys.write_tokenizer(tmp_path, tokenizer))
+    assert [str(one) for one in report.differences] == []
+    assert {one.why for one in report.known} == {probe.NOT_NORMALIZED}
+
+
+def test_a_normalizer_that_changes_words_is_a_difference(tmp_path: Path) -> None:
+    tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    report = proved(tmp_path, toys.write_tokenizer(tmp_path, tokenizer))
+    assert report.differences or report.known
+
+
+def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.sequence(toys.split(r"\w+"), toys.BYTES))
+    with pytest.raises(
+        VocabularyError, match=r"cuts texts by '\\\\w\+' then .* which llama.cpp has no name for"
+    ) as caught:
+        read_vocabulary(tmp_path, config)
+    assert "llama-bpe" in str(caught.value)
+
+
+def test_whole_words_that_llama_cpp_would_not_take_are_refused() -> None:
+    tokenizer = toys.byte_level_json(toys.GPT2, ignore_merges=True)
+    with pytest.raises(VocabularyError, match="with ignore_merges=True"):
+        pre_tokenizer_name(tokenizer)
+
+
+def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_text() -> None:
+    corpus = probe_texts.texts()
+    assert len(corpus) == len(set(corpus)) > 4000
+    assert sum(map(len, corpus)) / len(corpus) < 20
+    categories = {unicodedata.category(character) for text in corpus for character in text}
+    assert {"Lu", "Ll", "Lm", "Lo", "Mn", "Mc", "Nd", "Nl", "No", "Pd", "Sc", "So", "Zs", "Cc", "Cf"} <= categories
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("name", "n_tokens"), [("stories260k", 512), ("llama2", 32000), ("llama3", 128256)])
+def test_the_real_vocabularies_are_proved(name: str, n_tokens: int, shared: Path, tmp_path: Path) -> None:
+    vocabulary = read_vocabulary(shared / name, {"vocab_size": n_tokens})
+    report = probe.compare(shared / name, {"vocab_size": n_tokens}, write_vocab(vocabulary, tmp_path / "v.gguf"))
+    assert ([str(one) for one in report.differences], report.known) == ([], [])
