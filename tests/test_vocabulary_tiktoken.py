@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import tokenizers
 from tokenizer_toys import CORPUS, LLAMA3, byte_level_json
 
-from llamalite.converters.vocabulary import Vocabulary, read_vocabulary, tiktoken
+from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary, tiktoken
 from llamalite.errors import VocabularyError
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
@@ -108,9 +109,20 @@ def test_the_release_is_told_by_the_rotary_scaling(tmp_path: Path) -> None:
 
 def test_a_tokenizer_json_beside_it_comes_first(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path, BYTES)
-    assert tiktoken.stands_in(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    assert not tiktoken.stands_in(folder)
+    toy = byte_level_json(LLAMA3, ignore_merges=True)
+    (folder / "tokenizer.json").write_text(json.dumps(toy), encoding="utf-8")
+    assert len(read_vocabulary(folder, {}).merges) == len(toy["model"]["merges"])
+
+
+def test_the_probe_proves_what_was_made_of_the_ranks(tmp_path: Path) -> None:
+    folder = write_ranks(tmp_path, ranks_of(byte_level_json(LLAMA3, ignore_merges=True)))
+    config = CONFIG | {"vocab_size": 656 + 256}
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "llama")
+    read_vocabulary(folder, config).write_keys(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert probe.compare(folder, config, tmp_path / "v.gguf").differences == []
 
 
 @pytest.mark.parametrize(

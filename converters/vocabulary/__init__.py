@@ -33,7 +33,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     a tokenizer that llama.cpp cannot reproduce or whose files contradict each other, `CheckpointError` for files that
     are not JSON, and ``FileNotFoundError`` where there is no tokenizer.
     """
-    files = tiktoken.TiktokenFiles(folder, config) if tiktoken.stands_in(folder) else TokenizerFiles(folder, config)
+    files = tiktoken.open_files(folder, config)
     model, tokenizer = files.sentencepiece_model, files.tokenizer_json
     if model is not None:
         vocabulary = sentencepiece.read_sentencepiece(files, model)

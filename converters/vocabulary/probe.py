@@ -26,6 +26,7 @@ import tokenizers
 from llamalite.converters.vocabulary import bpe, sentencepiece
 from llamalite.converters.vocabulary.files import TokenizerFiles
 from llamalite.converters.vocabulary.probe_texts import special_texts, texts
+from llamalite.converters.vocabulary.tiktoken import open_files
 from llamalite.errors import VocabularyError
 from llamalite.native.model import NativeModel
 
@@ -110,7 +111,7 @@ def compare(
     special token is ever found in a text, so that those are only tried alone. Takes about a second for 128k tokens.
     Raises `ModelLoadError` if llama.cpp refuses the file, and `VocabularyError` if the original cannot be loaded.
     """
-    files = TokenizerFiles(folder, config)
+    files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes lets go of the interpreter
         loading = pool.submit(NativeModel, gguf_path, vocab_only=True)
         try:
@@ -168,8 +169,10 @@ class _Original:
         try:
             if self.spaces and (files.tokenizer_config or {}).get("add_prefix_space") is False:
                 tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(source)))
-            else:
+            elif path.is_file():
                 tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            else:  # Meta's own form, made into a tokenizer.json in memory
+                tokenizer = tokenizers.Tokenizer.from_str(json.dumps(source))
         except Exception as error:  # the library raises nothing narrower
             raise VocabularyError(f"{path} is no tokenizer: {error}") from error
         tokenizer.no_truncation()

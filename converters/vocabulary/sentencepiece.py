@@ -106,5 +106,6 @@ def _piece_type(model: Any, token_id: int) -> int:
 
 def adds_prefix(path: Path) -> bool:
     """Tell whether the model puts a space before a text (``add_dummy_prefix``)."""
-    pieces = load_model(path).encode("a", out_type=str)
-    return bool(pieces) and str(pieces[0]).startswith("▁")
+    model = load_model(path)
+    ids = model.encode("a", out_type=int)
+    return bool(ids) and _piece(model, ids[0], path).startswith("▁")

@@ -42,21 +42,35 @@ _LLAMA31 = (
 )
 
 
-def stands_in(folder: Path) -> bool:
-    """Tell whether the ``tokenizer.model`` in `folder` is tiktoken's, and no tokenizer.json says the same better."""
-    path = folder / "tokenizer.model"
-    if not path.is_file() or (folder / "tokenizer.json").is_file():
+def open_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
+    """Return the tokenizer's files in `folder`: a ``tokenizer.model`` in tiktoken's form becomes a tokenizer.json.
+
+    One that stands beside a tokenizer.json is left alone, since that says the same better.
+    """
+    if not _is_tiktoken(folder / "tokenizer.model"):
+        return TokenizerFiles(folder, config)
+    if (folder / "tokenizer.json").is_file():
+        return _WithoutModel(folder, config)
+    return TiktokenFiles(folder, config)
+
+
+def _is_tiktoken(path: Path) -> bool:
+    if not path.is_file():
         return False
     with path.open("rb") as file:
         return _FIRST_LINE.match(file.read(2 * _MAX_TOKEN_BYTES)) is not None
 
 
-class TiktokenFiles(TokenizerFiles):
-    """The folder's files with tiktoken's ``tokenizer.model`` turned into the tokenizer.json that is missing."""
+class _WithoutModel(TokenizerFiles):
+    """The folder's files without a ``tokenizer.model`` that is none of SentencePiece's."""
 
     @cached_property
     def sentencepiece_model(self) -> Path | None:
         return None
+
+
+class TiktokenFiles(_WithoutModel):
+    """The folder's files with tiktoken's ``tokenizer.model`` turned into the tokenizer.json that is missing."""
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any] | None:
