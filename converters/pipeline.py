@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.converters import kernels
+from llamalite.converters.checkpoints import DTYPE_BYTES
+from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
 from llamalite.converters.planning import Plan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
@@ -163,93 +165,108 @@ class _Worker:
         self._outputs = outputs
         self._importance = importance
         self._allow_nonfinite = allow_nonfinite
-        self._raw = np.empty(0, np.uint8)
-        self._floats = [np.empty(0, np.float32), np.empty(0, np.float32)]
-        self._packed = np.empty(0, np.uint8)
+        self._buffers: dict[str, Bytes] = {}
 
     def convert(self, chunk: _Chunk) -> int:
         """Read, quantize and write one chunk; return the number of source bytes that it took."""
         tensor = chunk.tensor
         rows, n_read = self._rows(chunk)
-        made: dict[TensorType, Bytes] = {}
+        made: dict[TensorType, Bytes] = {tensor.stored: rows}
+        if isinstance(tensor.source, QuantizedTensor):
+            made[tensor.source.type] = self._blocks(tensor.source, chunk)
         for output, choice, offset in zip(self._outputs, tensor.types, chunk.offsets, strict=True):
             if choice.type not in made:
-                made[choice.type] = self._pack(tensor, choice.type, rows)
-                if len(self._outputs) > 1:
-                    made[choice.type] = made[choice.type].copy()
+                made[choice.type] = self._pack(chunk, choice.type, rows)
             output.write_at(offset, made[choice.type])
         return n_read
 
-    def _rows(self, chunk: _Chunk) -> tuple[Floats, int]:
-        """The chunk as float32 [n_rows, n_columns], as they are after llama.cpp's first step, and the bytes read."""
-        tensor = chunk.tensor
+    def _rows(self, chunk: _Chunk) -> tuple[Bytes, int]:
+        """The chunk's bytes as llama.cpp's first step would have stored them, and the number of bytes read."""
+        tensor, source = chunk.tensor, chunk.tensor.source
         n_columns = tensor.shape[-1]
-        if tensor.source is None:
+        if source is None:
             assert tensor.values is not None
-            return tensor.values.reshape(-1, n_columns)[chunk.first : chunk.first + chunk.n_rows], 0
-        n_bytes = chunk.n_rows * tensor.source.row_bytes
-        if self._raw.nbytes < n_bytes:
-            self._raw = np.empty(n_bytes, np.uint8)
-        raw = self._raw[:n_bytes]
-        tensor.source.read_rows(chunk.first, chunk.n_rows, raw)
-        rows = kernels.widen(raw, tensor.source.dtype, self._buffer(0, chunk.n_rows, n_columns))
+            return tensor.values.reshape(-1, n_columns)[chunk.first : chunk.first + chunk.n_rows].view(np.uint8), 0
+        n_bytes = chunk.n_rows * source.row_bytes
+        rows = self._buffer("source", n_bytes)
+        source.read_rows(chunk.first, chunk.n_rows, rows)
+        if source.dtype != tensor.stored.name:
+            rows = self._restored(rows, source.dtype, tensor.stored)
         if tensor.n_head is not None:
-            rows = self._regroup(rows, tensor)
-        rows = self._through_stored(rows, tensor)
-        if not self._allow_nonfinite and not np.isfinite(rows).all():
-            what = "NaN" if np.isnan(rows).any() else f"a value beyond {tensor.stored.name}"
+            rows = self._regrouped(rows, tensor)
+        if not self._allow_nonfinite and not self._is_finite(rows, tensor.stored):
+            values = kernels.widen(
+                rows, tensor.stored.name, np.empty(rows.size // tensor.stored.block_bytes, np.float32)
+            )
+            what = "NaN" if np.isnan(values).any() else f"infinity, or a value beyond {tensor.stored.name},"
             raise QuantizationError(
-                f"{tensor.source.name} holds {what} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
+                f"{source.name} holds {what} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
                 "the checkpoint is damaged, or its training went wrong"
             )
         return rows, n_bytes
 
-    def _buffer(self, which: int, n_rows: int, n_columns: int) -> Floats:
-        if self._floats[which].size < n_rows * n_columns:
-            self._floats[which] = np.empty(n_rows * n_columns, np.float32)
-        return self._floats[which][: n_rows * n_columns].reshape(n_rows, n_columns)
+    def _buffer(self, name: str, n_bytes: int) -> Bytes:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.nbytes < n_bytes:
+            buffer = self._buffers[name] = np.empty(n_bytes, np.uint8)
+        return buffer[:n_bytes]
 
-    def _regroup(self, rows: Floats, tensor: PlannedTensor) -> Floats:
+    def _restored(self, rows: Bytes, dtype: str, stored: TensorType) -> Bytes:
+        """Bring weights of another dtype into that of llama.cpp's unquantized file, by way of float32 as it does."""
+        n = rows.size // DTYPE_BYTES[dtype]
+        values = kernels.widen(rows, dtype, self._buffer("widened", 4 * n).view(np.float32))
+        if stored is _F32:
+            return values.view(np.uint8)
+        if stored.name == "BF16":
+            return kernels.narrow_bfloat16(values).view(np.uint8)
+        with np.errstate(over="ignore"):  # an overflow is told with the tensor's name
+            return values.astype("<f2").view(np.uint8)
+
+    def _regrouped(self, rows: Bytes, tensor: PlannedTensor) -> Bytes:
         """Put rotary pairs, half a head apart in Hugging Face's order, next to each other (``LlamaModel.permute``)."""
         assert tensor.n_head is not None
         half = tensor.shape[0] // tensor.n_head // 2
-        width = tensor.shape[1] if len(tensor.shape) > 1 else 1  # a bias: its elements are regrouped
-        out = self._buffer(1, *rows.shape)
+        n_weights = tensor.shape[1] if len(tensor.shape) > 1 else 1  # a bias: its elements are regrouped
+        width = n_weights * tensor.stored.block_bytes
+        out = self._buffer("regrouped", rows.size)
         np.copyto(out.reshape(-1, half, 2, width), rows.reshape(-1, 2, half, width).swapaxes(1, 2))
         return out
 
-    def _through_stored(self, rows: Floats, tensor: PlannedTensor) -> Floats:
-        """Round to the type of llama.cpp's unquantized file, where a tensor's own dtype is another one."""
-        assert tensor.source is not None
-        if tensor.stored is _F32 or tensor.stored.name == tensor.source.dtype:
-            return rows
-        if tensor.stored.name == "F16":
-            with np.errstate(over="ignore"):
-                narrow = rows.astype(np.float16)
-            np.copyto(rows, narrow)
-        else:
-            np.left_shift(kernels.narrow_bfloat16(rows), 16, out=rows.view(np.uint32), dtype=np.uint32)
-        return rows
+    def _is_finite(self, rows: Bytes, stored: TensorType) -> bool:
+        """Whether no weight's exponent is all ones, which only NaN and infinity have (``ggml_validate_row_data``)."""
+        exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[stored.name]
+        bits = rows.view(f"<u{stored.block_bytes}")
+        scratch = self._buffer("exponents", rows.nbytes).view(bits.dtype)
+        return bits.size == 0 or int(np.bitwise_and(bits, exponent, out=scratch).max()) < exponent
 
-    def _pack(self, tensor: PlannedTensor, target: TensorType, rows: Floats) -> Bytes:
-        if target is _F32:
-            return rows.reshape(-1).view(np.uint8)
-        n_bytes = len(rows) * target.row_bytes(rows.shape[1])
-        if self._packed.nbytes < n_bytes:
-            self._packed = np.empty(n_bytes, np.uint8)
-        packed = self._packed[:n_bytes].reshape(len(rows), -1)
-        kernels.quantize(target, rows, packed, self._importance.get(tensor.name))
+    def _pack(self, chunk: _Chunk, target: TensorType, rows: Bytes) -> Bytes:
+        tensor, n_columns = chunk.tensor, chunk.tensor.shape[-1]
+        packed = self._buffer(target.name, chunk.n_rows * target.row_bytes(n_columns)).reshape(chunk.n_rows, -1)
+        kernels.quantize_source(
+            target,
+            rows,
+            tensor.stored.name,
+            n_columns,
+            packed,
+            self._importance.get(tensor.name),
+            self._buffer("widened", 4 * chunk.n_rows * n_columns).view(np.float32),
+        )
         if not self._allow_nonfinite and not _scales_are_finite(target, packed):
             raise QuantizationError(
                 f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as BF16"
             )
         return packed
 
+    def _blocks(self, source: QuantizedTensor, chunk: _Chunk) -> Bytes:
+        """The chunk as it stands in a GGUF source, for a file in which the tensor keeps its type."""
+        blocks = np.empty((chunk.n_rows, source.block_row_bytes), np.uint8)
+        source.read_blocks(chunk.first, chunk.n_rows, blocks)
+        return blocks
+
 
 def _scales_are_finite(target: TensorType, packed: Bytes) -> bool:
     """Whether no float16 scale has overflowed (``ggml_validate_row_data``, which also writes to stderr)."""
     if target.name == "F16":
-        halves = packed.reshape(-1).view("<u2")
-        return not ((halves & 0x7C00) == 0x7C00).any()
+        return not ((packed.reshape(-1).view("<u2") & 0x7C00) == 0x7C00).any()
     blocks = packed.reshape(-1, target.block_bytes)
     return not any(((blocks[:, at + 1] & 0x7C) == 0x7C).any() for at in target.scales)

@@ -158,7 +158,7 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(checkpoint: P
 
 @pytest.mark.parametrize(("value", "qtype", "message"), [
     (np.nan, "Q8_0", "holds NaN"),
-    (np.inf, "Q4_K_M", "holds a value beyond"),
+    (np.inf, "Q4_K_M", "holds infinity, or a value beyond"),
     (1e6, "F16", "values too large for F16"),
     (1e30, "Q4_0", "values too large for Q4_0"),
 ])  # fmt: skip

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.converters.kernels import fast
+from llamalite.converters.kernels.fast import expect
 from llamalite.native.quantize import checked_room, quantize_rows
-from llamalite.quant_types import TensorType
+from llamalite.quant_types import TENSOR_TYPES, TensorType
 
-__all__ = ["narrow_bfloat16", "quantize", "quantize_source", "widen"]
+__all__ = ["expect", "narrow_bfloat16", "quantize", "quantize_source", "widen"]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -28,7 +29,12 @@ def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
     F32 to F32 and BF16 to F32 copy bits, F16 to F32 is exact; F64 is rounded to nearest, as torch's ``.to(float32)``.
     """
     flat = out.reshape(-1)
-    if dtype == "BF16":
+    kernel = None
+    if dtype == "F16" and flat.size % 32 == 0:
+        kernel = fast.kernel_for(TENSOR_TYPES["F32"], flat.size, weighted=False)
+    if kernel is not None:
+        kernel(np.ascontiguousarray(source).reshape(-1), dtype, flat.size, None, flat.view(np.uint8))
+    elif dtype == "BF16":
         np.left_shift(source.view("<u2"), 16, out=flat.view(np.uint32), dtype=np.uint32)
     else:
         np.copyto(flat, source.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[dtype]), casting="same_kind")
@@ -46,7 +52,7 @@ def quantize(
     kernel = fast.kernel_for(tensor_type, rows.size, weighted=importance is not None)
     if kernel is None:
         return quantize_rows(tensor_type, rows, out, importance)
-    out = checked_room(tensor_type, rows, out, importance)
+    out = checked_room(tensor_type, rows.shape, out, importance)
     n_blocks = rows.size // tensor_type.block_size
     kernel(rows.reshape(-1).view(np.uint8), "F32", n_blocks, importance, out.reshape(-1).view(np.uint8))
     return out
@@ -59,19 +65,23 @@ def quantize_source(
     n_columns: int,
     out: Bytes | None = None,
     importance: Floats | None = None,
+    scratch: Floats | None = None,
 ) -> Bytes:
     """Quantize a checkpoint's rows, `source` being their bytes; as `widen` and `quantize` one after the other.
 
-    Where a fast kernel reads `dtype` itself, the float32 never reach memory.
+    Where a fast kernel reads `dtype` itself, the float32 never reach memory; else `scratch`, of as many elements as
+    there are weights, holds them.
     """
     n_rows = source.nbytes // (n_columns * _WIDTHS[dtype])
     kernel = None
     if dtype in fast.SOURCES:
         kernel = fast.kernel_for(tensor_type, n_rows * n_columns, weighted=importance is not None)
     if kernel is None:
-        rows = widen(source, dtype, np.empty((n_rows, n_columns), np.float32))
+        if scratch is None:
+            scratch = np.empty(n_rows * n_columns, np.float32)
+        rows = widen(source, dtype, scratch).reshape(n_rows, n_columns)
         return quantize(tensor_type, rows, out, importance)
-    out = checked_room(tensor_type, np.broadcast_to(np.float32(0), (n_rows, n_columns)), out, importance)
+    out = checked_room(tensor_type, (n_rows, n_columns), out, importance)
     n_blocks = n_rows * n_columns // tensor_type.block_size
     kernel(np.ascontiguousarray(source).reshape(-1), dtype, n_blocks, importance, out.reshape(-1).view(np.uint8))
     return out

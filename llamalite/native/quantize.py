@@ -62,19 +62,26 @@ def quantize_rows(
     `importance` is float32 [n_columns], one row of an importance matrix. The bytes are those of
     ``ggml_quantize_chunk`` (ggml.c), whichever way a tensor is cut into chunks of rows.
     """
-    out = checked_room(tensor_type, rows, out, importance)
+    if rows.dtype != np.float32 or not rows.flags.c_contiguous:
+        raise ValueError(f"rows must be float32 and C-contiguous, found {rows.dtype}")
+    out = checked_room(tensor_type, rows.shape, out, importance)
     matrix = importance.ctypes.data if importance is not None else None
     _quantize_chunk()(tensor_type.ggml_type, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, matrix)
     return out
 
 
-def checked_room(tensor_type: TensorType, rows: Floats, out: Bytes | None, importance: Floats | None) -> Bytes:
-    """Return `out`, made if it is None; ``ValueError`` or `QuantizationError` says what of the arguments cannot be."""
-    n_rows, n_columns = rows.shape
+def checked_room(
+    tensor_type: TensorType, shape: tuple[int, ...], out: Bytes | None, importance: Floats | None
+) -> Bytes:
+    """Return `out`, room for the blocks of `shape` (rows, columns), made if it is None.
+
+    ``ValueError`` or `QuantizationError` says what of the arguments cannot be.
+    """
+    n_rows, n_columns = shape
     if out is None:
         out = np.empty((n_rows, tensor_type.row_bytes(n_columns)), np.uint8)
-    if rows.dtype != np.float32 or not rows.flags.c_contiguous or not out.flags.c_contiguous:
-        raise ValueError(f"rows must be float32 and C-contiguous, found {rows.dtype}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous")
     if out.nbytes != n_rows * tensor_type.row_bytes(n_columns):
         raise ValueError(f"out holds {out.nbytes} bytes, needed are {n_rows * tensor_type.row_bytes(n_columns)}")
     if importance is not None and (importance.dtype != np.float32 or importance.shape != (n_columns,)):
