@@ -1,0 +1,303 @@
+"""The one door to the network: models of the Hugging Face hub, fetched by huggingface_hub into its cache.
+
+    folder = fetch_checkpoint("HuggingFaceTB/SmolLM2-135M")      # then converters.convert(folder, ...)
+    path = fetch_gguf("bartowski/Llama-3.2-1B-Instruct-GGUF", "Q4_K_M")
+
+Only what a conversion reads is fetched: config, tokenizer, model card, and the weights in one form, safetensors where
+there are any. huggingface_hub checks, resumes and keeps the files, draws its own bars, and obeys ``HF_HOME``,
+``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``. Nothing here is imported, and nothing asked of the network, before
+one of these functions is called with an ``org/name``. This module does not know what is in the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import glob
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamalite import store
+from llamalite.errors import HubError
+from llamalite.quant_types import FILE_TYPES
+
+_logger = logging.getLogger(__name__)
+
+Announce = Callable[[str], None]
+"""Called with one line before the network is asked, and with one before files are fetched."""
+
+# huggingface_hub's own rule (validate_repo_id) and a little stricter: no leading dot or dash, nothing that is a path.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REPO_ID = re.compile(rf"{_PART}/{_PART}")
+
+_TEXTS = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "README.md"),
+    *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
+_WEIGHTS = (  # the first form that a repository has is taken
+    (re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"), ("model.safetensors.index.json",)),
+    (re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin"), ("pytorch_model.bin.index.json",)),
+    (re.compile(r"consolidated\.\d{2}\.pth"), ("params.json",)),
+)
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+# Of a repository of ready-made files when no type is named: the usual choice, then upwards, then downwards.
+_GGUF_ORDER = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "IQ4_XS", "Q3_K_M", "BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a repository with their sizes where the hub tells them."""
+
+    files: dict[str, int | None]
+
+    def matching(self, patterns: Iterable[str]) -> list[str]:
+        return [name for name in self.files if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def n_bytes(self, names: Iterable[str]) -> int:
+        return sum(self.files[name] or 0 for name in names)
+
+
+def is_repo_id(source: str | os.PathLike[str]) -> bool:
+    """Tell whether `source` is ``org/name`` and no path: nothing stands there, and no folder is called ``org``.
+
+    >>> is_repo_id("meta-llama/Llama-3.2-1B"), is_repo_id("./model"), is_repo_id("a/b/c"), is_repo_id("../b")
+    (True, False, False, False)
+    """
+    text = os.fspath(source)
+    if not _REPO_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".gguf")):
+        return False
+    return not os.path.lexists(text) and not Path(text).parent.is_dir()
+
+
+def split_type(reference: str) -> tuple[str, str | None]:
+    """Split ``org/name-GGUF:Q4_K_M`` into ``("org/name-GGUF", "Q4_K_M")``; the type is None where none is named."""
+    repo_id, colon, qtype = reference.partition(":")
+    return repo_id, qtype.upper() if colon else None
+
+
+def fetch_checkpoint(
+    repo_id: str, revision: str | None = None, *, announce: Announce | None = None, progress: bool = False
+) -> Path:
+    """Return the folder in the hub's cache with the checkpoint of `repo_id` at `revision` (a branch, tag or commit).
+
+    What is in the cache already is not fetched again, and without the network, or with ``HF_HUB_OFFLINE=1``, the cache
+    is all there is. `progress` draws huggingface_hub's bars. `HubError` says what is missing and what to do.
+    """
+
+    def wanted(listing: _Listing) -> list[str]:
+        texts = listing.matching(_TEXTS)
+        for pattern, beside in _WEIGHTS:
+            weights = [name for name in listing.files if pattern.fullmatch(name)]
+            if weights:
+                return [*texts, *listing.matching(beside), *weights]
+        if ggufs := listing.matching(["*.gguf"]):
+            raise HubError(
+                f"{repo_id} holds GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}"
+            )
+        raise HubError(
+            f"{repo_id} holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top "
+            f"(found {_some(listing.files)}): pass a repository of a model's weights"
+        )
+
+    return _fetch(repo_id, revision, wanted, ("config.json", "params.json"), announce, progress)
+
+
+def fetch_gguf(
+    repo_id: str,
+    qtype: str | None = None,
+    revision: str | None = None,
+    *,
+    announce: Announce | None = None,
+    progress: bool = False,
+) -> Path:
+    """Return the path in the hub's cache of the GGUF file of type `qtype` in `repo_id`, of a split model the first.
+
+    Without `qtype` it is Q4_K_M, or what lies nearest to it. `HubError` lists the types that there are.
+    """
+    chosen: list[str] = []
+
+    def wanted(listing: _Listing) -> list[str]:
+        chosen[:] = _choose_gguf(repo_id, listing.matching(["*.gguf"]), qtype)
+        return chosen
+
+    folder = _fetch(repo_id, revision, wanted, ("*.gguf", "*/*.gguf"), announce, progress)
+    if not chosen:  # offline: what the cache has
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
+        chosen = _choose_gguf(repo_id, names, qtype)
+    return folder / chosen[0]
+
+
+def converted(
+    source: str | os.PathLike[str],
+    qtype: str = "Q4_K_M",
+    *,
+    revision: str | None = None,
+    announce: Announce | None = None,
+    progress: bool = False,
+) -> Path:
+    """Return `source`, a checkpoint's folder or ``org/name``, as a GGUF file in the models folder, made if need be.
+
+    A folder is converted anew when one of its files is newer than the result; an ``org/name`` once, as ``org--name``.
+    """
+    from llamalite.converters import convert
+    from llamalite.converters.checkpoints import model_name
+
+    from_hub = is_repo_id(source)
+    out = store.default_output(os.fspath(source).replace("/", "--") if from_hub else model_name(Path(source)), qtype)
+    if from_hub:
+        if out.is_file() and revision is None:
+            return out
+        folder = fetch_checkpoint(os.fspath(source), revision, announce=announce, progress=progress)
+    else:
+        folder = Path(source)
+        if out.is_file() and folder.exists() and _newest(folder) < out.stat().st_mtime_ns:
+            return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return convert(folder, out, qtype=qtype, force=True).path
+
+
+def _newest(source: Path) -> int:
+    files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
+    return max((path.stat().st_mtime_ns for path in files), default=0)
+
+
+def _fetch(
+    repo_id: str,
+    revision: str | None,
+    wanted: Callable[[_Listing], Sequence[str]],
+    cached: Sequence[str],
+    announce: Announce | None,
+    progress: bool,
+) -> Path:
+    """Return the folder of the revision once it holds the `wanted` files; offline, one that has a `cached` one."""
+    if not _REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id!r} is no repository of the hub: expected org/name")
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    def say(line: str) -> None:
+        _logger.info("%s", line)
+        if announce is not None:
+            announce(line)
+
+    # The base of what its HTTP library raises, which has changed from requests to httpx and may change again.
+    unreachable: tuple[type[Exception], ...] = (OSError, errors.HfHubHTTPError.__bases__[0])
+    options: dict[str, Any] = {"repo_id": repo_id, "revision": revision}
+    if not progress:
+        options["tqdm_class"] = _silent_bars()
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            say(f"asking {constants.ENDPOINT} for {repo_id}")
+        try:
+            found = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            raise
+        except unreachable as error:
+            return _from_cache(options, cached, error)
+        listing = _Listing({one.rfilename: one.size for one in found.siblings or []})
+        names = wanted(listing)
+        size = f", {listing.n_bytes(names) / 1e9:.2f} GB" if any(listing.files.values()) else ""
+        say(f"fetching {len(names)} files of {repo_id}{size}, into {constants.HF_HUB_CACHE}, where not there yet")
+        return Path(huggingface_hub.snapshot_download(allow_patterns=[glob.escape(name) for name in names], **options))
+    except unreachable as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise  # the disk's fault, and it says so itself
+        raise _as_hub_error(repo_id, revision, error) from error
+
+
+def _from_cache(options: dict[str, Any], cached: Sequence[str], error: Exception) -> Path:
+    """Return the folder that the cache has for the repository; where it has none, `error` is raised."""
+    import huggingface_hub
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(allow_patterns=["config.json"], local_files_only=True, **options)
+        )
+    except OSError:
+        raise error from None
+    if not any(any(folder.glob(pattern)) for pattern in cached):
+        raise error
+    _logger.info("the hub is out of reach: %s is taken from the cache", options["repo_id"])
+    return folder
+
+
+def _silent_bars() -> type[Any]:
+    from huggingface_hub.utils.tqdm import tqdm
+
+    bar: Any = tqdm
+
+    class Silent(bar):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **(kwargs | {"disable": True}))
+
+    return Silent
+
+
+def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubError:
+    """Tell what the hub, or the way to it, has against the request, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repo_id}"
+    if isinstance(error, errors.GatedRepoError):
+        return HubError(
+            f"{repo_id} is gated: accept its terms at {page}, then log in with `hf auth login` or set HF_TOKEN to a "
+            "token of that account"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return HubError(
+            f"{constants.ENDPOINT} has no model {repo_id}, or it is private: check the name at {page}; for a private "
+            "one log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return HubError(f"{repo_id} has no revision {revision!r}: see the branches and tags at {page}/tree/main")
+    if constants.HF_HUB_OFFLINE:
+        return HubError(
+            f"{repo_id} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return HubError(f"{constants.ENDPOINT} refuses access to {repo_id} ({status}): check HF_TOKEN, or log in again")
+    if status is not None:
+        return HubError(f"{constants.ENDPOINT} answers {status} for {repo_id}: try again later, or check HF_ENDPOINT")
+    reason = (str(error) or type(error).__name__).strip().split("\n")[0]
+    return HubError(
+        f"{constants.ENDPOINT} cannot be reached for {repo_id} ({reason}): check the network, or HF_ENDPOINT; what is "
+        "in the cache already works without"
+    )
+
+
+def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[str]:
+    """Return the names of the one model of type `qtype` among `names`, of a split model all, the first one first."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        split = _SPLIT.fullmatch(name.removesuffix(".gguf"))
+        if not Path(name).name.lower().startswith(("mmproj", "imatrix")):
+            models.setdefault(split["stem"] if split else name.removesuffix(".gguf"), []).append(name)
+    if not models:
+        raise HubError(f"{repo_id} holds no GGUF file: llamalite convert {repo_id}")
+    by_type: dict[str, str] = {}
+    for stem in models:
+        by_type.setdefault(_type_of(stem) or stem, stem)
+    if qtype is not None:
+        if qtype.upper() not in by_type:
+            raise HubError(f"{repo_id} holds no {qtype.upper()}: there are {', '.join(by_type)}")
+        return models[by_type[qtype.upper()]]
+    best = next((one for one in _GGUF_ORDER if one in by_type), next(iter(by_type)))
+    return models[by_type[best]]
+
+
+def _type_of(stem: str) -> str | None:
+    """Return the type that ends a file's name, as in ``Llama-3.2-1B-Instruct-Q4_K_M`` or ``tiny.f16``."""
+    last = re.split(r"[-.]", stem)[-1].upper()
+    return last if last in FILE_TYPES else None
+
+
+def _some(names: Iterable[str], n: int = 6) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:n]) + (", ..." if len(listed) > n else "") if listed else "nothing"

@@ -1,0 +1,311 @@
+"""The hub, with the real huggingface_hub client against a hub on loopback: what is fetched, kept, refused and said."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_files import as_meta, as_pickles
+from hub_server import TOKEN, HubServer, Repo
+from toy_checkpoint import write_checkpoint
+
+import llamalite
+from llamalite import hub
+from llamalite.converters import convert
+from llamalite.errors import HubError
+
+Fetch = Callable[..., dict[str, Any]]
+
+# The client reads its settings when it is imported: each call is a process of its own, as an app's would be.
+PROGRAM = """
+import json, sys
+from llamalite import errors, hub
+name, arguments = json.loads(sys.argv[1])
+said = []
+try:
+    arguments.setdefault("announce", said.append)
+    result = {"path": str(getattr(hub, name)(**arguments))}
+except errors.HubError as error:
+    result = {"error": str(error)}
+print(json.dumps(result | {"said": said}))
+"""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("toys") / "toy", n_layer=1, n_embd=64, n_ff=192)
+
+
+@pytest.fixture
+def server(toy: Path) -> Iterator[HubServer]:
+    with HubServer({"org/toy": Repo(files_of(toy))}) as running:
+        yield running
+
+
+@pytest.fixture
+def environment(tmp_path: Path, server: HubServer) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return kept | {
+        "HF_HOME": str(tmp_path / "hf-home"),
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(llamalite.__file__).parents[1]),
+        "PYTHONUTF8": "1",
+    }
+
+
+@pytest.fixture
+def fetch(environment: dict[str, str]) -> Fetch:
+    """Call a function of `hub` in a new process: ``fetch("fetch_checkpoint", repo_id=..., HF_TOKEN=...)``."""
+
+    def call(function: str, **arguments: Any) -> dict[str, Any]:
+        settings = {name: arguments.pop(name) for name in list(arguments) if name.isupper()}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, json.dumps([function, arguments])],
+            env=environment | settings, capture_output=True, text=True, encoding="utf-8", timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    return call
+
+
+# -- what reaches the network -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B", "a/b", "01-ai/Yi-6B", "TheBloke/x_y.z"])
+def test_org_slash_name_is_a_repository(name: str) -> None:
+    assert hub.is_repo_id(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "./a/b", "../b", "a/../b", "/a/b", "a/b/c", "a/b/", "a//b", "~/b", "C:\\a\\b", "a\\b", "a/b.gguf", "a/.b",
+     "-a/b", "a/b c", "a/b\n", "a/b--c", "a/b.git", "https://huggingface.co/a/b", "", "a/", "/b", "ü/b", "a/b:Q4_K_M"],
+)  # fmt: skip
+def test_everything_else_is_none(name: str) -> None:
+    assert not hub.is_repo_id(name)
+
+
+def test_a_path_that_stands_or_whose_folder_stands_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_repo_id("models/toy")
+    (tmp_path / "models").mkdir()
+    assert not hub.is_repo_id("models/toy")  # a mistyped path is nobody's business
+    (tmp_path / "models" / "toy").mkdir()
+    assert not hub.is_repo_id("models/toy")
+
+
+def test_the_client_is_not_loaded_before_it_is_needed() -> None:
+    program = "import sys, llamalite.hub; llamalite.hub.is_repo_id('a/b'); assert 'huggingface_hub' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
+def test_a_path_is_never_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no repository of the hub: expected org/name"):
+        hub.fetch_checkpoint("../secret")
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_a_conversion_reads_is_fetched(server: HubServer, toy: Path, fetch: Fetch, tmp_path: Path) -> None:
+    needed = server.repos["org/toy"].files
+    server.repos["org/toy"].files = needed | {
+        "pytorch_model.bin": b"the same once more", "consolidated.safetensors": b"x", "onnx/model.onnx": b"x",
+        "original/consolidated.00.pth": b"x", "model.fp16.safetensors": b"x", "flax_model.msgpack": b"x",
+        "training_args.bin": b"x", "README.md": b"# Toy", "handler.py": b"import os", "sub/config.json": b"{}",
+    }  # fmt: skip
+    answer = fetch("fetch_checkpoint", repo_id="org/toy")
+    folder = Path(answer["path"])
+    assert sorted(server.downloads()) == sorted([*needed, "README.md"])
+    assert {path.name for path in folder.iterdir()} == {*needed, "README.md"}
+    assert folder.is_relative_to(tmp_path / "hf-home")
+    assert answer["said"][0] == f"asking {server.url} for org/toy"
+    assert answer["said"][1].startswith(f"fetching {len(needed) + 1} files of org/toy, 0.00 GB, into {tmp_path}")
+    # The folder in the cache is called after its revision; the model is not.
+    expected = convert(toy, tmp_path / "a.gguf").path.read_bytes()
+    assert convert(folder, tmp_path / "b.gguf").path.read_bytes() == expected
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(server: HubServer, fetch: Fetch) -> None:
+    first = fetch("fetch_checkpoint", repo_id="org/toy")["path"]
+    n = len(server.downloads())
+    assert fetch("fetch_checkpoint", repo_id="org/toy")["path"] == first
+    assert len(server.downloads()) == n > 0
+
+
+@pytest.mark.parametrize("form", ["pickles", "meta"])
+def test_the_other_forms_are_fetched_where_there_are_no_safetensors(
+    server: HubServer, toy: Path, fetch: Fetch, tmp_path: Path, form: str
+) -> None:
+    folder = as_pickles(toy, tmp_path / "other", 2) if form == "pickles" else as_meta(toy, tmp_path / "other")
+    server.repos["org/toy"].files = files_of(folder) | {"ggml-model.bin": b"x"}
+    fetched = Path(fetch("fetch_checkpoint", repo_id="org/toy")["path"])
+    assert {path.name for path in fetched.iterdir()} == {path.name for path in folder.iterdir()}
+    assert convert(fetched, tmp_path / "toy.gguf").n_tensors == 12
+
+
+def test_a_revision_is_fetched_by_name(server: HubServer, fetch: Fetch) -> None:
+    files = server.repos["org/toy"].files
+    server.repos["org/toy"].others = {"v2": files | {"README.md": b"second"}}
+    first, second = (fetch("fetch_checkpoint", repo_id="org/toy", revision=name)["path"] for name in (None, "v2"))
+    assert not (Path(first) / "README.md").exists()
+    assert (Path(second) / "README.md").read_bytes() == b"second"
+    error = fetch("fetch_checkpoint", repo_id="org/toy", revision="v3")["error"]
+    assert error == f"org/toy has no revision 'v3': see the branches and tags at {server.url}/org/toy/tree/main"
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_was(server: HubServer, fetch: Fetch) -> None:
+    weights = bytes(range(256)) * 100_000  # the client keeps what came in pieces of 10 MiB
+    server.repos["org/big"] = Repo({"config.json": b"{}", "model.safetensors": weights}, cuts=1)
+    folder = Path(fetch("fetch_checkpoint", repo_id="org/big")["path"])
+    assert f"RANGE {10 << 20}" in server.requests
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_gated_repository_says_what_to_do_and_opens_with_the_token(server: HubServer, fetch: Fetch) -> None:
+    server.repos["org/toy"].gated = True
+    error = fetch("fetch_checkpoint", repo_id="org/toy")["error"]
+    assert error == (
+        f"org/toy is gated: accept its terms at {server.url}/org/toy, then log in with `hf auth login` or set HF_TOKEN "
+        "to a token of that account"
+    )
+    assert "gated" in fetch("fetch_checkpoint", repo_id="org/toy", HF_TOKEN="hf_wrong")["error"]
+    assert "path" in fetch("fetch_checkpoint", repo_id="org/toy", HF_TOKEN=TOKEN)
+
+
+def test_a_missing_repository_is_told_from_a_missing_network(server: HubServer, fetch: Fetch) -> None:
+    error = fetch("fetch_checkpoint", repo_id="org/nothing")["error"]
+    assert error.startswith(f"{server.url} has no model org/nothing, or it is private: check the name at ")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    error = fetch("fetch_checkpoint", repo_id="org/toy", HF_ENDPOINT=f"http://127.0.0.1:{port}")["error"]
+    assert error.startswith(f"http://127.0.0.1:{port} cannot be reached for org/toy (")
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(500, "answers 500 for org/toy"), (403, "refuses access to org/toy (403)")]
+)
+def test_a_broken_hub_is_told_with_its_answer(server: HubServer, fetch: Fetch, status: int, message: str) -> None:
+    server.repos["org/toy"].status = status
+    assert message in fetch("fetch_checkpoint", repo_id="org/toy")["error"]
+
+
+def test_without_the_network_the_cache_is_what_there_is(server: HubServer, fetch: Fetch) -> None:
+    error = fetch("fetch_checkpoint", repo_id="org/toy", HF_HUB_OFFLINE="1")["error"]
+    assert "is not complete in" in error
+    assert "HF_HUB_OFFLINE is set" in error
+    assert server.requests == []
+    path = fetch("fetch_checkpoint", repo_id="org/toy")["path"]
+    n = len(server.requests)
+    offline = fetch("fetch_checkpoint", repo_id="org/toy", HF_HUB_OFFLINE="1")
+    assert (offline["path"], offline["said"], len(server.requests)) == (path, [], n)
+    server.repos["org/toy"].status = 503
+    assert fetch("fetch_checkpoint", repo_id="org/toy")["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"config.json": b"{}"},
+            "org/toy holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top",
+        ),
+        ({"a-Q4_0.gguf": b"x"}, "org/toy holds GGUF files (a-Q4_0.gguf) and nothing to convert: llamalite run org/toy"),
+        ({}, "(found nothing)"),
+    ],
+)
+def test_a_repository_without_weights_is_told_with_what_it_has(
+    server: HubServer, fetch: Fetch, files: dict[str, bytes], message: str
+) -> None:
+    server.repos["org/toy"].files = files
+    assert message in fetch("fetch_checkpoint", repo_id="org/toy")["error"]
+    assert server.downloads() == []
+
+
+# -- ready-made files -------------------------------------------------------------------------------------------------
+
+READY = {
+    "toy-Q4_K_M.gguf": b"medium", "toy-Q8_0.gguf": b"large", "toy.f16.gguf": b"full", "mmproj-toy-Q4_K_S.gguf": b"no",
+    "Q6_K/toy-Q6_K-00001-of-00002.gguf": b"one", "Q6_K/toy-Q6_K-00002-of-00002.gguf": b"two", "README.md": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("qtype", "fetched"),
+    [
+        (None, ["toy-Q4_K_M.gguf"]),
+        ("q8_0", ["toy-Q8_0.gguf"]),
+        ("F16", ["toy.f16.gguf"]),
+        ("Q6_K", ["Q6_K/toy-Q6_K-00001-of-00002.gguf", "Q6_K/toy-Q6_K-00002-of-00002.gguf"]),
+    ],
+)
+def test_a_ready_made_file_is_fetched_by_its_type(
+    server: HubServer, fetch: Fetch, qtype: str | None, fetched: list[str]
+) -> None:
+    server.repos["org/toy-GGUF"] = Repo(READY)
+    path = Path(fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype=qtype)["path"])
+    assert path.as_posix().endswith(fetched[0])
+    assert path.read_bytes() == READY[fetched[0]]
+    assert sorted(server.downloads()) == fetched
+    assert fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype=qtype, HF_HUB_OFFLINE="1")["path"] == str(path)
+
+
+def test_a_type_that_is_not_there_is_told_with_those_that_are(server: HubServer, fetch: Fetch) -> None:
+    server.repos["org/toy-GGUF"] = Repo(READY)
+    error = fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
+    assert error == "org/toy-GGUF holds no Q5_K_M: there are Q6_K, Q4_K_M, Q8_0, F16"
+    assert "org/toy holds no GGUF file: llamalite convert org/toy" in fetch("fetch_gguf", repo_id="org/toy")["error"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [("a/b-GGUF", ("a/b-GGUF", None)), ("a/b-GGUF:q4_k_m", ("a/b-GGUF", "Q4_K_M")), ("a/b:", ("a/b", ""))],
+)
+def test_a_reference_names_a_repository_and_a_type(reference: str, parts: tuple[str, str | None]) -> None:
+    assert hub.split_type(reference) == parts
+
+
+# -- once into the models folder --------------------------------------------------------------------------------------
+
+
+def test_a_repository_is_converted_once(server: HubServer, fetch: Fetch, models_folder: Path, toy: Path) -> None:
+    path = Path(fetch("converted", source="org/toy", qtype="Q8_0")["path"])
+    assert path == models_folder / "org--toy-Q8_0.gguf"
+    server.close()
+    assert Path(fetch("converted", source="org/toy", qtype="Q8_0")["path"]) == path
+
+
+def test_a_folder_is_converted_again_when_it_has_changed(toy: Path, models_folder: Path, tmp_path: Path) -> None:
+    folder = as_pickles(toy, tmp_path / "mine")
+    path = hub.converted(folder, "Q8_0")
+    assert path == models_folder / "mine-Q8_0.gguf"
+    made = path.stat().st_mtime_ns
+    assert hub.converted(folder, "Q8_0").stat().st_mtime_ns == made
+    later = made + 10**9
+    os.utime(folder / "config.json", ns=(later, later))
+    assert hub.converted(folder, "Q8_0").stat().st_mtime_ns != made
+
+
+def test_hub_errors_are_ours() -> None:
+    assert issubclass(HubError, llamalite.errors.LlamaliteError)
