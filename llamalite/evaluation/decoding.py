@@ -22,6 +22,7 @@ import numpy.typing as npt
 from llamalite import store
 from llamalite.errors import EvaluationError, GenerationCancelled
 from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
+from llamalite.hardware import physical_cores
 from llamalite.native import library
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
@@ -37,7 +38,7 @@ class Protocol:
 
     `chunks` is the most windows that are evaluated, None all. `stride` is the step of a sliding window of n_ctx tokens;
     None is llama-perplexity's protocol, chunks that do not overlap, half of each scored. `exact` is an F32 cache and
-    flash attention off: figures that agree across machines.
+    flash attention off: figures that agree across machines. `n_threads` None is the physical cores.
     """
 
     n_ctx: int = 512
@@ -79,7 +80,7 @@ class Protocol:
             n_batch=self.n_batch,
             n_ubatch=self.n_ubatch,
             n_seq_max=n_seq,
-            n_threads=self.n_threads,
+            n_threads=self.n_threads or physical_cores(),
             exact=self.exact,
         )
 

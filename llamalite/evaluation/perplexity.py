@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ def perplexity(
     return result
 
 
-def iter_perplexity(model: NativeModel, text: Text, protocol: Protocol) -> Iterator[PerplexityResult]:
+def iter_perplexity(model: NativeModel, text: Text, protocol: Protocol) -> Generator[PerplexityResult, None, None]:
     """Yield what stands after each window; the last result is complete. Leaving early frees the context."""
     tokens = tokens_of(text, model, protocol.tokens_needed())
     windows = protocol.windows(tokens, model)
