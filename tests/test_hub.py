@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from checkpoint_files import as_meta, as_pickles
 from hub_server import TOKEN, HubServer, Repo
+from toy import write_toy
 from toy_checkpoint import write_checkpoint
 
 import llamalite
 from llamalite import hub
 from llamalite.converters import convert
-from llamalite.errors import HubError
 
 Fetch = Callable[..., dict[str, Any]]
 
@@ -307,5 +307,43 @@ def test_a_folder_is_converted_again_when_it_has_changed(toy: Path, models_folde
     assert hub.converted(folder, "Q8_0").stat().st_mtime_ns != made
 
 
-def test_hub_errors_are_ours() -> None:
-    assert issubclass(HubError, llamalite.errors.LlamaliteError)
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_convert_announces_and_fetches(
+    server: HubServer, toy: Path, environment: dict[str, str], tmp_path: Path, llamalite_command: Any
+) -> None:
+    expected = convert(toy, tmp_path / "expected.gguf", qtype="Q8_0").path.read_bytes()
+    done = llamalite_command("convert", "org/toy", "-t", "Q8_0", "-o", "toy.gguf", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"asking {server.url} for org/toy\nfetching 4 files of org/toy" in done.stderr
+    assert (tmp_path / "toy.gguf").read_bytes() == expected
+    server.repos["org/toy"].gated = True
+    server.repos["org/toy"].files["config.json"] += b" "
+    refused = llamalite_command(
+        "convert", "org/toy", "-o", "no.gguf", env=environment | {"HF_HOME": str(tmp_path / "b")}
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: org/toy is gated: accept its terms at ")
+
+
+def test_run_fetches_a_ready_made_file(
+    server: HubServer, environment: dict[str, str], tmp_path: Path, llamalite_command: Any
+) -> None:
+    server.repos["org/toy-GGUF"] = Repo({"toy-F32.gguf": write_toy(tmp_path / "toy.gguf").read_bytes()})
+    done = llamalite_command("run", "org/toy-GGUF:f32", "Once", "-n", "3", "--raw", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once")
+    quiet = llamalite_command("-q", "run", "org/toy-GGUF", "Once", "-n", "3", "--raw", env=environment)
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
+def test_a_mistyped_path_asks_nobody(
+    server: HubServer, environment: dict[str, str], tmp_path: Path, llamalite_command: Any
+) -> None:
+    (tmp_path / "models").mkdir()
+    for verb in ("convert", "run"):
+        done = llamalite_command(verb, "models/typo", env=environment, input="")
+        assert done.returncode == 1
+        assert server.requests == []
+    assert llamalite_command("convert", "models", "--revision", "v2", env=environment).returncode == 2

@@ -38,7 +38,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
 
 
 @click.command(name="convert")
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=click.Path(path_type=str))
 @click.option(
     "-o",
     "--output",
@@ -66,15 +66,17 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     help="List the types and exit.",
     callback=lambda ctx, _param, value: _list_types(ctx) if value else None,
 )
+@click.option("--revision", metavar="REV", help="The branch, tag or commit of a repository of the hub. Default: main.")
 @click.option("--allow-requantize", is_flag=True, help="Quantize a GGUF file again that is quantized already.")
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
 @click.pass_context  # fmt: skip
 def command(
     ctx: click.Context,
-    source: Path,
+    source: str,
     output: Path | None,
     qtypes: tuple[str, ...],
+    revision: str | None,
     allow_requantize: bool,
     force: bool,
     threads: int | None,
@@ -82,8 +84,9 @@ def command(
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
 
     SRC is the folder of a Hugging Face model (config.json, *.safetensors or pytorch_model*.bin, tokenizer), the folder
-    of one of Meta's (params.json, consolidated.*.pth, tokenizer.model), or a GGUF file. It is read once, and the
-    result is, byte for byte, what llama.cpp's converter and llama-quantize write in two steps.
+    of one of Meta's (params.json, consolidated.*.pth, tokenizer.model), a GGUF file, or org/name, a repository of the
+    Hugging Face hub, of which only the files needed are fetched. It is read once, and the result is, byte for byte,
+    what llama.cpp's converter and llama-quantize write in two steps.
 
     \b
     Examples:
@@ -91,14 +94,17 @@ def command(
       llamalite convert ./TinyLlama-1.1B -t Q8_0 -o tiny.gguf
       llamalite convert ./TinyLlama-1.1B -t Q4_K_M -t Q8_0 -o converted/
       llamalite convert TinyLlama-1.1B-F16.gguf -t Q5_K_M
+      llamalite convert HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from llamalite import store
+    from llamalite.cli import _hub
     from llamalite.converters import convert
     from llamalite.converters.checkpoints import model_name
 
+    folder = _hub.checkpoint(ctx, source, revision)
     types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
     if output is None:
-        output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(source), qtypes[0])
+        output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
     elif len(qtypes) > 1:
         output.mkdir(parents=True, exist_ok=True)
@@ -112,7 +118,7 @@ def command(
             bar.update(done - bar.n)
 
         report = convert(
-            source,
+            folder,
             output,
             qtype=types,
             force=force,

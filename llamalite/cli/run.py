@@ -64,10 +64,12 @@ def _gpu_layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
-def command(model: str, prompt: str | None, **options: Any) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
     """Let MODEL answer PROMPT, or chat with it.
 
-    MODEL is a GGUF file or a name in the models folder. An instruct model gets PROMPT as a user's message in its chat
+    MODEL is a GGUF file, a name in the models folder, or org/name-GGUF[:TYPE], a repository of the Hugging Face hub
+    with ready-made files. An instruct model gets PROMPT as a user's message in its chat
     template, a base model continues the text. Without PROMPT the text comes from standard input; on a terminal that
     is a chat, which Ctrl-D ends.
 
@@ -75,15 +77,17 @@ def command(model: str, prompt: str | None, **options: Any) -> None:
     Examples:
       llamalite run demo "Once upon a time"
       llamalite run TinyLlama-1.1B-Q4_K_M.gguf
+      llamalite run bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       cat question.txt | llamalite run demo -n 200 --temp 0 --stats
     """
+    from llamalite.cli import _hub
     from llamalite.model import Model
 
     chatting = prompt is None and sys.stdin.isatty()
     if prompt is None and not chatting:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
     with Model(
-        model,
+        _hub.model(ctx, model),
         n_ctx=options["n_ctx"],
         n_threads=options["threads"],
         n_gpu_layers=options["gpu_layers"],
