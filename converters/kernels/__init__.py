@@ -50,7 +50,7 @@ def quantize(
     `llamalite.native.quantize.quantize_rows`.
     """
     kernel = fast.kernel_for(tensor_type, rows.size, weighted=importance is not None)
-    if kernel is None:
+    if kernel is None or rows.dtype != np.float32 or not rows.flags.c_contiguous:
         return quantize_rows(tensor_type, rows, out, importance)
     out = checked_room(tensor_type, rows.shape, out, importance)
     n_blocks = rows.size // tensor_type.block_size

@@ -40,13 +40,13 @@ Kernel = Callable[[Bytes, str, int, "Floats | None", Bytes], None]
 """(source bytes, their dtype, number of blocks, importance [n_columns] or None, out bytes)"""
 
 SOURCES = {"F32": 0, "BF16": 1, "F16": 2}  # as in tiles.py
-WORTH_LOADING = 1 << 22  # weights: ggml's kernels have them done in about the time that Numba takes to load
+WORTH_LOADING = 1 << 24  # weights: ggml's kernels have them done in about the time that Numba takes to load
 
 _logger = logging.getLogger(__name__)
 _MODES = ("auto", "fast", "ggml")
 
 
-class _Shelf:
+class Shelf:
     """The kernels of this process: made once, by whichever thread first needs one."""
 
     def __init__(self) -> None:
@@ -54,17 +54,16 @@ class _Shelf:
         self._made: dict[str, Kernel | None] = {}
         self._n_weights = 0
 
+    def expect(self, n_weights: int) -> None:
+        self._n_weights += n_weights
+
     def get(self, tensor_type: TensorType, n_weights: int) -> Kernel | None:
         name = tensor_type.name
+        mode = chosen_mode()
+        if mode == "ggml" or not numba_is_installed(needed=mode == "fast"):
+            return None
         if name in self._made:
             return self._made[name]
-        mode = chosen_mode()
-        if mode == "ggml" or name not in RECIPES:
-            return None
-        if not numba_is_installed():
-            if mode == "fast":
-                raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'")
-            return None
         self._n_weights += n_weights  # threads may lose a count to each other: it is a rough measure
         if mode == "auto" and self._n_weights < WORTH_LOADING:
             return None
@@ -72,13 +71,27 @@ class _Shelf:
             return None
         try:
             if name not in self._made:
-                self._made[name] = _tested(tensor_type, load(name))
+                self._made[name] = self.make(tensor_type, mode)
             return self._made[name]
         finally:
             self._lock.release()
 
+    def make(self, tensor_type: TensorType, mode: str) -> Kernel | None:
+        try:
+            return accepted(tensor_type, load(tensor_type.name))
+        except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
+            if mode == "fast":
+                raise
+            _logger.warning("Numba is installed but does not work, so that ggml's kernels are used: %s", error)
+            return None
 
-_shelf = _Shelf()
+
+_shelf = Shelf()
+
+
+def expect(n_weights: int) -> None:
+    """Say that so many weights are to come, so that kernels are loaded at once where that will pay."""
+    _shelf.expect(n_weights)
 
 
 def kernel_for(tensor_type: TensorType, n_weights: int, *, weighted: bool) -> Kernel | None:
@@ -97,10 +110,12 @@ def chosen_mode() -> str:
     return mode
 
 
-@functools.cache
-def numba_is_installed() -> bool:
-    """Whether the extra `fast` is installed; does not load it."""
-    return importlib.util.find_spec("numba") is not None
+def numba_is_installed(*, needed: bool = False) -> bool:
+    """Whether the extra `fast` is installed; does not load it. If it is `needed` and missing: `QuantizationError`."""
+    installed = importlib.util.find_spec("numba") is not None
+    if needed and not installed:
+        raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'")
+    return installed
 
 
 @functools.cache
@@ -134,26 +149,35 @@ def _call(
         compiled(source, SOURCES[dtype], n_blocks, np.ascontiguousarray(importance), *recipe.weighted, out)
 
 
-def _tested(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
+def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
-    rows = trial_rows()
-    n_columns = rows.shape[1]
-    n_blocks = rows.size // tensor_type.block_size
-    for importance in (None, np.linspace(0.0, 2.0, n_columns, dtype=np.float32)):
-        if importance is not None and RECIPES[tensor_type.name].weighted is None:
-            continue
-        out = np.empty(len(rows) * tensor_type.row_bytes(n_columns), np.uint8)
-        kernel(rows.reshape(-1).view(np.uint8), "F32", n_blocks, importance, out)
-        wrong = int((out != quantize_rows(tensor_type, rows, importance=importance).reshape(-1)).sum())
-        if wrong:
+    importance = np.linspace(0.0, 2.0, trial_rows().shape[1], dtype=np.float32)
+    trials: list[tuple[str, Floats | None]] = [(dtype, None) for dtype in SOURCES]
+    if RECIPES[tensor_type.name].weighted is not None:
+        trials.append(("F32", importance))
+    for dtype, weights in trials:
+        rows, source = _held_as(dtype, trial_rows())
+        out = np.empty(len(rows) * tensor_type.row_bytes(rows.shape[1]), np.uint8)
+        kernel(source, dtype, rows.size // tensor_type.block_size, weights, out)
+        n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
+        if n_wrong:
             _logger.info(
-                "%s: %d of %d trial bytes differ from ggml's, so that ggml's own kernel is used",
-                tensor_type.name,
-                wrong,
-                out.size,
+                "%s from %s: %d of %d trial bytes are not ggml's, so that ggml's own kernel is used",
+                *(tensor_type.name, dtype, n_wrong, out.size),
             )
             return None
     return kernel
+
+
+def _held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
+    """Return `rows` rounded to what `dtype` holds, and the bytes that hold them."""
+    if dtype == "F16":
+        halves = rows.astype(np.float16)
+        return halves.astype(np.float32), halves.reshape(-1).view(np.uint8)
+    if dtype == "BF16":
+        words = (rows.view(np.uint32) >> 16).astype(np.uint16)
+        return (words.astype(np.uint32) << 16).view(np.float32), words.reshape(-1).view(np.uint8)
+    return rows, rows.reshape(-1).view(np.uint8)
 
 
 @functools.cache
@@ -162,7 +186,7 @@ def trial_rows() -> Floats:
     rng = np.random.default_rng(20)
     rows: Floats = rng.standard_normal((97, 768)).astype(np.float32) * np.float32(0.02)
     rows[64:72] *= rng.choice(np.array([1, 1, 1, 30], np.float32), (8, 768))  # outliers
-    rows[72:76] += np.float32(1)  # no sign change
+    rows[72:76] += np.float32(1)  # one sign
     rows[76:80] = np.float32(-0.3)
     rows[80:82] = 0
     rows[82:86, ::7] = 0

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,32 +28,37 @@ _READ_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 
 
 def compiled(function: Callable[..., Any], settings: tuple[Any, ...], *, weighted: bool) -> Callable[..., Any]:
-    """Compile a kernel: (source bytes, kind, n_blocks, importance if it is `weighted`, its settings, out bytes)."""
+    """Compile a kernel: (source bytes, kind, n_blocks, importance if it is `weighted`, its settings, out bytes).
+
+    It runs without the GIL and has no fast-math. Where no folder can be written to it is compiled in every process.
+    """
     arguments = [_READ_BYTES, types.int64, types.int64]
     arguments += [_READ_FLOATS] if weighted else []
     arguments += [types.int64 if isinstance(setting, int) else _READ_FLOATS for setting in settings]
-    return compiled_as(function, types.void(*arguments, _BYTES))
+    return _compiled(function, types.void(*arguments, _BYTES))
 
 
-def compiled_as(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
-    """Compile `function` for one signature, without the GIL and without fast-math."""
+def _compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     options = {"nogil": True, "error_model": "numpy"}
-    before = numba.config.CACHE_DIR
     log = logging.getLogger("numba")
-    level_before = log.level
+    root, level = numba.config.CACHE_DIR, log.level
     try:
-        log.setLevel(max(logging.INFO, level_before))  # at DEBUG it writes down every step of every function
-        numba.config.CACHE_DIR = str(cache_folder())  # read when a function is decorated
+        log.setLevel(max(logging.INFO, level))  # at DEBUG it writes down every step of every function
+        numba.config.CACHE_DIR = str(_writable(cache_folder()))  # read when a function is decorated
         kernel: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and "cache" not in str(error):
-            raise
+    except OSError as error:
         _logger.info("compiled kernels are not kept for the next run: %s", error)
         kernel = numba.njit(signature, **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
-        log.setLevel(level_before)
+        numba.config.CACHE_DIR = root
+        log.setLevel(level)
     return kernel
+
+
+def _writable(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Q2_K: blocks of 16 sub-blocks of 16 weights, a 4-bit scale and a 4-bit minimum to each sub-block.
 
 One weight is d · scale · l − dmin · minimum. Bytes of a block: 16 with scales (low) and minima (high), 64 with four
-weights each, d and dmin (16-bit floats). The rules are those of ``quantize_row_q2_K_ref`` and ``quantize_row_q2_K_impl``
-(ggml-quants.c).
+weights each, d and dmin (16-bit floats). The rules are those of ``quantize_row_q2_K_ref`` and, with importance,
+``quantize_row_q2_K_impl`` (ggml-quants.c).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Q3_K: blocks of 16 sub-blocks of 16 weights, a 6-bit scale to each sub-block.
 
 One weight is d · (scale − 32) · (l − 4). Bytes of a block: 32 with the third bits of l, 64 with the low two, 12 of
-scales, and d (a 16-bit float). The rules are those of ``quantize_row_q3_K_ref`` and ``quantize_row_q3_K_impl`` (ggml-quants.c).
+scales, and d (a 16-bit float). The rules are those of ``quantize_row_q3_K_ref`` and, with importance,
+``quantize_row_q3_K_impl`` (ggml-quants.c).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Q6_K: blocks of 16 sub-blocks of 16 weights, an 8-bit scale to each sub-block.
 
 One weight is d · scale · (l − 32). Bytes of a block: 128 with the low four bits of l, 64 with the high two, 16 scales,
-and d (a 16-bit float). The rules are those of ``quantize_row_q6_K_ref`` and ``quantize_row_q6_K_impl`` (ggml-quants.c).
+and d (a 16-bit float). The rules are those of ``quantize_row_q6_K_ref`` and, with importance,
+``quantize_row_q6_K_impl`` (ggml-quants.c).
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ RECIPES = {
     "Q4_K": Recipe("q45_k", "quantize", (15, _range(15, -1.0, 0.1, 20)), (15, _range(15, -0.9, 0.05, 36))),
     "Q5_K": Recipe("q45_k", "quantize", (31, _range(31, -0.5, 0.1, 15)), (31, _range(31, -0.9, 0.05, 36))),
     "Q6_K": Recipe("q6_k", "quantize", (_around(32),), (_around(32),)),
-    "Q8_0": Recipe("q_0", "quantize_q8_0", (), ignores_importance=True),
-    "Q4_0": Recipe("q_0", "quantize_q4_0", ()),
+    "Q8_0": Recipe("plain", "quantize_q8_0", (), ignores_importance=True),
+    "Q4_0": Recipe("plain", "quantize_q4_0", ()),
+    "F32": Recipe("plain", "widen", ()),  # 32 weights at a time
 }

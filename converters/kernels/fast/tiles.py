@@ -82,7 +82,7 @@ def _turn_rule(batch: Any, _at: Any, tile: Any, _to: Any) -> Any:
     return types.void(batch, types.intp, tile, types.intp), emit
 
 
-# (batch, at, tile, to): batch[at + lane * STEP + position] to tile[to + position * LANES + lane], 16 lanes, 16 positions
+# (batch, at, tile, to): 16 times 16 of batch[at + lane * STEP + position] to tile[to + position * LANES + lane]
 _turn = operation(_turn_rule)
 
 

@@ -19,11 +19,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.datamodel.registry import register_default
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
@@ -57,7 +58,9 @@ class _VectorModel(PrimitiveModel):  # type: ignore[misc]
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` into each of its callers: no call, no fast-math, division as in IEEE 754."""
-    compiled: Callable[..., Any] = njit(forceinline=True, error_model="numpy", nogil=True)(function)
+    compiled: Callable[..., Any] = njit(
+        forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
     return compiled
 
 
@@ -307,7 +310,8 @@ largest_lane = operation(_largest_lane)  # of f32 lanes none of which is negativ
 
 def _search_lanes() -> int:
     """Two of the widest registers, so that one half is computed while the other waits for its sums."""
-    return 32 if binding.get_host_cpu_features().get("avx512f") else 16
+    _triple, _name, features = cpu_target.target_context.codegen().magic_tuple()
+    return 32 if "+avx512f" in features else 16
 
 
-LANES = 32
+LANES = _search_lanes()

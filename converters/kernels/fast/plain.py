@@ -1,4 +1,4 @@
-"""Q8_0 and Q4_0: blocks of 32 weights with one scale, found without a search.
+"""Q8_0 and Q4_0, blocks of 32 weights with one scale, found without a search; and F32.
 
 One weight is d · l, or d · (l − 8). Bytes of a block: d (a 16-bit float), then 32 bytes, or 16 whose low halves are the
 first 16 weights. The rules are those of ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` (ggml-quants.c). What
@@ -17,6 +17,7 @@ from llamalite.converters.kernels.fast.vectors import (
     bits,
     bits_of_floats,
     bytes_at,
+    floats_at,
     floats_of_bits,
     inlined,
     largest_lane,
@@ -41,6 +42,13 @@ def _pack_scales(d: Any, inverses: Any, header: Any) -> None:
     store(header, 0, low_bytes(word))
     store(header, LANES, low_bytes(word >> 8))
     store(inverses, 0, select(d != 0.0, splat(1.0, LANES) / d, 0.0))
+
+
+def widen(source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+    """Write `n_weights`, a multiple of 32, to `out` as float32."""
+    weights = floats_at(out.ctypes.data)
+    for at in range(0, n_weights, 32):
+        store(weights, at, load_weights(source, kind, at))
 
 
 def quantize_q8_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:

@@ -1,0 +1,378 @@
+"""The fast kernels make ggml's bytes, whatever the weights; and ggml's own are used where they do not or cannot."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamalite.converters import kernels
+from llamalite.converters.kernels import fast
+from llamalite.converters.kernels.fast.recipes import RECIPES
+from llamalite.errors import QuantizationError
+from llamalite.native.quantize import quantize_rows
+from llamalite.quant_types import TENSOR_TYPES, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+TYPES = [name for name in RECIPES if name != "F32"]
+WEIGHTED = [name for name in TYPES if RECIPES[name].weighted is not None]
+needs_numba = pytest.mark.skipif(not fast.numba_is_installed(), reason="needs Numba: pip install '.[fast]'")
+
+
+@functools.cache
+def kernel(name: str) -> fast.Kernel:
+    """The compiled kernel, without the trial that would hide its mistakes; a ggml that contracts has no oracle."""
+    made = fast.load(name)
+    if fast.accepted(TENSOR_TYPES[name], made) is None and not ggml_is_plain():
+        pytest.skip("this ggml contracts multiplications and additions")
+    return made
+
+
+def ggml_is_plain() -> bool:
+    """Whether ggml was surely compiled without fused multiply-add: for x86-64 as it is without further options."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def made_by_kernel(name: str, rows: Floats, importance: Floats | None = None) -> Bytes:
+    tensor_type = TENSOR_TYPES[name]
+    out = np.empty((len(rows), tensor_type.row_bytes(rows.shape[1])), np.uint8)
+    n_blocks = rows.size // tensor_type.block_size
+    kernel(name)(rows.reshape(-1).view(np.uint8), "F32", n_blocks, importance, out.reshape(-1))
+    return out
+
+
+def assert_same_bytes(name: str, rows: Floats, importance: Floats | None = None) -> None:
+    expected = quantize_rows(TENSOR_TYPES[name], rows, importance=importance)
+    found = made_by_kernel(name, rows, importance)
+    wrong = np.flatnonzero((expected != found).any(axis=1))
+    assert not wrong.size, f"{name}: rows {wrong[:8]} differ, the first is {rows[wrong[0]][:8]}..."
+
+
+def normal(*shape: int, seed: int = 1) -> Floats:
+    values: Floats = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return values
+
+
+def outlier_ridden(*shape: int) -> Floats:
+    rows: Floats = normal(*shape, seed=2) * np.float32(0.02)
+    rows.reshape(-1)[::37] *= np.float32(50)
+    rows.reshape(-1)[5::331] *= np.float32(-3000)
+    return rows
+
+
+PATTERNS: dict[str, Floats] = {
+    **{f"normal, scale {scale}": normal(9, 512) * np.float32(scale) for scale in (1e-20, 1e-6, 0.02, 1.0, 1e4, 1e15)},
+    "heavy tails": np.random.default_rng(3).standard_t(2, (9, 512)).astype(np.float32),
+    "uniform": np.random.default_rng(4).uniform(-1, 1, (9, 512)).astype(np.float32),
+    "positive": np.abs(normal(9, 512)) + np.float32(0.01),
+    "negative": -np.abs(normal(9, 512)) - np.float32(0.01),
+    "far from zero": normal(9, 512) * np.float32(1e-6) - np.float32(1),
+    "outlier-ridden": outlier_ridden(9, 512),
+    "one weight that is not zero": np.eye(9, 512, 77, dtype=np.float32) * np.float32(-0.3),
+    "zero": np.zeros((9, 512), np.float32),
+    "minus zero": np.full((9, 512), -0.0, np.float32),
+    "constant": np.full((9, 512), 0.7, np.float32),
+    "negative constant": np.full((9, 512), -0.7, np.float32),
+    "two values": np.where(normal(9, 512) > 0, np.float32(0.5), np.float32(-0.25)),
+    "on a grid": np.round(normal(9, 512) * np.float32(4)) * np.float32(0.125),
+    "rows of integers": np.arange(9 * 512, dtype=np.float32).reshape(9, 512) % np.float32(33) - np.float32(16),
+    "tiny": normal(9, 512) * np.float32(1e-30),
+    "at the edge of all zero": normal(9, 512) * np.float32(1e-15),
+    "partly denormal": normal(9, 512) * np.float32(1e-38),
+    "denormal": normal(9, 512) * np.float32(1e-41),
+    "the smallest": np.sign(normal(9, 512)) * np.float32(1.5e-45),
+    "scales beyond 16-bit floats": normal(9, 512) * np.float32(1e10),
+    "huge": normal(9, 512) * np.float32(1e30),
+    "the largest": np.sign(normal(9, 512)) * np.float32(3.4e38),
+    "blocks of every size": normal(9, 512) * np.repeat(np.logspace(-24, 7, 32, dtype=np.float32), 144).reshape(9, 512),
+    "sub-blocks next to empty ones": normal(9, 512) * np.repeat(normal(9, 16) > 0, 32, axis=1),
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_bytes_are_those_of_ggml(name: str, pattern: str) -> None:
+    assert_same_bytes(name, PATTERNS[pattern])
+
+
+@needs_numba
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_bytes_with_an_importance_matrix_are_those_of_ggml(name: str, pattern: str) -> None:
+    importance = np.random.default_rng(5).exponential(1.0, 512).astype(np.float32)
+    assert_same_bytes(name, PATTERNS[pattern], importance)
+    importance[::3] = 0
+    importance[32:64] = 0
+    assert_same_bytes(name, PATTERNS[pattern], importance * np.float32(1e-4))
+
+
+@needs_numba
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("shape", [(1, 256), (1, 8192), (2, 2816), (31, 256), (32, 256), (33, 256), (5, 3328)])
+def test_any_number_of_rows_and_columns(name: str, shape: tuple[int, int]) -> None:
+    rows = normal(*shape) * np.float32(0.05)
+    assert_same_bytes(name, rows)
+    if name in WEIGHTED:
+        assert_same_bytes(name, rows, np.linspace(0.1, 3, shape[1], dtype=np.float32))
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_rows_that_fill_no_block_of_256(name: str) -> None:
+    assert_same_bytes(name, normal(7, 96))
+
+
+FINITE_BITS = st.integers(0, 0x7F7FFFFF) | st.integers(0x80000000, 0xFF7FFFFF)
+
+
+@st.composite
+def strange_rows(draw: st.DrawFn) -> Floats:
+    """Two rows of 512 weights: every 16 of them random at a scale of their own, with some bit patterns strewn in."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    exponents = draw(st.lists(st.integers(-44, 30) | st.just(-2), min_size=1, max_size=64))
+    offsets = draw(st.lists(st.sampled_from([0.0, 0.0, 1.0, -1.0, 100.0]), min_size=1, max_size=8))
+    exact = rng.standard_normal(1024) + np.resize(np.repeat(offsets, 16), 1024)
+    rows: Floats = (exact * 10.0 ** np.resize(np.repeat(exponents, 16), 1024)).astype(np.float32)
+    strewn = draw(st.lists(st.tuples(st.integers(0, 1023), FINITE_BITS), max_size=20))
+    for place, bits in strewn:
+        rows.view(np.uint32)[place] = bits
+    return rows.reshape(2, 512)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", TYPES)
+@settings(max_examples=60, deadline=None)
+@given(rows=strange_rows())
+def test_bytes_of_strange_rows_are_those_of_ggml(name: str, rows: Floats) -> None:
+    assert_same_bytes(name, rows)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", WEIGHTED)
+@settings(max_examples=40, deadline=None)
+@given(rows=strange_rows(), seed=st.integers(0, 2**32 - 1), power=st.sampled_from([0, 1, 4]))
+def test_bytes_of_strange_rows_with_importance_are_those_of_ggml(
+    name: str, rows: Floats, seed: int, power: int
+) -> None:
+    importance = np.random.default_rng(seed).random(512) ** power
+    assert_same_bytes(name, rows, importance.astype(np.float32))
+
+
+@pytest.fixture(params=["fast", "ggml"])
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "fast" and not fast.numba_is_installed():
+        pytest.skip("needs Numba: pip install '.[fast]'")
+    monkeypatch.setenv("LLAMALITE_KERNELS", request.param)
+    return str(request.param)
+
+
+SOURCE_DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "Q4_0", "Q5_0", "BF16"])
+@pytest.mark.parametrize("dtype", SOURCE_DTYPES)
+def test_source_bytes_are_quantized_as_their_floats(mode: str, name: str, dtype: str) -> None:
+    values = normal(5, 768) * np.float32(0.02)
+    held = (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else values.astype(SOURCE_DTYPES[dtype])
+    source = held.reshape(-1).view(np.uint8)
+    rows = kernels.widen(source, dtype, np.empty((5, 768), np.float32))
+    expected = quantize_rows(TENSOR_TYPES[name], rows)
+    assert np.array_equal(kernels.quantize(TENSOR_TYPES[name], rows), expected)
+    out = np.empty_like(expected)
+    assert kernels.quantize_source(TENSOR_TYPES[name], source, dtype, 768, out) is out
+    assert np.array_equal(out, expected)
+
+
+def test_every_16_bit_float_is_widened_exactly(mode: str) -> None:
+    every = np.arange(65536, dtype=np.uint16)
+    wide = kernels.widen(every.view(np.uint8), "F16", np.empty(65536, np.float32))
+    assert np.array_equal(wide, every.view(np.float16).astype(np.float32), equal_nan=True)
+    assert np.array_equal(np.signbit(wide), every >= 0x8000)
+    bits = kernels.widen(every.view(np.uint8), "BF16", np.empty(65536, np.float32)).view(np.uint32)
+    assert np.array_equal(bits, every.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("n_weights", [1, 31, 33])
+def test_an_odd_number_of_weights_is_widened(mode: str, n_weights: int) -> None:
+    held = normal(n_weights).astype(np.float16)
+    wide = kernels.widen(held.view(np.uint8), "F16", np.empty(n_weights, np.float32))
+    assert np.array_equal(wide, held.astype(np.float32))
+
+
+def test_source_bytes_may_be_read_only_and_lie_anywhere(mode: str) -> None:
+    held = normal(256).astype(np.float16)
+    source = np.frombuffer(b"!" + held.tobytes(), np.uint8)[1:]
+    expected = quantize_rows(TENSOR_TYPES["Q4_K"], held.astype(np.float32).reshape(1, 256))
+    assert np.array_equal(kernels.quantize_source(TENSOR_TYPES["Q4_K"], source, "F16", 256), expected)
+
+
+def test_importance_is_used_or_ignored_as_ggml_does(mode: str) -> None:
+    rows, importance = normal(3, 512), np.linspace(0, 9, 512, dtype=np.float32)
+    for name in (*TYPES, "Q5_1", "IQ4_NL"):
+        expected = quantize_rows(TENSOR_TYPES[name], rows, importance=importance)
+        found = kernels.quantize(TENSOR_TYPES[name], rows, None, importance)
+        assert np.array_equal(found, expected), name
+
+
+def test_what_ggml_would_abort_on_is_refused_alike(mode: str) -> None:
+    q4_k = TENSOR_TYPES["Q4_K"]
+    with pytest.raises(ValueError, match=r"300 weights does not fill blocks of 256"):
+        kernels.quantize(q4_k, np.zeros((1, 300), np.float32))
+    with pytest.raises(ValueError, match=r"C-contiguous"):
+        kernels.quantize(q4_k, np.zeros((256, 256), np.float32).T[:, ::1])
+    with pytest.raises(ValueError, match=r"out holds 5 bytes, needed are 144"):
+        kernels.quantize(q4_k, np.zeros((1, 256), np.float32), np.empty(5, np.uint8))
+    with pytest.raises(ValueError, match=r"importance must be float32 \[256\]"):
+        kernels.quantize(q4_k, np.zeros((1, 256), np.float32), None, np.zeros(255, np.float32))
+
+
+# --- which kernels are used
+
+
+@needs_numba
+@pytest.mark.skipif(not ggml_is_plain(), reason="another ggml may round differently, and is then used itself")
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_kernel_passes_its_trial_on_x86_64(name: str) -> None:
+    assert fast.accepted(TENSOR_TYPES[name], fast.load(name)) is not None
+
+
+def test_a_kernel_whose_bytes_differ_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    def one_off(source: Bytes, dtype: str, n_blocks: int, importance: Floats | None, out: Bytes) -> None:
+        rows = source.view(np.float32).reshape(-1, 768)
+        out[:] = quantize_rows(TENSOR_TYPES["Q8_0"], rows).reshape(-1)
+        out[1000] ^= 1
+
+    with caplog.at_level(logging.INFO):
+        assert fast.accepted(TENSOR_TYPES["Q8_0"], one_off) is None
+    assert "Q8_0 from F32: 1 of" in caplog.text
+
+
+@needs_numba
+def test_few_weights_are_left_to_ggml_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
+    q8_0 = TENSOR_TYPES["Q8_0"]
+    shelf = fast.Shelf()
+    assert shelf.get(q8_0, 1000) is None
+    shelf.expect(fast.WORTH_LOADING)
+    assert (shelf.get(q8_0, 1000) is not None) or not ggml_is_plain()
+
+
+@needs_numba
+def test_while_one_thread_loads_a_kernel_another_goes_on_with_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(fast.Shelf):
+        def make(self, tensor_type: TensorType, mode: str) -> fast.Kernel | None:
+            entered.set()
+            assert leave.wait(60)
+            return super().make(tensor_type, mode)
+
+    shelf = Slow()
+    shelf.expect(fast.WORTH_LOADING)
+    first: list[fast.Kernel | None] = []
+    thread = threading.Thread(target=lambda: first.append(shelf.get(TENSOR_TYPES["Q8_0"], 1)))
+    thread.start()
+    assert entered.wait(60)
+    assert shelf.get(TENSOR_TYPES["Q8_0"], 1) is None
+    leave.set()
+    thread.join()
+    assert first == [shelf.get(TENSOR_TYPES["Q8_0"], 1)]
+
+
+def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMALITE_KERNELS", "numba")
+    with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; known are auto, fast, ggml"):
+        kernels.quantize(TENSOR_TYPES["Q8_0"], np.zeros((1, 32), np.float32))
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run `code` in a process of its own, and return what it printed."""
+    before = (
+        "import numpy as np; from llamalite.converters import kernels\nfrom llamalite.quant_types import TENSOR_TYPES\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", before + code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n"
+
+
+def test_without_numba_ggml_quantizes_whatever_there_is() -> None:
+    code = WITHOUT_NUMBA + (
+        "kernels.expect(1 << 40)\n"
+        "rows = np.random.default_rng(1).standard_normal((4, 768)).astype(np.float32)\n"
+        "print(kernels.quantize(TENSOR_TYPES['Q4_K'], rows).tobytes().hex())"
+    )
+    rows = np.random.default_rng(1).standard_normal((4, 768)).astype(np.float32)
+    expected = quantize_rows(TENSOR_TYPES["Q4_K"], rows).tobytes().hex()
+    assert run_python(code, LLAMALITE_KERNELS="auto").strip() == expected
+
+
+def test_asking_for_fast_kernels_without_numba_names_the_extra() -> None:
+    code = WITHOUT_NUMBA + (
+        "try: kernels.quantize(TENSOR_TYPES['Q4_K'], np.zeros((1, 256), np.float32))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    said = run_python(code, LLAMALITE_KERNELS="fast").strip()
+    assert said == f"{QuantizationError.__name__} LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'"
+
+
+def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:
+    code = (
+        "import importlib.util, logging, sys, types; logging.basicConfig(format='%(message)s', stream=sys.stdout)\n"
+        "broken = types.ModuleType('numba'); broken.__spec__ = importlib.util.spec_from_loader('numba', None)\n"
+        "sys.modules['numba'] = broken\n"
+        "kernels.expect(1 << 40)\n"
+        "for _ in range(2): print(kernels.quantize(TENSOR_TYPES['Q8_0'], np.zeros((1, 32), np.float32)).any())"
+    )
+    first, *rest = run_python(code, LLAMALITE_KERNELS="auto").splitlines()
+    assert first.startswith("Numba is installed but does not work, so that ggml's kernels are used: ")
+    assert rest == ["False", "False"]
+
+
+QUANTIZE_ONCE = (
+    "rows = np.ones((1, 32), np.float32)\n"
+    "kernels.quantize(TENSOR_TYPES['Q8_0'], rows)\n"
+    "from llamalite.converters.kernels.fast import compiler; print(compiler.cache_folder())"
+)
+
+
+@needs_numba
+def test_machine_code_is_kept_in_a_folder_of_the_users_and_found_again(tmp_path: Path) -> None:
+    folder = Path(run_python(QUANTIZE_ONCE, LLAMALITE_KERNELS="fast", NUMBA_CACHE_DIR=str(tmp_path)).strip())
+    assert folder.parent == tmp_path
+
+    def kept() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".nbi", ".nbc")}
+
+    before = kept()
+    assert len(before) == 2
+    run_python(QUANTIZE_ONCE, LLAMALITE_KERNELS="fast", NUMBA_CACHE_DIR=str(tmp_path))
+    assert kept() == before
+
+
+@needs_numba
+def test_where_nothing_can_be_kept_kernels_are_compiled_anew(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    package = Path(fast.__file__).parent
+    before = set(package.rglob("*.nb?"))
+    run_python(QUANTIZE_ONCE, LLAMALITE_KERNELS="fast", NUMBA_CACHE_DIR=str(tmp_path / "file" / "below"))
+    assert set(package.rglob("*.nb?")) == before
