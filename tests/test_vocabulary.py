@@ -49,6 +49,14 @@ def test_a_lone_tokenizer_json_with_byte_fallback_differs_in_its_scores_only(tmp
     assert [key[0] for key in found] == [key[0] for key in RECORDED["fast_only"]]
 
 
+@pytest.mark.parametrize("template", [3, ["a"], [{"name": "default"}], "half \ud83d"])
+def test_a_chat_template_that_is_none_is_named(template: Any, tmp_path: Path) -> None:
+    config = toys.write_sentencepiece(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    with pytest.raises(VocabularyError, match=r"tokenizer_config\.json: 'chat_template' is neither a text nor a list"):
+        read_vocabulary(tmp_path, config)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["llama3", "deepseek", "smollm", "fast_only"])
 def test_transformers_sees_the_same_added_tokens(name: str, tmp_path: Path) -> None:
@@ -251,12 +259,23 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t["model"].update(type="Unigram"), "holds a Unigram model, expected BPE"),
         (lambda t: t["model"].update(merges=[]), "has no merges"),
         (lambda t: t["model"].update(merges=["a b", "c"]), "merge 1 is 'c', expected two tokens"),
+        (
+            lambda t: t["model"].update(merges=["a \ud83d"]),
+            r"merges: token 0 is 'a \\ud83d', which is not valid Unicode",
+        ),
         (lambda t: t["model"]["vocab"].update({"a": "x"}), "token 'a' has the id 'x'"),
         (lambda t: t["model"]["vocab"].update({"new": 5}), "token 5 is both"),
         (lambda t: t["added_tokens"][0].update(id=7), "token 7 is '.' in the vocabulary and '<|begin_of_text|>' among"),
         (lambda t: t["added_tokens"][0].update(content=None), "has no text 'content'"),
         (lambda t: t["added_tokens"][0].update(content="\ud83d"), r"is '\\ud83d', which is not valid Unicode"),
+        (lambda t: t["added_tokens"][0].update(content="a\0b"), r"token 656 is b'a\\x00b', and llama.cpp would cut it"),
         (lambda t: t.update(added_tokens={"a": 1}), "are not a list of objects"),
+        (lambda t: t["post_processor"].update(processors=3), "'post_processor' is not a list of steps"),
+        (lambda t: t["post_processor"]["processors"][1].update(pair=True), "'pair' is True, expected a list"),
+        (
+            lambda t: t.update(normalizer={"type": "Sequence", "normalizers": "x"}),
+            "'normalizers' is 'x', expected a list",
+        ),
         (lambda t: t["model"]["vocab"].update({f"t{i}": 1000 + i for i in range(9)}), "belongs to another model"),
     ],
 )

@@ -11,7 +11,7 @@ import logging
 import re
 from typing import Any
 
-from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
+from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles, entries
 from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
@@ -101,7 +101,7 @@ def adds_prefix(tokenizer: dict[str, Any]) -> bool:
         if not isinstance(node, dict):
             return []
         if node.get("type") == "Sequence":
-            return [step for part in node.get(inner) or [] for step in steps(part, inner)]
+            return [step for part in entries(node, inner) for step in steps(part, inner)]
         return [node]
 
     prepends = any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers"))

@@ -142,6 +142,14 @@ class TokenizerFiles:
         return [text for text in named + extra if text]
 
 
+def entries(parent: dict[str, Any], name: str) -> list[Any]:
+    """Return the list `name` of a part of tokenizer.json, empty where there is none."""
+    listed = parent.get(name)
+    if listed is not None and not isinstance(listed, list):
+        raise VocabularyError(f"tokenizer.json: {name!r} is {listed!r:.60}, expected a list: save the tokenizer again")
+    return listed or []
+
+
 def token_text(entry: Any) -> str | None:
     """Return the text of a token that a config gives as a string or as an object with ``content``."""
     if isinstance(entry, dict):

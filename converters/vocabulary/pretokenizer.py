@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from llamalite.converters.vocabulary.files import entries
 from llamalite.errors import VocabularyError
 
 # Spellings of one thing: the English contractions in any case, possessive quantifiers before what they cannot match,
@@ -138,8 +139,7 @@ def _steps(node: Any) -> list[str]:
         return []
     kind = node.get("type") if isinstance(node, dict) else None
     if kind == "Sequence":
-        parts = node.get("pretokenizers") or []
-        return [step for part in parts for step in _steps(part)] if isinstance(parts, list) else [repr(node)]
+        return [step for part in entries(node, "pretokenizers") for step in _steps(part)]
     if kind == "ByteLevel":
         return [_GPT2, _BYTES] if node.get("use_regex", True) else [_BYTES]
     if kind == "Digits":

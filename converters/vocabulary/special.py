@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, token_text
+from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
 from llamalite.errors import VocabularyError
 
 _logger = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[s
     EOT and EOM; those that llama.cpp knows by their text (`KNOWN_ENDS`) need none of it.
     """
     lists = [config.get("eos_token_id") for config in (files.config, files.generation_config)]
-    ends = list(dict.fromkeys(i for listed in lists if isinstance(listed, list) for i in listed))
-    ends = [i for i in ends if isinstance(i, int) and 0 <= i < len(texts)]
+    listed = [one for ends in lists if isinstance(ends, list) for one in ends]
+    ends = list(dict.fromkeys(one for one in listed if isinstance(one, int) and 0 <= one < len(texts)))
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
     left = [one for one in ends if one not in special.ids.values() and texts[one] not in KNOWN_ENDS]
@@ -115,10 +115,11 @@ def _read_normalizer(normalizer: Any, special: SpecialTokens) -> None:
     elif kind == "StripAccents":
         special.strip_accents = True
     elif kind == "BertNormalizer":
-        special.lowercase = normalizer.get("lowercase", special.lowercase)
-        special.strip_accents = normalizer.get("strip_accents", special.strip_accents)
+        lowercase, strip_accents = normalizer.get("lowercase"), normalizer.get("strip_accents")
+        special.lowercase = lowercase if isinstance(lowercase, bool) else special.lowercase
+        special.strip_accents = strip_accents if isinstance(strip_accents, bool) else special.strip_accents
     elif kind == "Sequence":
-        for step in normalizer.get("normalizers") or []:
+        for step in entries(normalizer, "normalizers"):
             _read_normalizer(step, special)
 
 
@@ -150,7 +151,7 @@ def _read_post_processor(
             special.add.update(bos=True, eos=True, sep=True)
             for name, fallback in (("cls", "bos"), ("sep", "eos")):
                 if config is not None and not text[name]:
-                    rename(name, (step.get(name) or [text[fallback]])[0])
+                    rename(name, token_text({"content": (entries(step, name) or [text[fallback]])[0]}))
         elif kind == "TemplateProcessing":
             names = _read_template(step, config, special, text, rename, names)
     return names
@@ -179,7 +180,7 @@ def _read_template(
     rename: Any,
     names: tuple[str, ...],
 ) -> tuple[str, ...]:
-    single, pair = step.get("single") or [], step.get("pair") or []
+    single, pair = entries(step, "single"), entries(step, "pair")
     first = last = None
     if len(single) > 1:
         first, last = _special_of(single[0]), _special_of(single[-1])
@@ -242,17 +243,21 @@ def read_chat_template(files: TokenizerFiles) -> ChatTemplate:
             template += [{"name": path.stem, "template": _text(path)} for path in others]
     elif template is None and as_json.is_file():
         template, where = read_object(as_json).get("chat_template"), as_json.name
-    if template is None or isinstance(template, str):
-        return template
+    if template is None or _is_text(template):
+        return template  # type: ignore[no-any-return]
     if isinstance(template, list) and all(
-        isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)
-        for one in template
+        isinstance(one, dict) and _is_text(one.get("name")) and _is_text(one.get("template")) for one in template
     ):
         return template
     raise VocabularyError(
         f"{where}: 'chat_template' is neither a text nor a list of objects with 'name' and 'template': "
         "mend it, or take it out to convert without a template"
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether `value` is text that UTF-8 can hold, which half a surrogate pair is not."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _text(path: Any) -> str:

@@ -109,17 +109,26 @@ def check_tokens(vocabulary: Vocabulary) -> None:
     """Raise `VocabularyError` for what makes llama.cpp abort the whole process: doubled texts, missing byte tokens.
 
     llama.cpp checks the first with an assertion (llama_vocab::impl::load) and looks byte tokens up without a check
-    (llama_vocab::byte_to_token) as soon as a text has a character that no token spells.
+    (llama_vocab::byte_to_token) as soon as a text has a character that no token spells. Also for what could not be
+    written as it is: a token with a zero byte, a merge that is no Unicode.
     """
     seen: dict[bytes, int] = {}
     for token_id, text in enumerate(vocabulary.tokens):
         text = text or b"[EMPTY_%d]" % token_id  # the name that llama.cpp gives it
+        if b"\0" in text:
+            raise VocabularyError(
+                f"{vocabulary.source}: token {token_id} is {text!r}, and llama.cpp would cut it at its zero byte: the "
+                "file is damaged, or from a tokenizer that llama.cpp cannot run"
+            )
         other = seen.setdefault(text, token_id)
         if other != token_id:
             raise VocabularyError(
                 f"{vocabulary.source}: tokens {other} and {token_id} are both {text.decode('utf-8', 'replace')!r}, and "
                 "llama.cpp accepts every text once: rename or remove one of them"
             )
+    for rank, merge in enumerate(vocabulary.merges):
+        if not merge.isascii():
+            as_bytes(merge, rank, f"{vocabulary.source}, merges")
     if vocabulary.kind == "llama":
         missing = [b for b in range(256) if b"<0x%02X>" % b not in seen and not (b < 128 and bytes([b]) in seen)]
         if missing:
