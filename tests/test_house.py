@@ -20,15 +20,15 @@ from llamalite import cli, errors
 LEVELS = (
     {"errors", "quant_types"},
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
-    {"converters", "answers", "batching", "generation", "session"},
+    {"converters", "answers", "batching", "generation", "prompts", "session"},
     {"hub", "store"},
     {"model"},
-    {"chat", "evaluation", "benchmark"},
+    {"chat", "batch_file", "evaluation", "benchmark"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "data", "info", "process", "common", "misc"}
-APART = ({"converters"}, {"answers", "batching", "generation", "session"})  # of one line, and never see each other
+APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "session"})  # of one line, and never see each other
 MAX_LINES = 420
 
 
