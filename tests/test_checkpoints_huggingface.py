@@ -14,6 +14,7 @@ import pytest
 from checkpoint_files import Weights, as_pickles, random_weights, save_safetensors, save_torch
 from toy_checkpoint import write_checkpoint
 
+from llamalite.converters import plan
 from llamalite.converters.checkpoints import open_checkpoint, safetensors
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
@@ -75,7 +76,7 @@ def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
     refused(tmp_path, r"neither config.json nor params.json \(found nothing\)")
     (tmp_path / "notes.txt").touch()
     refused(tmp_path, r"found notes.txt")
-    refused(tmp_path / "notes.txt", "is a file: pass the folder")
+    refused(tmp_path / "notes.txt", "is no GGUF file: pass one, or the folder")
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, r"no model\*.safetensors and no pytorch_model\*.bin \(found config.json, notes.txt\)")
 
@@ -92,6 +93,46 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     os.mkfifo(folder / "model.safetensors")
     refused(folder, "no regular file")
+
+
+# -- what others have made of a model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "method"),
+    [
+        ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
+        ("model.layers.0.mlp.up_proj.SCB", "bitsandbytes, 8 bits"),
+        ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes, 4 bits"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", "FP8"),
+        ("model.layers.0.mlp.up_proj.weight_packed", "compressed-tensors"),
+    ],
+)
+def test_weights_that_others_have_quantized_are_told_by_their_tensors(tmp_path: Path, tensor: str, method: str) -> None:
+    folder = folder_of(tmp_path, model=W | {tensor: random_weights((2, 2))})
+    refused(
+        folder, rf"is already quantized \({method}, as {tensor} shows\); supported are", UnsupportedArchitectureError
+    )
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors"])
+def test_weights_that_others_have_quantized_are_told_by_their_config(tmp_path: Path, method: str) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_layer=1, quantization_config={"quant_method": method})
+    with pytest.raises(UnsupportedArchitectureError, match=f"already quantized by {method}; supported are F64, F32"):
+        plan(folder)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "BertModel"])
+def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, architecture: str) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_layer=1, architectures=[architecture])
+    message = f"architecture {architecture}; supported are LlamaForCausalLM and MistralForCausalLM"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        plan(folder)
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, r"is an adapter \(LoRA\) and no whole model: merge it", UnsupportedArchitectureError)
 
 
 # -- shards and their index -------------------------------------------------------------------------------------------

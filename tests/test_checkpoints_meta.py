@@ -192,6 +192,7 @@ def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) 
         ({"norm_eps": -1}, "norm_eps is -1, expected a positive number"),
         ({"ffn_dim_multiplier": "1.3"}, "ffn_dim_multiplier is '1.3'"),
         ({"moe": {"num_experts": 8}}, "mixture of experts"),
+        ({"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}, "quantized already"),
     ],
 )
 def test_params_that_make_no_sense_are_named(tmp_path: Path, params: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from llamalite.converters.checkpoints import gguf_source, huggingface, meta
 from llamalite.converters.checkpoints.folder import listing
 from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor, model_name
-from llamalite.errors import CheckpointError
+from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 __all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "model_name", "open_checkpoint"]
 
@@ -35,6 +35,11 @@ def open_checkpoint(source: Path) -> Checkpoint:
             return huggingface.open_folder(source)
         if (source / meta.PARAMS).exists():
             return meta.open_folder(source)
+        if (source / "adapter_config.json").exists():
+            raise UnsupportedArchitectureError(
+                f"{source} is an adapter (LoRA) and no whole model: merge it into its base model first, with "
+                "peft's merge_and_unload"
+            )
         raise CheckpointError(
             f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
             "Hugging Face model, or of one of Meta's"

@@ -17,7 +17,7 @@ from llamalite.converters.checkpoints import safetensors, torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
 from llamalite.converters.checkpoints.interface import Checkpoint, SourceFile, SourceTensor
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.errors import CheckpointError
+from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,18 @@ _FORMS = (
 )
 
 
+# Tensors that stand beside, or in place of, weights that somebody has quantized.
+_QUANTIZED = {
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".SCB": "bitsandbytes, 8 bits",
+    ".absmax": "bitsandbytes, 4 bits",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale": "FP8",
+    ".weight_scale_inv": "FP8",
+}
+
+
 def open_folder(folder: Path) -> Checkpoint:
     """Open the checkpoint in `folder`; its headers are read and held against the index, its weights are not."""
     config = read_object(member(folder, "config.json"))
@@ -66,8 +78,20 @@ def open_folder(folder: Path) -> Checkpoint:
                     raise CheckpointError(f"{name} stands in two shards of {folder}, one of them {file.path.name}")
                 tensors[name] = tensor
         _check_index(folder / form.index, weight_map, tensors)
+        if not config.get("quantization_config"):  # which says so itself, and is refused by whoever reads the config
+            _refuse_quantized(folder, tensors)
         on_error.pop_all()
     return Checkpoint(folder, config, tensors, files)
+
+
+def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
+    for name in tensors:
+        method = next((method for suffix, method in _QUANTIZED.items() if name.endswith(suffix)), None)
+        if method:
+            raise UnsupportedArchitectureError(
+                f"{folder} is already quantized ({method}, as {name} shows); supported are F64, F32, F16 and BF16 "
+                "weights: convert the original model"
+            )
 
 
 def _weight_map(folder: Path, form: _Form) -> dict[str, str]:

@@ -192,6 +192,10 @@ def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceT
     """Return what Hugging Face's config.json would say (transformers, ``convert_llama_weights_to_hf.py``)."""
     if "moe" in params or "moe_args" in params:
         raise UnsupportedArchitectureError(f"{path} describes a mixture of experts; supported are dense LLaMA models")
+    if "quantization_args" in params:
+        raise UnsupportedArchitectureError(
+            f"{path} describes weights that are quantized already: convert the original model"
+        )
     dim, n_head = _size(path, params, "dim"), _size(path, params, "n_heads")
     n_head_kv = n_head if params.get("n_kv_heads") is None else _size(path, params, "n_kv_heads")
     embedding = tensors.get("model.embed_tokens.weight")
