@@ -200,7 +200,7 @@ def test_completion_prints_a_script_for_the_shell(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
-def test_bash_completes_verbs_options_and_values(llamalite_command: Any, tmp_path: Path) -> None:
+def test_bash_completes_verbs_options_values_and_models(llamalite_command: Any, models_folder: Path) -> None:
     def complete(words: str, position: int) -> list[str]:
         asked = {"_LLAMALITE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
         done = llamalite_command(env=os.environ | asked | {"PYTHONPATH": str(Path(cli.__file__).parents[2])})
@@ -209,6 +209,10 @@ def test_bash_completes_verbs_options_and_values(llamalite_command: Any, tmp_pat
     assert complete("llamalite conv", 1) == ["convert"]
     assert complete("llamalite --ver", 1) == ["--verbose", "--version"]
     assert complete("llamalite completion z", 2) == ["zsh"]
+    models_folder.mkdir()
+    for name in ("demo-Q4_K_M", "demo-Q8_0", "other"):
+        (models_folder / f"{name}.gguf").touch()
+    assert complete("llamalite run demo", 2) == ["demo", "demo-Q4_K_M", "demo-Q8_0"]  # the first stands for files
 
 
 def test_an_unsupported_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

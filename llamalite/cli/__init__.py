@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem, shell_complete
@@ -21,10 +21,16 @@ from click.shell_completion import CompletionItem, shell_complete
 from llamalite import __version__
 from llamalite.errors import LlamaliteError
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[str]
+else:
+    _ParamType = click.ParamType  # generic only since click 8.4
+
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
+    "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "demo": ("llamalite.cli.demo", "Do all of that on the model that ships with llamalite."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
@@ -54,6 +60,21 @@ def _verbosity_options() -> list[click.Option]:
     ]  # fmt: skip
 
 
+class _ModelName(_ParamType):
+    """What MODEL is everywhere: a text, completed to the names in the models folder, else to files."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from llamalite import store
+
+        names = [path.stem for path in store.list_models() if path.stem.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
+
+
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are named, and listed from `VERBS` until then."""
 
@@ -66,6 +87,9 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(VERBS[name][0]).command
         if not any(param.callback is _set_verbosity for param in command.params):
             command.params += _verbosity_options()
+        for param in command.params:
+            if isinstance(param, click.Argument) and param.name == "model":
+                param.type = _ModelName()
         return command
 
     def resolve_command(
