@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from checkpoint_files import as_meta, as_pickles, pad_vocabulary
+from checkpoint_files import as_meta, as_pickles, load_safetensors, pad_vocabulary, save_archive, storage, tensor
 from toy_checkpoint import write_checkpoint
 
 from llamalite.converters import convert
@@ -26,11 +26,27 @@ def test_pickles_become_the_same_file_as_safetensors(tmp_path: Path, dtype: str,
     assert converted(pickles, tmp_path / "b.gguf").read_bytes() == expected
 
 
+def test_a_tied_embedding_that_a_pickle_names_twice_is_written_once(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "a" / "toy", tied=True)
+    pickles = as_pickles(folder, tmp_path / "b" / "toy")
+    tensors = load_safetensors(folder / "model.safetensors")
+    state, storages = {}, {}
+    for i, (name, one) in enumerate(tensors.items()):
+        state[name] = tensor(storage(str(i), one.dtype, one.array.size), one.array.shape)
+        storages[str(i)] = one.raw
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    save_archive(pickles / "pytorch_model.bin", state, storages)
+    expected = converted(folder, tmp_path / "a.gguf").read_bytes()
+    assert converted(pickles, tmp_path / "b.gguf").read_bytes() == expected
+
+
 @pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8)])
 def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_shards: int, n_head_kv: int) -> None:
     folder = write_checkpoint(tmp_path / "hf", n_embd=256, n_head=8, n_head_kv=n_head_kv, n_ff=704, dtype="F16")
     pad_vocabulary(folder, n_shards)
     meta = as_meta(folder, tmp_path / "meta", n_shards)
+    (tmp_path / "tokenizer.model").write_bytes((meta / "tokenizer.model").read_bytes())
+    (meta / "tokenizer.model").unlink()  # Meta's first releases have one for the folders of all sizes, beside them
     expected = gguf.GGUFReader(converted(folder, tmp_path / "a.gguf"))
     found = gguf.GGUFReader(converted(meta, tmp_path / "b.gguf"))
     assert [t.name for t in found.tensors] == [t.name for t in expected.tensors]

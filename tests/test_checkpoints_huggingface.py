@@ -15,7 +15,7 @@ from checkpoint_files import Weights, as_pickles, random_weights, save_safetenso
 from toy_checkpoint import write_checkpoint
 
 from llamalite.converters import plan
-from llamalite.converters.checkpoints import open_checkpoint, safetensors
+from llamalite.converters.checkpoints import model_name, open_checkpoint, safetensors
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -93,6 +93,31 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     os.mkfifo(folder / "model.safetensors")
     refused(folder, "no regular file")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("TinyLlama-1.1B", "TinyLlama-1.1B"),
+        ("a/TinyLlama-1.1B/", "TinyLlama-1.1B"),
+        ("hub/models--org--Yi-6B/snapshots/0123abcd", "Yi-6B"),
+        ("Llama-3.2-1B/original", "Llama-3.2-1B"),
+        ("hub/models--meta-llama--Llama-3.2-1B/snapshots/0123abcd/original", "Llama-3.2-1B"),
+        ("toy-F16.gguf", "toy"),
+        ("toy.f32.gguf", "toy"),
+        ("toy-1.1B.gguf", "toy-1.1B"),
+        ("toy-BF16-00001-of-00003.gguf", "toy"),
+        ("toy.GGUF", "toy"),
+    ],
+)
+def test_a_model_is_called_after_its_folder_or_file(path: str, name: str) -> None:
+    assert model_name(Path(path)) == name
+
+
+def test_a_model_in_this_folder_is_called_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy").mkdir()
+    monkeypatch.chdir(tmp_path / "toy")
+    assert model_name(Path()) == "toy"
 
 
 # -- what others have made of a model ---------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamalite.converters.checkpoints import safetensors, torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
-from llamalite.converters.checkpoints.interface import Checkpoint, SourceFile, SourceTensor
+from llamalite.converters.checkpoints.interface import Checkpoint, FileTensor, SourceFile, SourceTensor
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -80,8 +81,22 @@ def open_folder(folder: Path) -> Checkpoint:
         _check_index(folder / form.index, weight_map, tensors)
         if not config.get("quantization_config"):  # which says so itself, and is refused by whoever reads the config
             _refuse_quantized(folder, tensors)
+        _drop_tied_head(config, tensors)
         on_error.pop_all()
     return Checkpoint(folder, config, tensors, files)
+
+
+def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor]) -> None:
+    """Leave out an output matrix that is the embedding itself: pickles name it twice, safetensors once.
+
+    On purpose: llama.cpp's converter writes the same weights twice then.
+    """
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if not isinstance(head, FileTensor) or not isinstance(embedding, FileTensor):
+        return
+    is_same = (head.file, head.offset, head.shape) == (embedding.file, embedding.offset, embedding.shape)
+    if is_same and config.get("tie_word_embeddings", True):
+        del tensors["lm_head.weight"]
 
 
 def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
