@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,6 @@ from llamalite.converters.planning import Plan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 CHUNK_WEIGHTS = 1 << 20
 
 Floats = npt.NDArray[np.float32]
@@ -40,12 +40,19 @@ Progress = Callable[[int, int], None]
 _F32 = TENSOR_TYPES["F32"]
 
 
+class Place(NamedTuple):
+    """Where the bytes of a tensor go: a file, and their distance from the start of its data."""
+
+    file: OutputFile
+    offset: int
+
+
 @dataclass(frozen=True)
 class _Chunk:
     tensor: PlannedTensor
+    places: tuple[Place, ...]
     first: int
     n_rows: int
-    offsets: tuple[int, ...]  # of the chunk's first byte, in each output file
 
 
 class OutputFile:
@@ -69,41 +76,38 @@ class OutputFile:
             offset += n
             view = view[n:]
 
-    def finish(self, n_bytes: int) -> None:
-        """Give the file its full length (the last padding is zeros), and put it on the disk."""
+    def reserve(self, n_bytes: int) -> None:
+        """Give the file its full length, zeros until they are written over: the padding stays zero."""
         self._file.truncate(self.data_start + n_bytes)
+
+    def flush(self) -> None:
+        """Return when what was written is on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
 
 
-def padded(n_bytes: int) -> int:
-    """`n_bytes` rounded up to the file's alignment."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
 def run(
     plan: Plan,
-    outputs: Sequence[OutputFile],
+    places: Sequence[Sequence[Place]],
     *,
     n_threads: int,
-    importance: Mapping[str, Floats] | None = None,
     progress: Progress | None = None,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Write the tensor data of `plan` into `outputs`, one for each of its file types.
+    """Write the tensors of `plan`; `places` says where each of them goes, for each of its file types.
 
     Raises `QuantizationError` for NaN, infinity or overflow, as llama.cpp refuses them, and whatever reading, writing
     or `progress` raises; the workers have ended by then.
     """
-    chunks = _chunks(plan)
+    chunks = _chunks(plan, places)
     lock = threading.Lock()
     stop = threading.Event()
     done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
-        worker = _Worker(outputs, importance or {}, allow_nonfinite)
+        worker = _Worker(plan.importance, allow_nonfinite)
         try:
             while not stop.is_set():
                 with lock:
@@ -135,14 +139,11 @@ def run(
         stop.set()
         for worker in workers:
             worker.join()
-    for i, output in enumerate(outputs):
-        output.finish(sum(padded(tensor.n_bytes(i)) for tensor in plan.tensors))
 
 
-def _chunks(plan: Plan) -> Iterator[_Chunk]:
+def _chunks(plan: Plan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
     """Cut the tensors into runs of rows of about `CHUNK_WEIGHTS` weights; regrouped ones at the borders of heads."""
-    starts = [0] * len(plan.file_types)
-    for tensor in plan.tensors:
+    for tensor, *where in zip(plan.tensors, *places, strict=True):
         n_columns = tensor.shape[-1]
         n_rows = tensor.n_weights // n_columns
         step = max(1, CHUNK_WEIGHTS // n_columns)
@@ -151,18 +152,14 @@ def _chunks(plan: Plan) -> Iterator[_Chunk]:
             step = max(1, step // head_rows) * head_rows
         elif tensor.n_head is not None:
             step = n_rows  # a bias is one row
-        row_bytes = [choice.type.row_bytes(n_columns) for choice in tensor.types]
         for first in range(0, n_rows, step):
-            offsets = tuple(start + first * size for start, size in zip(starts, row_bytes, strict=True))
-            yield _Chunk(tensor, first, min(step, n_rows - first), offsets)
-        starts = [start + padded(tensor.n_bytes(i)) for i, start in enumerate(starts)]
+            yield _Chunk(tensor, tuple(where), first, min(step, n_rows - first))
 
 
 class _Worker:
     """The steps of one chunk, over buffers that live as long as the worker."""
 
-    def __init__(self, outputs: Sequence[OutputFile], importance: Mapping[str, Floats], allow_nonfinite: bool) -> None:
-        self._outputs = outputs
+    def __init__(self, importance: Mapping[str, Floats], allow_nonfinite: bool) -> None:
         self._importance = importance
         self._allow_nonfinite = allow_nonfinite
         self._buffers: dict[str, Bytes] = {}
@@ -174,10 +171,11 @@ class _Worker:
         made: dict[TensorType, Bytes] = {tensor.stored: rows}
         if isinstance(tensor.source, QuantizedTensor):
             made[tensor.source.type] = self._blocks(tensor.source, chunk)
-        for output, choice, offset in zip(self._outputs, tensor.types, chunk.offsets, strict=True):
+        for choice, place in zip(tensor.types, chunk.places, strict=True):
             if choice.type not in made:
                 made[choice.type] = self._pack(chunk, choice.type, rows)
-            output.write_at(offset, made[choice.type])
+            skipped = chunk.first * choice.type.row_bytes(tensor.shape[-1])
+            place.file.write_at(place.offset + skipped, made[choice.type])
         return n_read
 
     def _rows(self, chunk: _Chunk) -> tuple[Bytes, int]:

@@ -17,8 +17,10 @@ import numpy.typing as npt
 from llamalite.converters import mix
 from llamalite.converters.checkpoints import DTYPE_BYTES, Checkpoint, SourceTensor
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
+from llamalite.converters.importance import Importance
 from llamalite.converters.llama import LlamaConfig, TensorRule
 from llamalite.errors import CheckpointError, QuantizationError, UnsupportedArchitectureError
+from llamalite.native.quantize import needs_importance
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, FileType, TensorType
 
 # Buffers that old checkpoints carry and that follow from the config (conversion/base.py, prepare_tensors).
@@ -50,6 +52,21 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What decides the tensors' types beside the file type.
+
+    `importance` is an importance matrix. `overrides` are (regular expression, type) pairs, searched in the tensor's
+    name; the first that matches decides (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file
+    type's default. Weights that a GGUF source has quantized already change their type only with `allow_requantize`.
+    """
+
+    importance: Importance | None = None
+    overrides: Sequence[tuple[str, TensorType]] = ()
+    pure: bool = False
+    allow_requantize: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a conversion will do, in llama.cpp's order of tensors, for one or several output files."""
 
@@ -58,6 +75,7 @@ class Plan:
     file_types: tuple[FileType, ...]
     stored: FileType
     tensors: tuple[PlannedTensor, ...]
+    importance: Mapping[str, npt.NDArray[np.float32]]
 
     @property
     def n_params(self) -> int:
@@ -74,25 +92,25 @@ class Plan:
         """Bits that a weight takes on average in one output file, as llama-quantize prints it: tensors only."""
         return 8 * self.tensor_bytes(i_output) / self.n_params
 
+    def bits_without_fallbacks(self, i_output: int) -> float:
+        """What `bits_per_weight` would be if every row filled its type's blocks: what the type's name promises."""
+        bits = 0.0
+        for tensor in self.tensors:
+            choice = tensor.types[i_output]
+            bits += (choice.instead_of or choice.type).bits_per_weight * tensor.n_weights
+        return bits / self.n_params
+
     def fallbacks(self, i_output: int) -> dict[str, mix.Choice]:
         """The tensors whose row length ruled out the type that they should have had."""
         choices = {tensor.name: tensor.types[i_output] for tensor in self.tensors}
         return {name: choice for name, choice in choices.items() if choice.instead_of}
 
 
-def make_plan(
-    checkpoint: Checkpoint,
-    file_types: Sequence[FileType],
-    *,
-    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    overrides: Sequence[tuple[str, TensorType]] = (),
-    pure: bool = False,
-    allow_requantize: bool = False,
-) -> Plan:
+def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], recipe: Recipe) -> Plan:
     """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config.
 
     A GGUF source keeps its names, keys and rows. Tensors of it that are quantized already are `QuantizationError`
-    unless they keep their type, or `allow_requantize`.
+    unless they keep their type, or the recipe allows it.
     """
     config = None
     if checkpoint.carried is not None:
@@ -115,15 +133,16 @@ def make_plan(
             file_type,
             shapes,
             model,
-            has_importance=importance is not None,
-            overrides=overrides,
-            pure=pure,
+            has_importance=recipe.importance is not None,
+            overrides=recipe.overrides,
+            pure=recipe.pure,
         )
         for file_type in file_types
     ]
+    importance = _fitting_importance(recipe.importance, shapes)
     for file_type, chosen in zip(file_types, choices, strict=True):
-        _refuse_missing_importance(file_type, chosen, frozenset(importance or ()))
-        if not allow_requantize:
+        _refuse_missing_importance(file_type, shapes, chosen, recipe.importance)
+        if not recipe.allow_requantize:
             _refuse_requantizing(checkpoint, chosen)
     by_name = {rule.name: (rule, tensor) for rule, tensor in pairs}
     tensors = []
@@ -136,7 +155,7 @@ def make_plan(
         else:
             planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, values=factors)
         tensors.append(planned)
-    return Plan(config, tuple(file_types), stored, tuple(tensors))
+    return Plan(config, tuple(file_types), stored, tuple(tensors), importance)
 
 
 def _stored_type(checkpoint: Checkpoint, rule: TensorRule, tensor: SourceTensor, stored: FileType) -> TensorType:
@@ -193,12 +212,45 @@ def _majority(tensors: Sequence[SourceTensor]) -> FileType:
     return FILE_TYPES[counts.most_common(1)[0][0]]
 
 
+def _fitting_importance(
+    importance: Importance | None, shapes: Sequence[mix.TensorShape]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the matrix's rows for these tensors; one of another length is refused, but for the embedding's.
+
+    llama-quantize leaves out the latter (src/llama-quant.cpp): llama-imatrix cannot see which tokens were read.
+    """
+    fitting = {}
+    for tensor in shapes:
+        row = importance.rows.get(tensor.name) if importance else None
+        if importance is None or row is None or len(tensor.shape) < 2:
+            continue
+        if row.shape == (tensor.n_columns,):
+            fitting[tensor.name] = row
+        elif tensor.name != "token_embd.weight":
+            raise QuantizationError(
+                f"{importance.file} has {row.size} values for {tensor.name}, whose rows have {tensor.n_columns}: "
+                "it was made of another model"
+            )
+    return fitting
+
+
 def _refuse_missing_importance(
-    file_type: FileType, choices: Mapping[str, mix.Choice], available: frozenset[str]
+    file_type: FileType,
+    shapes: Sequence[mix.TensorShape],
+    choices: Mapping[str, mix.Choice],
+    importance: Importance | None,
 ) -> None:
+    available = frozenset(importance.rows if importance else ())
     missing = mix.importance_missing(choices, file_type, available)
+    missing += [
+        tensor.name
+        for tensor in shapes
+        if tensor.name not in available
+        and tensor.name not in missing
+        and choices[tensor.name].type != tensor.stored
+        and needs_importance(choices[tensor.name].type)
+    ]
     if missing:
-        raise QuantizationError(
-            f"{file_type.name} needs an importance matrix for {missing[0]}"
-            f"{f' and {len(missing) - 1} more tensors' if len(missing) > 1 else ''}: pass one with --imatrix"
-        )
+        others = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        lacking = f", which {importance.file} lacks" if importance else ": pass one with --imatrix"
+        raise QuantizationError(f"{file_type.name} needs an importance matrix for {missing[0]}{others}{lacking}")

@@ -11,7 +11,7 @@ import pytest
 import toy
 from toy_checkpoint import write_checkpoint
 
-from llamalite.converters import convert, plan
+from llamalite.converters import Recipe, convert, plan
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.errors import CheckpointError, GGUFError, QuantizationError, UnsupportedArchitectureError
 from llamalite.native import quantize as native
@@ -73,7 +73,9 @@ def test_a_quantized_file_is_quantized_again_only_when_asked_to(folder: Path, tm
         convert(source, tmp_path / "ours.gguf", qtype="Q3_K_M")
     assert not (tmp_path / "ours.gguf").exists()
     expected = by_llama_cpp(source, tmp_path / "theirs.gguf", "Q3_K_M", allow_requantize=True)
-    found = convert(source, tmp_path / "ours.gguf", qtype="Q3_K_M", allow_requantize=True).path.read_bytes()
+    found = convert(
+        source, tmp_path / "ours.gguf", qtype="Q3_K_M", recipe=Recipe(allow_requantize=True)
+    ).path.read_bytes()
     assert found == expected
 
 

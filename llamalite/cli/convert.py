@@ -98,7 +98,7 @@ def command(
     """
     from llamalite import store
     from llamalite.cli import _hub
-    from llamalite.converters import convert
+    from llamalite.converters import Recipe, convert
     from llamalite.converters.checkpoints import model_name
 
     folder = _hub.checkpoint(ctx, source, revision)
@@ -123,7 +123,7 @@ def command(
             qtype=types,
             force=force,
             n_threads=threads,
-            allow_requantize=allow_requantize,
+            recipe=Recipe(allow_requantize=allow_requantize),
             progress=show,
         )
     if not quiet:

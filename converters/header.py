@@ -1,0 +1,186 @@
+"""What stands in a GGUF file before its weights: keys and the table of tensors, in llama.cpp's order.
+
+    magic  version  n_tensors  n_keys | key  type  value | ... | name  dims  type  offset | ... | zeros up to the data
+
+The keys are those of llama.cpp's two steps: its converter's, or those of a GGUF source, and then the two that
+llama-quantize sets anew (src/llama-quant.cpp, ``llama_model_quantize_impl``). A split model's first file has them all,
+the others only their number (tools/gguf-split/gguf-split.cpp).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import yaml
+
+from llamalite.converters.checkpoints import Checkpoint
+from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.vocabulary import Vocabulary
+from llamalite.errors import CheckpointError
+
+_logger = logging.getLogger(__name__)
+
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+_VERSION = 3
+_UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9  # enum gguf_type (gguf.h)
+# What follows from the conversion, and what a reader relies on.
+_DERIVED = frozenset(
+    f"general.{name}" for name in ("architecture", "type", "file_type", "quantization_version", "alignment")
+)
+
+Keys = Sequence[tuple[bytes, bytes]]
+"""Names, and the bytes of types and values."""
+
+
+class Split(NamedTuple):
+    """Which file of how many this is, and the tensors that all of them hold."""
+
+    index: int
+    count: int
+    n_tensors: int
+
+
+def padded(n_bytes: int) -> int:
+    """`n_bytes` rounded up to the file's alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None, metadata: Path | None = None) -> Keys:
+    """Return the keys of a file made of `checkpoint`, but for its type; the file `metadata` overrides ``general.*``."""
+    keys = _keys_of(checkpoint, planned, vocabulary)
+    return keys if metadata is None else _overridden(keys, metadata)
+
+
+def _keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None) -> Keys:
+    if checkpoint.carried is not None:
+        return checkpoint.carried.pairs
+    assert planned.config is not None
+    assert vocabulary is not None
+    writer = gguf.GGUFWriter(path=None, arch="llama")
+    for tensor in planned.tensors:  # the model's size label counts them
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 0)
+    writer.add_type(gguf.GGUFType.MODEL)
+    _metadata(checkpoint, writer).set_gguf_meta_model(writer)
+    planned.config.write_keys(writer)
+    vocabulary.write_keys(writer)
+    return [
+        (key.encode(), bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)))
+        for key, one in writer.kv_data[0].items()
+    ]
+
+
+def write(
+    path: Path,
+    keys: Keys,
+    ftype: int,
+    last: Keys,
+    tensors: Sequence[PlannedTensor],
+    i_output: int,
+    split: Split | None = None,
+) -> int:
+    """Write everything before the weights of `tensors` into `path`, and return where the weights start.
+
+    The keys are `keys`, those that follow from `ftype`, and `last`; in a split model only in its first file.
+    """
+    pairs: list[tuple[bytes, bytes]] = []
+    if split is None or split.index == 0:
+        pairs += keys
+        pairs += [
+            (b"general.quantization_version", uint32(gguf.GGML_QUANT_VERSION)),
+            (b"general.file_type", uint32(ftype)),
+            *last,
+        ]
+    if split is not None:
+        pairs += [
+            (b"split.no", struct.pack("<IH", _UINT16, split.index)),
+            (b"split.count", struct.pack("<IH", _UINT16, split.count)),
+            (b"split.tensors.count", struct.pack("<Ii", _INT32, split.n_tensors)),
+        ]
+    header = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(pairs))]
+    for key, value in pairs:
+        header += [_text(key), value]
+    offset = 0
+    for tensor in tensors:
+        dims = tensor.shape[::-1]
+        header += [_text(tensor.name.encode()), struct.pack(f"<I{len(dims)}Q", len(dims), *dims)]
+        header += [struct.pack("<IQ", tensor.types[i_output].type.ggml_type, offset)]
+        offset += padded(tensor.n_bytes(i_output))
+    data = b"".join(header)
+    start = padded(len(data))
+    path.write_bytes(data + bytes(start - len(data)))
+    return start
+
+
+def string(value: str) -> bytes:
+    """The type and value of a string key."""
+    return struct.pack("<I", _STRING) + _text(value.encode())
+
+
+def uint32(value: int) -> bytes:
+    """The type and value of an unsigned key."""
+    return struct.pack("<II", _UINT32, value)
+
+
+def _text(raw: bytes) -> bytes:
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
+    """Return what ``general.*`` says of the model: from its card, config and folder name, as llama.cpp's converter."""
+    counts = writer.get_total_parameter_count()
+    folder = checkpoint.folder.resolve()
+    try:
+        metadata = gguf.Metadata.load(None, folder, None, counts[0])
+        if folder.name != checkpoint.name:  # the hub's cache calls folders after revisions
+            card, config = gguf.Metadata.load_model_card(folder), gguf.Metadata.load_hf_parameters(folder)
+            named = folder.with_name(checkpoint.name)
+            renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, counts[0])
+            metadata = dataclasses.replace(
+                metadata,
+                **{field: value for field, value in vars(renamed).items() if not field.startswith("sampling_")},
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        _logger.warning("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, error)
+        metadata = gguf.Metadata()
+    metadata.name = metadata.name or checkpoint.name
+    if metadata.size_label is None:
+        metadata.size_label = gguf.size_label(*counts)
+    return metadata
+
+
+def _overridden(keys: Keys, path: Path) -> Keys:
+    """Put the ``general.*`` keys of the JSON file at `path` in place of those in `keys`, or after the last of them."""
+    changed = list(keys)
+    for name, value in read_object(path).items():
+        if not name.startswith("general.") or name in _DERIVED:
+            raise CheckpointError(f"{path}: {name!r} cannot be set; what can are general.* keys such as general.author")
+        pair = (name.encode(), _packed(path, name, value))
+        at = [i for i, (key, _) in enumerate(changed) if key == pair[0]]
+        if at:
+            changed[at[0]] = pair
+        else:
+            last = max(i for i, (key, _) in enumerate(changed) if key.startswith(b"general."))
+            changed.insert(last + 1, pair)
+    return changed
+
+
+def _packed(path: Path, name: str, value: Any) -> bytes:
+    if isinstance(value, bool):
+        return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, int) and -(1 << 31) <= value < 1 << 31:
+        return struct.pack("<Ii", _INT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _FLOAT32, value)
+    if isinstance(value, str):
+        return string(value)
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(_text(one.encode()) for one in value)
+    raise CheckpointError(f"{path}: {name} is {value!r}, expected a text, a number, true, false or a list of texts")

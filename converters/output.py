@@ -1,0 +1,149 @@
+"""Where the tensors of one result go: one file, or shards that llama.cpp loads as one model.
+
+    lay_out(plan, 0, Path("big.gguf"), 2 * 10**9).paths    # big-00001-of-00004.gguf, ...
+
+A `Layout` is arithmetic only. `part_files` holds the files on disk, as ``NAME.part`` until they are finished, locked
+against a second conversion to the same name, and removed if it comes to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamalite.converters import header
+from llamalite.converters.header import padded
+from llamalite.converters.importance import Importance
+from llamalite.converters.pipeline import OutputFile, Place
+from llamalite.converters.planning import Plan, PlannedTensor
+
+_logger = logging.getLogger(__name__)
+
+_MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one output: `paths`, and for each the tensors that it holds, in llama.cpp's order."""
+
+    plan: Plan
+    i_output: int
+    paths: tuple[Path, ...]
+    shards: tuple[tuple[PlannedTensor, ...], ...]
+
+    @property
+    def n_data_bytes(self) -> int:
+        return sum(self.shard_bytes(i) for i in range(len(self.shards)))
+
+    def shard_bytes(self, i_shard: int) -> int:
+        return sum(padded(tensor.n_bytes(self.i_output)) for tensor in self.shards[i_shard])
+
+
+def lay_out(plan: Plan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
+    """Return the layout of one file, or of shards of at most `split_max_bytes`; a larger tensor stands alone.
+
+    Named as ``llama_split_path`` names them (llama.cpp), and filled in order, as llama-gguf-split fills them.
+    """
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in plan.tensors:
+        n_bytes = padded(tensor.n_bytes(i_output))
+        if split_max_bytes is not None and shards[-1] and filled + n_bytes > split_max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += n_bytes
+    paths = [path]
+    if len(shards) > 1:
+        stem = path.name.removesuffix(".gguf")
+        paths = [path.with_name(f"{stem}-{i + 1:05d}-of-{len(shards):05d}.gguf") for i in range(len(shards))]
+    return Layout(plan, i_output, tuple(paths), tuple(tuple(shard) for shard in shards))
+
+
+class PartFiles:
+    """The files of a layout while they are written."""
+
+    def __init__(self, layout: Layout, parts: list[Path]) -> None:
+        self._layout = layout
+        self._parts = parts
+        self._files: list[OutputFile] = []
+
+    @property
+    def first_part(self) -> Path:
+        """The file that has the vocabulary."""
+        return self._parts[0]
+
+    def write(self, keys: header.Keys, importance: Importance | None) -> list[Place]:
+        """Write the headers, give the files their full length, and return each tensor's place."""
+        self.close()
+        layout, places = self._layout, []
+        n_tensors, ftype = len(layout.plan.tensors), layout.plan.file_types[layout.i_output].ftype
+        for i, (part, tensors) in enumerate(zip(self._parts, layout.shards, strict=True)):
+            split = header.Split(i, len(layout.shards), n_tensors) if len(layout.shards) > 1 else None
+            last = _importance_keys(importance)
+            start = header.write(part, keys, ftype, last, tensors, layout.i_output, split)
+            self._files.append(OutputFile(part, start))
+            offset = 0
+            for tensor in tensors:
+                places.append(Place(self._files[-1], offset))
+                offset += padded(tensor.n_bytes(layout.i_output))
+            self._files[-1].reserve(offset)
+        return places
+
+    def finish(self) -> None:
+        """Put everything on the disk and give the files their names."""
+        for file in self._files:
+            file.flush()
+        self.close()
+        for part, path in zip(self._parts, self._layout.paths, strict=True):
+            part.replace(path)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+
+
+@contextlib.contextmanager
+def part_files(layout: Layout) -> Iterator[PartFiles]:
+    """Hold ``PATH.part`` for each path of `layout`, and remove what is left of them at the end."""
+    parts = [path.with_name(path.name + ".part") for path in layout.paths]
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            if part.exists():
+                _logger.warning("%s is left from a conversion that was stopped; it is replaced", part)
+            handle = stack.enter_context(part.open("ab"))
+            _lock(handle.fileno(), part)
+            stack.callback(part.unlink, missing_ok=True)
+        files = PartFiles(layout, parts)
+        stack.callback(files.close)
+        yield files
+
+
+def _lock(descriptor: int, part: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows refuses the rename of a file that another process has open
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(
+            f"{part} is being written by another conversion: wait for it, or pass another -o"
+        ) from None
+
+
+def _importance_keys(importance: Importance | None) -> header.Keys:
+    """What llama-quantize records of an importance matrix (tools/quantize/quantize.cpp), in its order."""
+    if importance is None:
+        return []
+    keys = [(b"quantize.imatrix.file", header.string(importance.file[:_MAX_KEY_TEXT]))]
+    if importance.dataset is not None:
+        keys.append((b"quantize.imatrix.dataset", header.string(importance.dataset[:_MAX_KEY_TEXT])))
+    keys.append((b"quantize.imatrix.entries_count", header.uint32(len(importance.rows))))
+    if importance.n_chunks > 0:
+        keys.append((b"quantize.imatrix.chunks_count", header.uint32(importance.n_chunks)))
+    return keys
