@@ -27,7 +27,7 @@ help:
 	@echo 'PYTEST_ARGS="-k x"   arguments for pytest'
 
 demo: .venv/.package
-	@$(BIN)/llamalite demo $(MODEL)
+	@$(BIN)/llamalite demo $(if $(MODEL),"$(MODEL)")
 
 test: lint
 	LLAMALITE_TEST_INSTALLED=1 LLAMALITE_TEST_PARITY=$(PARITY) $(BIN)/pytest $(PYTEST_ARGS)
