@@ -143,10 +143,10 @@ class Batch:
         """Read what all prompts begin with into sequence 0, and return it; each keeps a last token of its own."""
         if len(jobs) < 2 or not self._engine.can_rewind:
             return []
-        first, n = jobs[0].prompt, min(len(job.prompt) for job in jobs) - 1
-        for job in jobs[1:]:
-            while job.prompt[:n] != first[:n]:
-                n = next((i for i in range(n) if job.prompt[i] != first[i]), n)
+        # What the first and the last in order begin with, all in between begin with too.
+        first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
+        shortest = max(0, min(len(job.prompt) for job in jobs) - 1)
+        n = next((i for i in range(shortest) if first[i] != last[i]), shortest)
         prefix = first[:n]
         for start in range(0, n, self._step_tokens):
             chunk = prefix[start : start + self._step_tokens]

@@ -299,7 +299,12 @@ class Engine:
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, n_prompt: int, params: SamplingParams) -> None:
-        """Raise ``ContextOverflowError``, which says by how much, when prompt and `max_tokens` do not fit."""
+        """Raise ``ContextOverflowError``, which says by how much, when prompt and `max_tokens` do not fit.
+
+        A prompt of no tokens is a ``ValueError``: there would be nothing to go on from.
+        """
+        if not n_prompt:
+            raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
         room, wanted = self.context.n_ctx_seq, max(params.max_tokens or 0, 1)
         if n_prompt + wanted > room:
             answer = "" if params.max_tokens is None else f" and max_tokens asks for {params.max_tokens} more"
@@ -315,8 +320,6 @@ class Engine:
         ``ContextOverflowError`` when prompt and `max_tokens` exceed the context.
         """
         ids = [int(token) for token in prompt]
-        if not ids:
-            raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
         self.check_room(len(ids), params)
         answer = Answer(params, self.make_sampler(params, ids), self.vocabulary)
         return Stream(self, lambda stream: self._run(stream, ids, answer))

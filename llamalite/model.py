@@ -191,6 +191,11 @@ class Model:
             params = params.replace(json_schema=None, grammar=grammar_of(params.json_schema))
         return NativeSampler(self.native, params, prompt=prompt)
 
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raise what `stream` would raise for these tokens and parameters, and compute nothing."""
+        self._engine.check_room(len(prompt), params)
+        self._sampler(params, prompt).close()
+
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> Stream:
@@ -273,7 +278,7 @@ class Model:
             for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
         ]
         for job in jobs:
-            self._engine.check_room(len(job.prompt), job.params)
+            self.check(job.prompt, job.params)
         if not jobs:
             return []
         if any(job.params.reproducible for job in jobs):

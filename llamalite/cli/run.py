@@ -100,9 +100,10 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
         if prompt is not None:
             system = [{"role": "system", "content": options["system"]}] if options["system"] else []
             asked: Any = [*system, {"role": "user", "content": prompt}] if as_chat else prompt
+            stream = loaded.stream(asked, **sampling)  # refuses what cannot work, before a word is printed
             if not as_chat:
                 _write(prompt)
-            totals = _show(loaded.stream(asked, **sampling))
+            totals = _show(stream)
             if options["stats"] and totals:
                 click.echo(_told(totals), err=True)
         else:

@@ -1,0 +1,84 @@
+"""``llamalite batch``: a file of prompts becomes a file of answers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+
+
+@click.command(name="batch")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "-i",
+    "--input",
+    "source",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help='JSON Lines: {"prompt": TEXT} or {"messages": [...]}, and options of its own, a line.',
+)
+@click.option(
+    "-o", "--output", "target", required=True, metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the answers are appended; lines answered there are not asked again.",
+)  # fmt: skip
+@click.option("--parallel", default=16, show_default=True, type=click.IntRange(1, 255), help="Answers at once.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True, metavar="N",
+              help="Tokens an answer has at the most.")  # fmt: skip
+@click.option("--temp", "temperature", type=click.FloatRange(min=0), metavar="T", help="Default: the file's, else 0.8.")
+@click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.95.")
+@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Default: the file's, else 40.")
+@click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.05.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="For lines that name none.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(min=1), metavar="N", help="The most that one line may come to.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
+@click.pass_obj
+def command(obj: dict[str, Any], /, model: str, source: Path, target: Path, **options: Any) -> None:
+    """Answer every line of a JSON Lines file, many at once.
+
+    A run that was stopped goes on where it was. A line that cannot be used is told with its number and stops nothing;
+    the exit code is then 1.
+
+    \b
+    Examples:
+      llamalite batch demo -i prompts.jsonl -o answers.jsonl
+      llamalite batch demo -i prompts.jsonl -o answers.jsonl --parallel 32 -n 64 --temp 0
+    """
+    from llamalite.batch_file import answer_file
+    from llamalite.model import Model
+
+    quiet = obj["quiet"]
+    with Model(model, n_ctx=options["n_ctx"], n_threads=options["threads"]) as loaded:
+        chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
+        began = time.perf_counter()
+        with tqdm(unit="line", desc="answering", leave=False, disable=quiet or not sys.stderr.isatty()) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            report = answer_file(
+                loaded,
+                source,
+                target,
+                parallel=options["parallel"],
+                params=loaded.defaults.replace(**chosen),
+                on_problem=lambda number, why: click.echo(f"{source}, line {number}: {why}", err=True),
+                on_answer=show,
+            )
+        spent = time.perf_counter() - began
+    if not quiet:
+        before = f", {report.n_before} were before" if report.n_before else ""
+        click.echo(
+            f"{report.n_answered} lines answered{before}: {report.n_tokens} tokens in {spent:.1f} s, "
+            f"{report.n_tokens / spent:.1f} tok/s; {target}",
+            err=True,
+        )
+    if report.n_bad:
+        raise click.ClickException(f"{report.n_bad} lines of {source} could not be used; mend them and run it again")

@@ -1,0 +1,122 @@
+"""`llamalite batch`: answers to a file of prompts, bad lines told, a stopped run taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toy
+from conftest import Run
+
+from llamalite.batch_file import answer_file
+from llamalite.errors import LlamaliteError
+from llamalite.model import Model
+from llamalite.sampling import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy(tmp_path_factory.mktemp("batch") / "toy.gguf", chat_template=toy.CHATML)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[Model]:
+    with Model(path, n_threads=1) as loaded:
+        yield loaded
+
+
+PARAMS = SamplingParams(max_tokens=4, temperature=0)
+LINES = [
+    '{"prompt": "once upon a time", "id": "a"}',
+    '{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}',
+    "",
+    '{"prompt": "the story", "seed": 3, "logprobs": 0, "logit_bias": {"2": -5}}',
+]
+
+
+def write(folder: Path, lines: list[str]) -> Path:
+    (folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "in.jsonl"
+
+
+def answers(target: Path) -> dict[int, dict[str, object]]:
+    return {answer["line"]: answer for answer in map(json.loads, target.read_text(encoding="utf-8").splitlines())}
+
+
+def test_every_line_gets_an_answer_with_its_own_parameters(model: Model, tmp_path: Path) -> None:
+    report = answer_file(model, write(tmp_path, LINES), tmp_path / "out.jsonl", params=PARAMS, parallel=2)
+    found = answers(tmp_path / "out.jsonl")
+    assert (report.n_answered, report.n_before, report.n_bad) == (3, 0, 0)
+    assert sorted(found) == [1, 2, 4]
+    assert found[1]["id"] == "a"
+    assert found[1]["text"] == model.generate("once upon a time", PARAMS).text
+    assert found[2]["n_generated"] == 2
+    assert (found[4]["seed"], len(found[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
+
+
+def test_a_stopped_run_goes_on_where_it_was(model: Model, tmp_path: Path) -> None:
+    source, target = write(tmp_path, LINES), tmp_path / "out.jsonl"
+    answer_file(model, source, target, params=PARAMS)
+    whole = target.read_bytes()
+    first = whole.index(b"\n") + 1
+    target.write_bytes(whole[: first + 20])  # killed in the middle of a line
+    report = answer_file(model, source, target, params=PARAMS)
+    assert (report.n_answered, report.n_before) == (2, 1)
+    assert sorted(answers(target)) == [1, 2, 4]
+    assert answer_file(model, source, target, params=PARAMS).n_answered == 0
+
+
+def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) -> None:
+    answer_file(model, write(tmp_path, LINES), tmp_path / "out.jsonl", params=PARAMS)
+    other = write(tmp_path, ['{"prompt": "another"}'])
+    with pytest.raises(LlamaliteError, match="answers another file: its line 1 differs"):
+        answer_file(model, other, tmp_path / "out.jsonl", params=PARAMS)
+    (tmp_path / "notes.txt").write_text("dear diary\n")
+    with pytest.raises(LlamaliteError, match="line 1: this is no answer of llamalite batch"):
+        answer_file(model, other, tmp_path / "notes.txt", params=PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("not json", "it is no JSON"),
+        ("[1]", 'either "prompt" or "messages"'),
+        ('{"prompt": "a", "messages": []}', 'either "prompt" or "messages"'),
+        ('{"prompt": 5}', '"prompt" is a text, found 5'),
+        ('{"messages": ["hi"]}', '"messages" is a list of objects'),
+        ('{"messages": []}', "prompt has no tokens|no message to render"),
+        ('{"prompt": "a", "temperature": -1}', r"temperature must lie in 0\.\.100"),
+        ('{"prompt": "a", "temprature": 1}', "unknown parameter 'temprature'"),
+        ('{"prompt": "a", "max_tokens": 99999}', "too many"),
+        ('{"prompt": "a", "grammar": "root ::= nowhere"}', "grammar"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "invalid literal"),
+    ],
+)
+def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
+    model: Model, tmp_path: Path, line: str, told: str
+) -> None:
+    import re
+
+    problems: dict[int, str] = {}
+    source = write(tmp_path, [LINES[0], line, LINES[1]])
+    report = answer_file(
+        model, source, tmp_path / "out.jsonl", params=PARAMS, on_problem=lambda n, why: problems.update({n: why})
+    )
+    assert sorted(answers(tmp_path / "out.jsonl")) == [1, 3]
+    assert report.n_bad == 1
+    assert re.search(told, problems[2])
+
+
+def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
+    write(tmp_path, [*LINES, "nonsense"])
+    ran = llamalite_command(
+        "batch", path, "-i", "in.jsonl", "-o", "out.jsonl", "-n", "3", "--temp", "0", "--threads", "1"
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert "in.jsonl, line 5: it is no JSON" in ran.stderr
+    assert "3 lines answered: 8 tokens in" in ran.stderr
+    assert "1 lines of in.jsonl could not be used" in ran.stderr
+    assert sorted(answers(tmp_path / "out.jsonl")) == [1, 2, 4]

@@ -1,0 +1,137 @@
+"""`llamalite run`: one answer from an argument or a pipe, its options, and its errors in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy
+from conftest import Run
+
+import llamalite
+from llamalite.model import Model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy(tmp_path_factory.mktemp("run") / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def instruct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy(tmp_path_factory.mktemp("run") / "instruct.gguf", chat_template=toy.CHATML, n_ctx_train=4096)
+
+
+GREEDY = ("-n", "6", "--temp", "0", "--threads", "1")
+
+
+def said(path: Path, prompt: object, **options: object) -> str:
+    with Model(path, n_threads=1) as model:
+        return model.generate(prompt, max_tokens=6, temperature=0, **options).text  # type: ignore[arg-type]
+
+
+def test_a_base_model_continues_the_text(llamalite_command: Run, base: Path) -> None:
+    ran = llamalite_command("run", base, "once upon a time", *GREEDY)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "once upon a time" + said(base, "once upon a time") + "\n"
+    assert ran.stderr == ""
+
+
+def test_an_instruct_model_answers_in_its_template(llamalite_command: Run, instruct: Path) -> None:
+    ran = llamalite_command("run", instruct, "tell me", *GREEDY, "--system", "yes")
+    messages = [{"role": "system", "content": "yes"}, {"role": "user", "content": "tell me"}]
+    assert ran.stdout.removesuffix("\n") == said(instruct, messages).removesuffix("\n")
+
+
+def test_raw_leaves_the_template_out(llamalite_command: Run, instruct: Path) -> None:
+    ran = llamalite_command("run", instruct, "tell me", *GREEDY, "--raw")
+    assert ran.stdout == "tell me" + said(instruct, "tell me") + "\n"
+
+
+def test_a_prompt_from_a_pipe_works(llamalite_command: Run, base: Path) -> None:
+    ran = llamalite_command("run", base, *GREEDY, input="once upon a time\n")
+    assert ran.stdout == "once upon a time" + said(base, "once upon a time") + "\n"
+
+
+def test_exact_mode_is_the_exact_models(llamalite_command: Run, base: Path) -> None:
+    with Model(base, exact=True, n_threads=1) as model:
+        want = model.generate("once", max_tokens=6, temperature=0).text
+    assert llamalite_command("run", base, "once", *GREEDY, "--exact").stdout == "once" + want + "\n"
+
+
+def test_stats_go_to_standard_error(llamalite_command: Run, base: Path) -> None:
+    ran = llamalite_command("run", base, "once", *GREEDY, "--stats")
+    assert "answer 6 tokens" in ran.stderr
+    assert "tok/s" in ran.stderr
+    assert "tok/s" not in ran.stdout
+
+
+def test_a_seed_repeats_its_answer(llamalite_command: Run, base: Path) -> None:
+    runs = [llamalite_command("run", base, "once", "-n", "8", "--seed", "5", "--threads", "1").stdout for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["nowhere.gguf", "hi"], 1, "error: .*nowhere.gguf"),
+        (["BASE", "hi", "-n", "99999"], 1, "error: the prompt has .* too many"),
+        (["BASE", "hi", "--ctx", "100000000000"], 1, "error: base.gguf needs .* GiB"),
+        (["BASE", "hi", "--top-p", "2"], 2, "2 is not in the range|2.0 is not in the range"),
+        (["BASE", "hi", "--gpu-layers", "many"], 2, "neither 'auto', 'all' nor a number"),
+        (["BASE", "hi", "--system", "x"], 2, "--system needs a model with a chat template"),
+    ],
+)
+def test_a_failure_is_one_line_and_its_exit_code(
+    llamalite_command: Run, base: Path, args: list[str], code: int, told: str
+) -> None:
+    import re
+
+    ran = llamalite_command("run", *[str(base) if arg == "BASE" else arg for arg in args])
+    assert ran.returncode == code
+    assert re.search(told, ran.stderr)
+    assert "Traceback" not in ran.stderr
+    if code == 1:
+        assert ran.stderr.count("\n") == 1
+
+
+def test_a_broken_model_is_told_in_llama_cpps_words(llamalite_command: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(base.read_bytes()[:-5000])
+    ran = llamalite_command("run", "cut.gguf", "hi")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_model_in_the_models_folder_is_found_by_name(llamalite_command: Run, base: Path, models_folder: Path) -> None:
+    models_folder.mkdir()
+    (models_folder / "tiny-F32.gguf").write_bytes(base.read_bytes())
+    assert llamalite_command("run", "tiny", "once", *GREEDY).stdout.startswith("once")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_within_moments(instruct: Path, number: signal.Signals, code: int) -> None:
+    prompt = "once upon a time there was the story " * 400  # thousands of tokens: read for seconds
+    environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
+    command = [sys.executable, "-m", "llamalite", "run", str(instruct), prompt, "--raw", "--threads", "1", "-n", "500"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"once"  # the model is loaded, the prompt is being read
+        time.sleep(0.2)
+        began = time.perf_counter()
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        assert process.returncode == code
+        assert time.perf_counter() - began < 5
+
+
+def test_help_has_an_example(llamalite_command: Run) -> None:
+    told = llamalite_command("run", "--help").stdout
+    assert "llamalite run demo" in told
+    assert "--temp" in told

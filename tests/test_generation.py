@@ -1,0 +1,235 @@
+"""One generation over a fake decoder: what is read, what is shown, when it ends, what is left."""
+
+from __future__ import annotations
+
+import threading
+
+import fake
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamalite.answers import Completion, HeldText, score
+from llamalite.errors import ContextOverflowError, LlamaliteError
+from llamalite.generation import Engine
+from llamalite.sampling import SamplingParams
+
+PROMPT = [5, 6, 7, 8]
+
+
+def engine(context: fake.FakeContext | None = None, **options: object) -> Engine:
+    return Engine(context or fake.FakeContext(), fake.FakeVocabulary(), fake.FakeSampler, **options)  # type: ignore[arg-type]
+
+
+def run(one: Engine, prompt: list[int] = PROMPT, **options: object) -> Completion:
+    return Completion.of(one.stream(prompt, SamplingParams(**{"max_tokens": 6, **options})))  # type: ignore[arg-type]
+
+
+def test_the_story_is_the_decoders() -> None:
+    found = run(engine())
+    assert list(found.tokens) == fake.story(PROMPT, 6)
+    assert found.text == bytes(found.tokens).decode()
+    assert (found.finish_reason, found.totals.n_prompt, found.totals.n_generated) == ("length", 4, 6)
+
+
+def test_the_end_of_generation_token_ends_it_and_is_not_said() -> None:
+    found = run(engine(fake.FakeContext(ends=[6])))
+    assert list(found.tokens) == fake.story(PROMPT, 2)
+    assert found.finish_reason == "stop"
+
+
+def test_no_tokens_asked_reads_the_prompt_and_says_nothing() -> None:
+    one = engine()
+    found = run(one, max_tokens=0)
+    assert (found.text, found.finish_reason, one.held) == ("", "length", PROMPT)
+
+
+def test_a_prompt_is_read_in_steps() -> None:
+    context = fake.FakeContext(n_batch=3)
+    run(engine(context), list(range(1, 9)), max_tokens=1)
+    assert [len(call) for call in context.calls] == [3, 3, 2]
+
+
+def test_a_held_prefix_is_not_read_again() -> None:
+    context = fake.FakeContext()
+    one = engine(context)
+    run(one)
+    context.calls.clear()
+    found = run(one, [5, 6, 7, 9, 9])
+    assert found.totals.n_cached == 3
+    assert context.calls[0] == [(0, 9), (0, 9)]
+    assert list(found.tokens) == fake.story([5, 6, 7, 9, 9], 6)
+
+
+def test_the_last_token_of_a_held_prompt_is_read_for_its_logits() -> None:
+    context = fake.FakeContext()
+    one = engine(context)
+    run(one, max_tokens=0)
+    context.calls.clear()
+    assert run(one).totals.n_cached == 3
+    assert context.calls[0] == [(0, 8)]
+
+
+def test_a_memory_that_cannot_rewind_is_read_anew_unless_it_goes_on() -> None:
+    context = fake.FakeContext(can_forget=False)
+    one = engine(context, can_rewind=False)
+    said = run(one, max_tokens=3)
+    assert run(one, [*PROMPT, *said.tokens[:2], 4], max_tokens=1).totals.n_cached == 6
+    assert run(one, [*PROMPT, 99], max_tokens=1).totals.n_cached == 0
+
+
+def test_reproducible_reads_everything_anew() -> None:
+    context = fake.FakeContext()
+    one = engine(context)
+    run(one)
+    assert run(one, reproducible=True).totals.n_cached == 0
+    assert context.cleared == 1
+
+
+def test_a_stop_string_across_tokens_is_never_shown() -> None:
+    text = bytes(fake.story(PROMPT, 8)).decode()
+    pieces = list(engine().stream(PROMPT, SamplingParams(max_tokens=8, stop=[text[3:6]])))
+    assert "".join(piece.text for piece in pieces) == text[:3]
+    assert pieces[-1].finish_reason == "stop"
+    assert len(pieces) == 6 + 1
+    assert all(text[:3].startswith("".join(piece.text for piece in pieces[:n])) for n in range(len(pieces)))
+
+
+def test_text_held_for_a_stop_string_that_never_comes_is_shown_at_the_end() -> None:
+    text = bytes(fake.story(PROMPT, 6)).decode()
+    pieces = list(engine().stream(PROMPT, SamplingParams(max_tokens=6, stop=[text[5] + "?"])))
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[-1].text == text[5]
+
+
+@given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3), st.integers(1, 5))
+def test_held_text_is_the_text_up_to_the_first_stop_however_it_is_cut(text: str, stops: list[str], step: int) -> None:
+    raw = text.encode("utf-8", "surrogatepass")
+    whole = raw.decode("utf-8", "replace")
+    held, shown = HeldText(stops), ""
+    for start in range(0, len(raw), step):
+        shown += held.push(raw[start : start + step])
+        if held.stopped:
+            break
+    else:
+        shown += held.flush()
+    ends = [whole.find(stop) for stop in stops if stop in whole]
+    if held.stopped:
+        assert shown in [whole[:end] for end in {whole.find(stop) for stop in stops}]
+    else:
+        assert not ends
+        assert shown == whole
+
+
+def test_a_character_that_never_became_whole_is_not_shown() -> None:
+    held = HeldText()
+    assert held.push("a字".encode()[:3]) == "a"
+    assert held.flush() == ""
+
+
+def test_scores_are_log_probabilities() -> None:
+    import numpy as np
+
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    logprob, top = score(logits, 2, 2)
+    expected = logits - np.log(np.exp(logits.astype(float)).sum())
+    assert logprob == pytest.approx(expected[2])
+    assert [token for token, _ in top] == [1, 2]
+    assert score(logits, 0, 0)[1] == ()
+
+
+def test_a_full_context_ends_the_answer_with_that_reason() -> None:
+    found = run(engine(fake.FakeContext(n_ctx=8)), max_tokens=None)
+    assert (found.finish_reason, found.totals.n_generated) == ("context", 5)
+
+
+def test_too_long_is_told_with_numbers_before_anything_is_read() -> None:
+    context = fake.FakeContext(n_ctx=8)
+    with pytest.raises(ContextOverflowError, match="4 tokens and max_tokens asks for 6 more, .* holds 8: 2 too many"):
+        run(engine(context))
+    assert not context.calls
+
+
+def test_an_abort_in_a_prompt_keeps_what_was_read() -> None:
+    context = fake.FakeContext(n_batch=4)
+    one = engine(context)
+    context.abort_after = 2
+    found = run(one, list(range(1, 15)), max_tokens=3)
+    assert found.finish_reason == "cancelled"
+    assert one.held == list(range(1, 9))
+    context.abort_after = None
+    assert run(one, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
+
+
+def test_cancelling_ends_with_that_reason_and_the_next_run_is_whole() -> None:
+    one = engine()
+    stream = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    next(stream)
+    stream.cancel()
+    assert [piece.finish_reason for piece in stream] == ["cancelled"]
+    assert list(run(one).tokens) == fake.story(PROMPT, 6)
+
+
+def test_cancelling_before_the_first_piece_computes_nothing() -> None:
+    context = fake.FakeContext()
+    stream = engine(context).stream(PROMPT, SamplingParams())
+    stream.cancel()
+    assert [piece.finish_reason for piece in stream] == ["cancelled"]
+    assert not context.calls
+
+
+def test_a_cancel_after_the_end_does_not_touch_the_next_one() -> None:
+    one = engine()
+    first = one.stream(PROMPT, SamplingParams(max_tokens=2))
+    list(first)
+    second = one.stream(PROMPT, SamplingParams(max_tokens=3))
+    next(second)
+    first.cancel()
+    assert list(second)[-1].finish_reason == "length"
+
+
+def test_closing_gives_the_turn_and_the_sampler_back() -> None:
+    one = engine()
+    stream = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    next(stream)
+    with pytest.raises(LlamaliteError, match="still open in this thread"):
+        run(one)
+    stream.close()
+    assert run(one).finish_reason == "length"
+
+
+def test_a_waiting_stream_can_be_cancelled() -> None:
+    one = engine()
+    first = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    next(first)
+    second = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    reasons: list[str | None] = []
+    waiting = threading.Thread(target=lambda: reasons.extend(piece.finish_reason for piece in second))
+    waiting.start()
+    second.cancel()
+    waiting.join(5)
+    assert reasons == ["cancelled"]
+    first.close()
+
+
+def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable() -> None:
+    context = fake.FakeContext()
+    one = engine(context)
+    entered, aborted = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        assert aborted.wait(5)
+
+    def interrupted(*_: object) -> None:
+        assert entered.wait(5)
+        raise KeyboardInterrupt
+
+    real = one._worker._end
+    answers = iter([interrupted, real])
+    one._worker._end = lambda: next(answers)()  # type: ignore[method-assign]
+    context.abort = aborted.set  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        one.compute(slow, context, long=True)
+    one._worker._end = real  # type: ignore[method-assign]
+    assert list(run(one).tokens) == fake.story(PROMPT, 6)
