@@ -156,7 +156,7 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     if RECIPES[tensor_type.name].weighted is not None:
         trials.append(("F32", importance))
     for dtype, weights in trials:
-        rows, source = _held_as(dtype, trial_rows())
+        rows, source = held_as(dtype, trial_rows())
         out = np.empty(len(rows) * tensor_type.row_bytes(rows.shape[1]), np.uint8)
         kernel(source, dtype, rows.size // tensor_type.block_size, weights, out)
         n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
@@ -169,7 +169,7 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     return kernel
 
 
-def _held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
+def held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
     """Return `rows` rounded to what `dtype` holds, and the bytes that hold them."""
     if dtype == "F16":
         halves = rows.astype(np.float16)

@@ -17,6 +17,7 @@ from llamalite.converters.kernels.fast.vectors import (
     bits,
     bits_of_floats,
     bytes_at,
+    first_half,
     floats_at,
     floats_of_bits,
     inlined,
@@ -25,6 +26,7 @@ from llamalite.converters.kernels.fast.vectors import (
     low_bytes,
     scratch_bytes,
     scratch_floats,
+    second_half,
     select,
     splat,
     store,
@@ -74,7 +76,7 @@ def quantize_q8_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
 
 def quantize_q4_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
     """Quantize `n_blocks` blocks of 32 weights to `out`."""
-    values, header, levels = scratch_floats(LANES), scratch_bytes(_HEADER), scratch_bytes(32)
+    values, header = scratch_floats(LANES), scratch_bytes(_HEADER)
     blocks = bytes_at(out.ctypes.data)
     for first in range(0, n_blocks, LANES):
         count = min(LANES, n_blocks - first)
@@ -89,9 +91,9 @@ def quantize_q4_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
         _pack_scales(load(values, 0, LANES) / -8.0, values, header)
         for block in range(count):
             v = load_weights(source, kind, (first + block) * 32) * splat(values[block], 32)
-            level = ((truncate(v + 8.5) & 0xFF) ^ 0x80) - 0x80
-            store(levels, 0, low_bytes(select(level < 15, level, 15)))
+            level = low_bytes(truncate(v + 8.5))
+            level = select(level < 15, level, 15)  # bytes are compared as signed ones
             base = (first + block) * 18
             blocks[base] = header[block]
             blocks[base + 1] = header[LANES + block]
-            store(blocks, base + 2, load(levels, 0, 16) | (load(levels, 16, 16) << 4))
+            store(blocks, base + 2, first_half(level) | (second_half(level) << 4))

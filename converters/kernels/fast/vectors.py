@@ -284,6 +284,19 @@ def _bits(mask: Any) -> Any:
     return types.int64(mask), emit
 
 
+def _half(start: int) -> Callable[..., Any]:
+    def half(vector: Any) -> Any:
+        lanes = vector.lanes // 2
+
+        def emit(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+            places = ir.Constant(ir.VectorType(_I32, lanes), [start * lanes + i for i in range(lanes)])
+            return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), places)
+
+        return Vector(vector.kind, lanes)(vector), emit
+
+    return operation(half)
+
+
 def _largest_lane(vector: Any) -> Any:
     def emit(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
         integers = ir.VectorType(_I32, vector.lanes)  # floats that are not negative are ordered as their bits are
@@ -303,6 +316,7 @@ widen_u16 = _conversion("u16", "i32", "zext")
 absolute = _called("fabs")
 square_root = _called("sqrt")  # correctly rounded, as sqrtf is
 bits = operation(_bits)  # the lanes of a mask as an integer, lane 0 in bit 0: not zero where any lane is set
+first_half, second_half = _half(0), _half(1)
 largest_lane = operation(_largest_lane)  # of f32 lanes none of which is negative, as a float32
 
 # --- the width of the searches
