@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamalite import gguf_check
 from llamalite.converters import header, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.planning import Plan, Recipe, make_plan
@@ -73,6 +75,30 @@ def plan(source: str | os.PathLike[str], qtype: str | Sequence[str] = "Q4_K_M", 
     """Return what `convert` would do with the checkpoint at `source`, reading only headers and configs."""
     with open_checkpoint(Path(source)) as checkpoint:
         return make_plan(checkpoint, _file_types(qtype), recipe)
+
+
+def preview(
+    source: str | os.PathLike[str],
+    qtype: str | Sequence[str] = "Q4_K_M",
+    *,
+    recipe: Recipe = _AS_IT_IS,
+    split_max_bytes: int | None = None,
+) -> tuple[Plan, list[list[gguf_check.Header]]]:
+    """Return the plan and, for each type, the headers of the files that `convert` would write."""
+    file_types = _file_types(qtype)
+    with open_checkpoint(Path(source)) as checkpoint, tempfile.TemporaryDirectory() as scratch:
+        planned = make_plan(checkpoint, file_types, recipe)
+        vocabulary = None
+        if checkpoint.carried is None:
+            vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
+        keys = header.keys_of(checkpoint, planned, vocabulary)
+        headers = []
+        for i, path in enumerate(output_paths(checkpoint.name, Path(scratch), file_types, is_folder=True)):
+            layout = output.lay_out(planned, i, path, split_max_bytes)
+            with output.part_files(layout) as files:
+                files.write(keys, recipe.importance)  # files of full length that take no room: all zeros, never written
+                headers.append([gguf_check.read_header(part) for part in files.parts])
+        return planned, headers
 
 
 def convert(

@@ -68,20 +68,20 @@ class PartFiles:
 
     def __init__(self, layout: Layout, parts: list[Path]) -> None:
         self._layout = layout
-        self._parts = parts
+        self.parts = parts
         self._files: list[OutputFile] = []
 
     @property
     def first_part(self) -> Path:
         """The file that has the vocabulary."""
-        return self._parts[0]
+        return self.parts[0]
 
     def write(self, keys: header.Keys, importance: Importance | None) -> list[Place]:
         """Write the headers, give the files their full length, and return each tensor's place."""
         self.close()
         layout, places = self._layout, []
         n_tensors, ftype = len(layout.plan.tensors), layout.plan.file_types[layout.i_output].ftype
-        for i, (part, tensors) in enumerate(zip(self._parts, layout.shards, strict=True)):
+        for i, (part, tensors) in enumerate(zip(self.parts, layout.shards, strict=True)):
             split = header.Split(i, len(layout.shards), n_tensors) if len(layout.shards) > 1 else None
             last = _importance_keys(importance)
             start = header.write(part, keys, ftype, last, tensors, layout.i_output, split)
@@ -98,7 +98,7 @@ class PartFiles:
         for file in self._files:
             file.flush()
         self.close()
-        for part, path in zip(self._parts, self._layout.paths, strict=True):
+        for part, path in zip(self.parts, self._layout.paths, strict=True):
             part.replace(path)
 
     def close(self) -> None:

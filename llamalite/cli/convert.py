@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 from tqdm import tqdm
 
-from llamalite.quant_types import FILE_TYPES
+from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
 
 if TYPE_CHECKING:
     from llamalite.converters import ConversionReport
@@ -26,6 +27,34 @@ def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             nearest = f"; near it is {near[0]}" if near else ""
             raise click.BadParameter(f"unknown type {value!r}{nearest} (--list-types lists them)", ctx, param)
     return tuple(value.upper() for value in values)
+
+
+def tensor_types(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, TensorType], ...]:
+    """Return (regular expression, type) of each ``REGEX=TYPE``, in lower case as llama-quantize has it."""
+    parsed = []
+    for value in values:
+        pattern, _, name = value.rpartition("=")
+        if not pattern or name.upper() not in TENSOR_TYPES:
+            known = ", ".join(TENSOR_TYPES)
+            raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {known}", ctx, param)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
+        parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
+    return tuple(parsed)
+
+
+def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes that ``500M`` or ``2G`` means, in powers of 1000 as llama-gguf-split has it."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)([MG])B?", value, re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise click.BadParameter(f"expected a size such as 500M or 2G, found {value!r}", ctx, param)
+    return int(match[1]) * (10**6 if match[2].upper() == "M" else 10**9)
 
 
 def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -67,20 +96,45 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     callback=lambda ctx, _param, value: _list_types(ctx) if value else None,
 )
 @click.option("--revision", metavar="REV", help="The branch, tag or commit of a repository of the hub. Default: main.")
+@click.option(
+    "--imatrix",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="An importance matrix of this model (GGUF or .dat), as llama-imatrix and `llamalite imatrix` write it.",
+)
+@click.option(
+    "--tensor-type",
+    "overrides",
+    metavar="REGEX=TYPE",
+    multiple=True,
+    callback=tensor_types,
+    help="The type of the tensors whose names match, repeatable; the first that matches decides.",
+)
+@click.option("--pure", is_flag=True, help="Give every matrix the type's own tensor type, without the usual mix.")
 @click.option("--allow-requantize", is_flag=True, help="Quantize a GGUF file again that is quantized already.")
+@click.option(
+    "--allow-token-mismatch",
+    is_flag=True,
+    help="Convert even if the file tokenizes otherwise than the original; recorded in the file.",
+)
+@click.option(
+    "--metadata",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='A JSON object of general.* keys to set, such as {"general.author": "..."}.',
+)
+@click.option(
+    "--split-max-size",
+    "split_max_bytes",
+    metavar="SIZE",
+    callback=size_in_bytes,
+    help="Write shards of at most this size (500M, 2G) that llama.cpp loads as one model.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be written, and what it needs to run, and stop.")
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
-@click.pass_context  # fmt: skip
-def command(
-    ctx: click.Context,
-    source: str,
-    output: Path | None,
-    qtypes: tuple[str, ...],
-    revision: str | None,
-    allow_requantize: bool,
-    force: bool,
-    threads: int | None,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tuple[str, ...], **options: Any) -> None:
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
 
     SRC is the folder of a Hugging Face model (config.json, *.safetensors or pytorch_model*.bin, tokenizer), the folder
@@ -93,16 +147,27 @@ def command(
       llamalite convert ./TinyLlama-1.1B
       llamalite convert ./TinyLlama-1.1B -t Q8_0 -o tiny.gguf
       llamalite convert ./TinyLlama-1.1B -t Q4_K_M -t Q8_0 -o converted/
+      llamalite convert ./TinyLlama-1.1B -t IQ3_XXS --imatrix imatrix.gguf --tensor-type "attn_v=Q6_K"
+      llamalite convert ./TinyLlama-1.1B -t Q6_K --dry-run
       llamalite convert TinyLlama-1.1B-F16.gguf -t Q5_K_M
       llamalite convert HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from llamalite import store
-    from llamalite.cli import _hub
-    from llamalite.converters import Recipe, convert
+    from llamalite.cli import _hub, _plan
+    from llamalite.converters import Importance, Recipe, convert
     from llamalite.converters.checkpoints import model_name
 
-    folder = _hub.checkpoint(ctx, source, revision)
+    folder = _hub.checkpoint(ctx, source, options["revision"])
     types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
+    recipe = Recipe(
+        importance=Importance.load(options["imatrix"]) if options["imatrix"] else None,
+        overrides=options["overrides"],
+        pure=options["pure"],
+        allow_requantize=options["allow_requantize"],
+    )
+    if options["dry_run"]:
+        _plan.show(folder, types, recipe, options["split_max_bytes"])
+        return
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
@@ -121,9 +186,12 @@ def command(
             folder,
             output,
             qtype=types,
-            force=force,
-            n_threads=threads,
-            recipe=Recipe(allow_requantize=allow_requantize),
+            force=options["force"],
+            n_threads=options["threads"],
+            recipe=recipe,
+            metadata=options["metadata"],
+            split_max_bytes=options["split_max_bytes"],
+            allow_token_mismatch=options["allow_token_mismatch"],
             progress=show,
         )
     if not quiet:
@@ -133,14 +201,25 @@ def command(
 def _print_report(report: ConversionReport) -> None:
     read = f"read {report.source_bytes / 1e9:.2f} GB in {report.seconds:.1f} s"
     for output in report.outputs:
-        size = f"{output.n_bytes / 1e9:.2f} GB" if output.n_bytes >= 1e8 else f"{output.n_bytes / 1e6:.2f} MB"
-        click.echo(f"{output.qtype}: {size}, {output.bits_per_weight:.2f} bits per weight, {read}")
+        files = f" in {output.n_files} files" if output.n_files > 1 else ""
+        click.echo(
+            f"{output.qtype}: {bytes_text(output.n_bytes)}{files}, {output.bits_per_weight:.2f} bits per weight, {read}"
+        )
         if output.fallbacks:
             name, what = next(iter(output.fallbacks.items()))
             others = f" and {len(output.fallbacks) - 1} more" if len(output.fallbacks) > 1 else ""
-            click.echo(f"  rows too short for {output.qtype}: {name} is {what}{others}")
+            excess = output.bits_per_weight / output.bits_without_fallbacks - 1
+            larger = f": the file is {excess:.0%} larger than {output.qtype} promises" if excess > 0.05 else ""
+            click.echo(f"  rows too short for {output.qtype}: {name} is {what}{others}{larger}")
+    if report.tokens and report.tokens.differences:
+        click.echo(f"  {report.tokens.describe()}")
     for output in report.outputs:
         click.echo(f"{output.path}: llamalite run {shlex.quote(str(output.path))}")
+
+
+def bytes_text(n_bytes: int) -> str:
+    """Return a size for people, in decimal units as disks are sold."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _list_types(ctx: click.Context) -> None:
