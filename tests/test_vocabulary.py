@@ -12,8 +12,9 @@ import gguf
 import pytest
 import tokenizer_toys as toys
 import vocabulary_cases as cases
+from sentencepiece import SentencePieceProcessor
 
-from llamalite.converters.vocabulary import Vocabulary, read_vocabulary
+from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
 from llamalite.errors import CheckpointError, VocabularyError
 from llamalite.native.model import NativeModel
 
@@ -221,6 +222,14 @@ def test_llama_cpps_habit_of_adding_bos_is_turned_off_where_the_tokenizer_has_no
         assert not model.add_bos
 
 
+def test_a_template_that_lists_no_bos_turns_it_off(tmp_path: Path) -> None:
+    tokenizer = toys.byte_fallback_json()
+    tokenizer["post_processor"] = toys.template()
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    with NativeModel(write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf"), vocab_only=True) as model:
+        assert not model.add_bos
+
+
 def test_the_chat_template_comes_from_each_of_its_files(tmp_path: Path) -> None:
     read = _llama3(tmp_path, {}, {"chat_template": "config"})
     assert read.chat_template == "config"
@@ -324,6 +333,27 @@ def test_llama_cpps_vectors_come_out_exactly(name: str, n_tokens: int, vectors: 
         found = [model.tokenize(text, add_special=False, parse_special=False).tolist() for text in inputs]
     assert found == [[int(token) for token in line.split()] for line in outputs[: len(inputs)]]
     assert len(found) == 47
+
+
+@pytest.mark.reference
+def test_llama_2s_pieces_in_a_tokenizer_json_give_the_same_ids(shared: Path, tmp_path: Path) -> None:
+    """The merges as transformers derives them from tokenizer.model: every pair of pieces that makes a piece."""
+    model = SentencePieceProcessor(model_file=str(shared / "llama2" / "tokenizer.model"))
+    ids = {model.id_to_piece(i): i for i in range(model.vocab_size())}
+    merges = [
+        (-model.get_score(i), ids[text[:cut]], ids[text[cut:]], text[:cut], text[cut:])
+        for text, i in ids.items()
+        for cut in range(1, len(text))
+        if text[:cut] in ids and text[cut:] in ids
+    ]
+    tokenizer = toys.byte_fallback_json()
+    tokenizer["model"] |= {"vocab": ids, "merges": [f"{left} {right}" for *_, left, right in sorted(merges)]}
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    vocabulary = read_vocabulary(tmp_path, config)
+    original = read_vocabulary(shared / "llama2", config)
+    assert vocabulary.tokens == original.tokens
+    report = probe.compare(shared / "llama2", config, write_vocab(vocabulary, tmp_path / "v.gguf"))
+    assert (report.differences, report.known) == ([], [])
 
 
 @pytest.mark.reference

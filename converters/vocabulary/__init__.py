@@ -78,11 +78,14 @@ def _settle_bos(files: TokenizerFiles, vocabulary: Vocabulary) -> None:
     """Say whether a text gets BOS where llama.cpp would otherwise guess wrong.
 
     llama.cpp's converter writes "no" for every vocabulary of 49,152 tokens, meant for Granite; here, on purpose, only
-    where no file says that the tokenizer adds one. And a name in `ADDS_BOS` makes llama.cpp add one unless told not to.
+    where no file says that the tokenizer adds one. And llama.cpp adds one by default to SentencePiece vocabularies and
+    under the names in `ADDS_BOS`, which is turned off where tokenizer.json lists what it adds, and BOS is not among it.
     """
     if "bos" in vocabulary.special.add:
         return
+    lists = "TemplateProcessing" in str((files.tokenizer_json or {}).get("post_processor"))
     # transformers' own LLaMA classes add BOS without saying so in any file.
     silent = str((files.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer")
-    if files.config.get("vocab_size") == _SMOLLM_TOKENS or (vocabulary.pre in ADDS_BOS and not silent):
+    unwanted = lists if vocabulary.kind == "llama" else vocabulary.pre in ADDS_BOS and (lists or not silent)
+    if unwanted or files.config.get("vocab_size") == _SMOLLM_TOKENS:
         vocabulary.last.add["bos"] = False

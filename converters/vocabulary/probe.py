@@ -178,7 +178,10 @@ class _Original:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.ids = {text: i for text, i in self.ids.items() if tokenizer.token_to_id(text) == i}
-        if "TemplateProcessing" in json.dumps(source.get("post_processor")):
+        config = files.tokenizer_config or {}
+        # Some versions of transformers let tokenizer_config.json change what the post-processor adds, some do not.
+        said = any(isinstance(config.get(name), bool) for name in ("add_bos_token", "add_eos_token"))
+        if not said and "TemplateProcessing" in json.dumps(source.get("post_processor")):
             self.adds = ("a", tokenizer.encode("a").ids)
         normalizer = tokenizer.normalizer
         if normalizer is not None and not self.spaces:

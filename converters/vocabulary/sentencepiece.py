@@ -35,7 +35,7 @@ def load_model(path: Path) -> Any:
     """Return the ``SentencePieceProcessor`` of `path`; `VocabularyError` for a file that is no SentencePiece model."""
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last: the library's message quotes the file
         raise VocabularyError(f"{path} is no SentencePiece model: {error}") from error
 
 
