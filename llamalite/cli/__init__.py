@@ -7,7 +7,6 @@ the traceback comes only with ``-vv``. A verb finds ``{"verbose": int, "quiet": 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -32,7 +31,9 @@ VERBS = {
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
     "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
+    "compare": ("llamalite.cli.compare", "Measure what each quantization of a model costs."),
     "demo": ("llamalite.cli.demo", "Do all of that on the model that ships with llamalite."),
+    "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
 
@@ -96,6 +97,8 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in VERBS and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], VERBS, n=1)
             ctx.fail(f"there is no command {args[0]!r}" + (f"; the nearest is {near[0]}" if near else ""))
         return super().resolve_command(ctx, args)
