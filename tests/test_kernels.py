@@ -206,11 +206,16 @@ def test_every_16_bit_float_is_widened_exactly(mode: str) -> None:
     assert np.array_equal(bits, every.astype(np.uint32) << 16)
 
 
-@pytest.mark.parametrize("n_weights", [1, 31, 33])
-def test_an_odd_number_of_weights_is_widened(mode: str, n_weights: int) -> None:
+@pytest.mark.parametrize("n_weights", [1, 31, 32, 33])
+def test_any_number_of_weights_is_widened_and_no_byte_behind_it_written(mode: str, n_weights: int) -> None:
     held = normal(n_weights).astype(np.float16)
-    wide = kernels.widen(held.view(np.uint8), "F16", np.empty(n_weights, np.float32))
-    assert np.array_equal(wide, held.astype(np.float32))
+    source, f32 = held.view(np.uint8), TENSOR_TYPES["F32"]
+    one, other = np.full((2, n_weights + 40), 7, np.float32)
+    kernels.widen(source, "F16", one[:n_weights])
+    kernels.quantize_source(f32, source, "F16", n_weights, other[:n_weights].view(np.uint8))
+    for room in (one, other):
+        assert np.array_equal(room[:n_weights], held.astype(np.float32))
+        assert (room[n_weights:] == 7).all()
 
 
 def test_source_bytes_may_be_read_only_and_lie_anywhere(mode: str) -> None:

@@ -30,7 +30,7 @@ def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
     """
     flat = out.reshape(-1)
     kernel = None
-    if dtype == "F16" and flat.size % 32 == 0:
+    if dtype == "F16":
         kernel = fast.kernel_for(TENSOR_TYPES["F32"], flat.size, weighted=False)
     if kernel is not None:
         kernel(np.ascontiguousarray(source).reshape(-1), dtype, flat.size, None, flat.view(np.uint8))

@@ -97,7 +97,9 @@ def expect(n_weights: int) -> None:
 def kernel_for(tensor_type: TensorType, n_weights: int, *, weighted: bool) -> Kernel | None:
     """Return the kernel for `n_weights` more weights of this type, or None where ggml's own is to be used."""
     recipe = RECIPES.get(tensor_type.name)
-    if recipe is None or (weighted and recipe.weighted is None and not recipe.ignores_importance):
+    if recipe is None or n_weights % recipe.multiple_of:
+        return None
+    if weighted and recipe.weighted is None and not recipe.ignores_importance:
         return None
     return _shelf.get(tensor_type, n_weights)
 

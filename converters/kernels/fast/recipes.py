@@ -17,7 +17,7 @@ class Recipe:
     """The function that makes a tensor type, and its settings without and with importance.
 
     `weighted` is None for a kernel that takes no importance. ggml ignores it where `ignores_importance` is set; else
-    such rows are not for this kernel.
+    such rows are not for this kernel, nor are numbers of weights that are no multiple of `multiple_of`.
     """
 
     module: str
@@ -25,6 +25,7 @@ class Recipe:
     plain: Settings
     weighted: Settings | None = None
     ignores_importance: bool = False
+    multiple_of: int = 1
 
 
 def _range(nmax: int, start: float, step: float, n_steps: int) -> Floats:
@@ -46,5 +47,5 @@ RECIPES = {
     "Q6_K": Recipe("q6_k", "quantize", (_around(32),), (_around(32),)),
     "Q8_0": Recipe("plain", "quantize_q8_0", (), ignores_importance=True),
     "Q4_0": Recipe("plain", "quantize_q4_0", ()),
-    "F32": Recipe("plain", "widen", ()),  # 32 weights at a time
+    "F32": Recipe("plain", "widen", (), ignores_importance=True, multiple_of=32),
 }
