@@ -27,7 +27,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # no UTF-8, no JSON, or a number of more digits than Python converts
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply to be a model's file") from None

@@ -83,6 +83,6 @@ def _dtype_and_shape(path: Path, name: str, entry: dict[str, Any]) -> tuple[str,
     dtype, shape = entry.get("dtype"), entry.get("shape")
     if not (isinstance(shape, list) and len(shape) <= 8 and all(map(_is_count, shape))):
         raise CheckpointError(f"{path}: {name} has shape {shape!r}, expected a list of sizes")
-    if dtype not in DTYPE_BYTES and dtype not in _OTHER_DTYPES:
+    if not isinstance(dtype, str) or (dtype not in DTYPE_BYTES and dtype not in _OTHER_DTYPES):
         raise UnsupportedArchitectureError(f"{path}: {name} has dtype {dtype!r}, expected one of {[*DTYPE_BYTES]}")
     return dtype, tuple(shape)

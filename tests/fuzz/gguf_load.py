@@ -2,22 +2,16 @@
 
     python tests/fuzz/gguf_load.py --files 20000 --seed 0
 
-A child process makes file after file from its number, checks it, and if it passes loads it, tokenizes, detokenizes and
-decodes with it. When the child dies or hangs, the number of the file is kept and another child goes on behind it. Exit
-code 1 if there was any such file: each is a gap in `llamalite.gguf_check`.
+File after file is made from its number, checked, and if it passes loaded, tokenized with, detokenized and decoded with,
+all in a child process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import ctypes
 import os
-import re
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +19,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from campaign import campaign, go_through, report  # noqa: E402 - found beside this file
+from gguf_models import damaged_bytes  # noqa: E402
+
 TEXTS = [b"Once upon a time", "é 漢字 😀\n\t".encode(), b"<s></s><|eot_id|> [INST]", b"a" * 300, b"\x00\x01", b""]
-HANG_S = 20.0
-QUIET = {"GGML_NO_BACKTRACE": "1"}  # else ggml starts a debugger on the process that it aborts
 
 
 def exercise(path: Path) -> str:
@@ -42,7 +37,7 @@ def exercise(path: Path) -> str:
     with errors_heard() as heard:
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        return f"refused: {heard[0] if heard else 'without a word'}"
+        return f"refused by llama.cpp: {heard[0] if heard else 'without a word'}"
     vocab = lib.llama_model_get_vocab(model)
     n_vocab: int = lib.llama_vocab_n_tokens(vocab)
     if lib.llama_vocab_type(vocab) != 0:
@@ -82,80 +77,26 @@ def _use_vocabulary(lib: Any, vocab: Any, n_vocab: int) -> None:
             lib.llama_detokenize(vocab, ids, n, buffer, len(buffer), False, bool(i % 2))
 
 
-def child(first: int, last: int, other: bool, unchecked: bool, log: Path) -> None:
-    """Go through the files number `first` to `last` - 1; a line of `log` for each says how it went."""
-    import resource
-
-    from gguf_models import damaged_bytes
-
+def child(first: int, last: int, log: Path, other: bool, unchecked: bool) -> None:
+    """Go through the files number `first` to `last` - 1."""
     from llamalite.errors import GGUFError
     from llamalite.gguf_check import check
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    path = log.with_suffix(f".{os.getpid()}.gguf")
-    with log.open("a") as lines:
-        for number in range(first, last):
-            path.write_bytes(damaged_bytes(number, other_architectures=other))
-            lines.write(f"{number} ")
-            lines.flush()
-            start = time.process_time()
-            try:
-                check(path)
-                said = None
-            except GGUFError:
-                said = None if unchecked else "caught"
-            slow = time.process_time() - start
-            if slow > 2:
-                said = f"slow: {slow:.1f} s in the check"
-            lines.write((said or exercise(path)) + "\n")
-            lines.flush()
-    path.unlink()
+    path = log.with_suffix(".gguf")
 
+    def one(number: int) -> str:
+        path.write_bytes(damaged_bytes(number, other_architectures=other))
+        start = time.process_time()
+        refusal = None
+        try:
+            check(path)
+        except GGUFError as error:
+            refusal = error
+        if time.process_time() - start > 2:
+            return f"FAULT: {time.process_time() - start:.1f} s in the check"
+        return exercise(path) if refusal is None or unchecked else "refused by the check"
 
-def run(files: int, seed: int, options: list[str]) -> tuple[collections.Counter[str], list[tuple[int, str]]]:
-    """Return how often each outcome came about, and the files that llama.cpp did not survive."""
-    outcomes: collections.Counter[str] = collections.Counter()
-    gaps: list[tuple[int, str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        log.touch()
-        at, end = seed, seed + files
-        while at < end:
-            command = [sys.executable, __file__, "--child", str(at), str(min(end, at + 2000)), str(log), *options]
-            errors = Path(folder) / "errors"
-            with errors.open("wb") as sink:
-                process = subprocess.Popen(command, stdout=sink, stderr=sink, env=os.environ | QUIET)
-                code = _wait(process, log)
-            lines = log.read_text().splitlines()
-            log.write_text("")
-            for line in lines:
-                number, _, said = line.partition(" ")
-                at = int(number) + 1
-                if said:
-                    outcomes[said.partition(":")[0]] += 1
-                    if said.startswith("slow"):
-                        gaps.append((int(number), said))
-            if code:
-                told = errors.read_bytes().decode("utf-8", "replace").strip().splitlines()
-                how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-                gaps.append((at - 1, f"{how} {re.sub('/.*/llama.cpp/', '', ' | '.join(told[-3:]))[:300]}"))
-                if not lines:
-                    raise RuntimeError(f"the child fails before its first file: {how} {told[-5:]}")
-                sys.stderr.write(f"GAP {gaps[-1]}\n")
-    return outcomes, gaps
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path) -> int:
-    """Return the child's exit code; a child that writes nothing for `HANG_S` is killed."""
-    size, since = -1, time.monotonic()
-    while process.poll() is None:
-        time.sleep(0.1)
-        now = log.stat().st_size
-        if now != size:
-            size, since = now, time.monotonic()
-        elif time.monotonic() - since > HANG_S:
-            process.kill()
-    return process.returncode
+    go_through(first, last, log, one)
 
 
 def main() -> int:
@@ -167,18 +108,13 @@ def main() -> int:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(int(args.child[0]), int(args.child[1]), args.other_architectures, args.unchecked, Path(args.child[2]))
+        child(int(args.child[0]), int(args.child[1]), Path(args.child[2]), args.other_architectures, args.unchecked)
         return 0
     start = time.monotonic()
     options = ["--other-architectures"] * args.other_architectures + ["--unchecked"] * args.unchecked
-    outcomes, gaps = run(args.files, args.seed, options)
-    sys.stdout.write(f"{args.files} files in {time.monotonic() - start:.0f} s\n")
-    for said, n in outcomes.most_common():
-        sys.stdout.write(f"{n:8}  {said}\n")
-    sys.stdout.write(f"{len(gaps):8}  not survived\n")
-    for number, told in gaps[:200]:
-        sys.stdout.write(f"  file {number}: {told}\n")
-    return 1 if gaps else 0
+    outcomes, faults = campaign([sys.executable, __file__, *options], args.seed, args.seed + args.files)
+    report("gguf, through a real load", args.files, time.monotonic() - start, outcomes, faults)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
