@@ -60,7 +60,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
         for tensor in header.tensors:
             if tensor.type.name != "F32":
                 raise GGUFError(f"{path}: {tensor.name} is {tensor.type.name}, expected F32 in an importance matrix")
-            file.seek(header.data_offset + tensor.offset)
+            file.seek(tensor.offset)
             values[tensor.name] = np.frombuffer(file.read(tensor.nbytes), "<f4").astype(np.float32)
     rows = {}
     for name in sorted({one.rpartition(".")[0] for one in values}):

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,16 @@ Progress = Callable[[int, int], None]
 _F32 = TENSOR_TYPES["F32"]
 
 
+class Sink(Protocol):
+    """What takes the bytes of tensors: a file, or something that compares them with one."""
+
+    def write_at(self, offset: int, data: Bytes) -> None: ...
+
+
 class Place(NamedTuple):
     """Where the bytes of a tensor go: a file, and their distance from the start of its data."""
 
-    file: OutputFile
+    file: Sink
     offset: int
 
 
@@ -102,6 +108,7 @@ def run(
     or `progress` raises; the workers have ended by then.
     """
     chunks = _chunks(plan, places)
+    kernels.expect(plan.n_params)
     lock = threading.Lock()
     stop = threading.Event()
     done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()

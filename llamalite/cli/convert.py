@@ -130,6 +130,9 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     callback=size_in_bytes,
     help="Write shards of at most this size (500M, 2G) that llama.cpp loads as one model.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Compare the result with the checkpoint at the end: tensors, tokens, logits."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and what it needs to run, and stop.")
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
@@ -196,6 +199,12 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         )
     if not quiet:
         _print_report(report)
+    if options["verify"]:
+        from llamalite.cli import verify
+
+        verdicts = [verify.run(ctx, one.path, folder, recipe, options["threads"]) for one in report.outputs]
+        if not all(verdicts):
+            ctx.exit(1)
 
 
 def _print_report(report: ConversionReport) -> None:

@@ -1,0 +1,278 @@
+"""Is this GGUF file what its checkpoint says? Keys, tensors, tokens, template and logits, each against the original.
+
+    report = verify("tiny.Q4_K_M.gguf", "./TinyLlama-1.1B")
+    report.ok, [check.name for check in report.checks]
+
+- keys: the ``llama.*`` and ``tokenizer.*`` keys that a conversion would write, bit for bit;
+- template: the same for the chat template;
+- tensors: the checkpoint is converted again to the types that the file has, and its writes are comparisons;
+- tokens: a few thousand texts through both tokenizers (`llamalite.converters.vocabulary.probe`);
+- logits: a fixed text through llama.cpp in exact mode, beside `llamalite.converters.reference`.
+
+Neither torch nor transformers is needed. A file made with an importance matrix, or by a ggml of another compiler, has
+other bytes and the same meaning: its tensors are then held to the error that their types allow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.converters import Recipe, header, pipeline, reference
+from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
+from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
+from llamalite.converters.checkpoints.interface import FileTensor, SourceFile
+from llamalite.converters.mix import Choice
+from llamalite.converters.planning import Plan, make_plan
+from llamalite.converters.vocabulary import probe, read_vocabulary
+from llamalite.errors import VerificationError
+from llamalite.evaluation.divergence import TokenDivergence, diverge, summarize
+from llamalite.hardware import physical_cores
+from llamalite.native.context import NativeContext
+from llamalite.native.model import NativeModel
+from llamalite.native.quantize import dequantize_rows
+from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+
+# Our own sentences: plain prose, numbers and code, about 130 tokens in most vocabularies.
+TEXT = (
+    "The lighthouse keeper counted the ships every evening and wrote their number in a small green book. "
+    "On the first of March there were 17, on the second 23, and on the third the fog was so thick that she wrote "
+    "nothing at all. Her brother, who lived in the village, asked her why. 'Because,' she said, 'a number that I did "
+    "not see is not a number.' def count(ships):\n    return sum(1 for ship in ships if ship.seen)\n"
+)
+N_TOKENS = 128
+TEMPLATE = b"tokenizer.chat_template"
+_FEW_BLOCKS = 0.01  # of a tensor: what differs in fewer is damage, not another way to quantize
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of comparison: whether it holds, a line for people, and its figures."""
+
+    name: str
+    ok: bool
+    text: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What was compared, in the order of the comparisons; those after a file that cannot be loaded are missing."""
+
+    path: Path
+    against: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def check(self) -> None:
+        """Raise `VerificationError` with all that does not hold."""
+        wrong = [f"{check.name}: {check.text}" for check in self.checks if not check.ok]
+        if wrong:
+            raise VerificationError(f"{self.path} is not what {self.against} holds: {'; '.join(wrong)}")
+
+    def to_json(self) -> str:
+        """Return the report as a JSON document."""
+        return json.dumps(
+            {
+                "model": str(self.path),
+                "against": str(self.against),
+                "ok": self.ok,
+                "checks": [asdict(check) for check in self.checks],
+            },
+            indent=1,
+        )
+
+
+def verify(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    n_threads: int | None = None,
+    progress: pipeline.Progress | None = None,
+) -> VerificationReport:
+    """Compare the GGUF file at `path` with the checkpoint `against`, and return the report; it raises for neither.
+
+    `recipe` is what the file was made with: with its importance matrix the bytes can be compared instead of errors.
+    Raises what opening either of them raises.
+    """
+    with open_checkpoint(Path(path)) as made, open_checkpoint(Path(against)) as original:
+        if made.carried is None or original.carried is not None:
+            raise ValueError("verify compares a GGUF file with the checkpoint that it was made of, in this order")
+        planned = make_plan(original, [FILE_TYPES["F32"]], Recipe())
+        threads = n_threads or physical_cores()
+        checks = [*_keys(made, original, planned)]
+        checks.append(_tensors(made, planned, recipe or Recipe(), threads, progress))
+        if all(check.ok or check.name == "template" for check in checks) or _can_be_loaded(checks):
+            tokens = probe.compare(original.tokenizer_folder, original.config, Path(path))
+            checks.append(
+                Check("tokens", not tokens.differences, tokens.describe(), {"n_texts": tokens.n_texts,
+                      "n_differences": len(tokens.differences), "n_known": len(tokens.known)})
+            )  # fmt: skip
+            checks.append(_logits(Path(path), made, original, threads))
+    return VerificationReport(Path(path), Path(against), tuple(checks))
+
+
+def _can_be_loaded(checks: Sequence[Check]) -> bool:
+    """Whether all tensors are there in their shapes, so that llama.cpp can run the file, right or wrong."""
+    return not any(check.figures.get("missing") for check in checks)
+
+
+def _keys(made: Checkpoint, original: Checkpoint, planned: Plan) -> list[Check]:
+    assert made.carried is not None
+    vocabulary = read_vocabulary(original.tokenizer_folder, original.config)
+    wanted = dict(header.keys_of(original, planned, vocabulary))
+    found = dict(made.carried.pairs)
+    keys = [key for key in wanted if key.startswith((b"llama.", b"tokenizer."))]
+    wrong = [key.decode() for key in keys if key != TEMPLATE and found.get(key) != wanted[key]]
+    text = f"{len(keys)} keys are those of a conversion"
+    if wrong:
+        missing = [key for key in wrong if key.encode() not in found]
+        text = f"{', '.join(wrong[:4])} {'is missing' if missing == wrong[:1] else 'differ'}"
+    same_template = found.get(TEMPLATE) == wanted.get(TEMPLATE)
+    has = "has one of its own" if TEMPLATE in found else "has none"
+    template_text = "the same chat template" if TEMPLATE in wanted else "no chat template in either"
+    if not same_template:
+        template_text = f"the file {has}, which is not the checkpoint's"
+    return [
+        Check("keys", not wrong, text, {"n_keys": len(keys), "wrong": wrong}),
+        Check("template", same_template, template_text, {}),
+    ]
+
+
+class _Comparer:
+    """Stands where the pipeline writes a tensor: reads the file's bytes in that place and compares."""
+
+    def __init__(self, file: SourceFile, offset: int, kind: TensorType) -> None:
+        self._file = file
+        self._offset = offset
+        self.kind = kind
+        self.n_blocks = self.n_wrong = 0
+        self.square_error = self.square = 0.0
+        self._lock = threading.Lock()
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        expected = data.reshape(-1, self.kind.block_bytes)
+        found = np.empty_like(expected)
+        self._file.read_into(self._offset + offset, found.reshape(-1))
+        wrong = (expected != found).any(axis=1)
+        square_error = square = 0.0
+        if wrong.any():
+            a, b = (dequantize_rows(self.kind, one, self.kind.block_size) for one in (expected[wrong], found[wrong]))
+            with np.errstate(over="ignore", invalid="ignore"):
+                square_error = float(np.square(a.astype(np.float64) - b).sum())
+            square = float(np.square(a.astype(np.float64)).sum())
+        with self._lock:
+            self.n_blocks += len(expected)
+            self.n_wrong += int(wrong.sum())
+            self.square_error += square_error
+            self.square += square
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of the difference where blocks differ, relative to what they should hold."""
+        return math.sqrt(self.square_error / self.square) if self.square else math.inf if self.n_wrong else 0.0
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the tensor, or None: equal, or as near as another way to quantize would be."""
+        if not self.n_wrong:
+            return None
+        unit = "blocks" if self.kind.is_quantized else "weights"
+        told = f"{self.n_wrong} of {self.n_blocks} {unit} differ"
+        if not self.kind.is_quantized or self.n_wrong < _FEW_BLOCKS * self.n_blocks:
+            return told
+        if not self.relative_error <= allowed_error(self.kind):
+            return f"{told} by {self.relative_error:.1%}, beyond the error of {self.kind.name}"
+        return None
+
+
+def allowed_error(kind: TensorType) -> float:
+    """The relative RMS difference that two ways of quantizing to `kind` can have: some steps of its resolution."""
+    return 2.5 * math.pow(2, -kind.bits_per_weight)
+
+
+def _tensors(
+    made: Checkpoint,
+    planned: Plan,
+    recipe: Recipe,
+    n_threads: int,
+    progress: pipeline.Progress | None,
+) -> Check:
+    names = {tensor.name: tensor for tensor in planned.tensors}
+    missing = [name for name in names if name not in made.tensors or made.tensors[name].shape != names[name].shape]
+    unknown = [name for name in made.tensors if name not in names]
+    comparers: dict[str, _Comparer] = {}
+    tensors = []
+    for name, tensor in names.items():
+        if name in missing:
+            continue
+        found = made.tensors[name]
+        assert isinstance(found, FileTensor | QuantizedTensor)
+        kind = found.type if isinstance(found, QuantizedTensor) else TENSOR_TYPES[found.dtype]
+        comparers[name] = _Comparer(found.file, found.offset, kind)
+        tensors.append(dataclasses.replace(tensor, types=(Choice(kind),)))
+    importance = recipe.importance.rows if recipe.importance else {}
+    again = dataclasses.replace(planned, tensors=tuple(tensors), importance=importance)
+    places = [[pipeline.Place(comparers[tensor.name], 0) for tensor in tensors]]
+    pipeline.run(again, places, n_threads=n_threads, progress=progress)
+    faults = {name: one.fault for name, one in comparers.items() if one.fault}
+    faults |= dict.fromkeys(missing, "is missing, or of another shape") | dict.fromkeys(unknown, "is not the model's")
+    exact = sum(not one.n_wrong for one in comparers.values())
+    text = f"all {len(comparers)} tensors are those of a conversion, byte for byte"
+    if exact < len(comparers):
+        text = f"{exact} of {len(comparers)} tensors byte for byte, the others within the error of their types"
+    if faults:
+        name, fault = next(iter(faults.items()))
+        others = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
+        text = f"{name}: {fault}{others}"
+    return Check("tensors", not faults, text, {"exact": exact, "faults": faults, "missing": missing})
+
+
+def _logits(path: Path, made: Checkpoint, original: Checkpoint, n_threads: int) -> Check:
+    with NativeModel(path) as model:
+        ids = model.tokenize(TEXT, add_special=True, parse_special=False)[:N_TOKENS]
+        with NativeContext(model, n_ctx=max(len(ids), 32), exact=True, n_threads=n_threads) as context:
+            context.decode(ids, np.arange(len(ids)), 0, np.ones(len(ids), np.bool_))
+            ours = context.logits().copy()  # float32 [n_tokens, n_vocab]
+    theirs = reference.forward(original, ids.tolist())
+    found = TokenDivergence(len(ids) - 1)
+    diverge(theirs[:-1], [ours[:-1]], ids[1:], [found], 0)
+    figures = summarize(found)
+    difference = float(np.abs(ours - theirs).max())
+    kinds = [one.type for one in made.tensors.values() if isinstance(one, QuantizedTensor)]
+    plain = {one.dtype for one in made.tensors.values() if len(one.shape) > 1 and not isinstance(one, QuantizedTensor)}
+    bits = min((kind.bits_per_weight for kind in kinds), default=16.0 if plain & {"F16", "BF16"} else 32.0)
+    limit = allowed_kld(bits)
+    ok = bool(np.isfinite(ours).all()) and figures.mean_kld <= limit
+    text = (
+        f"mean KL divergence {figures.mean_kld:.6f} nats (at most {limit:.6f} for this type), same top token "
+        f"{figures.same_top_p:.1%}, largest difference {difference:.5f}, over {len(ids)} tokens"
+    )
+    return Check("logits", ok, text, {"max_difference": difference, "limit_kld": limit, **figures.to_json()})
+
+
+def allowed_kld(bits_per_weight: float) -> float:
+    """The mean KL divergence (nats) from the checkpoint beyond which a file of this resolution is broken.
+
+    Float files differ by rounding only. Below, the divergence grows with the square of the step, fourfold a bit; the
+    factor is generous, as small models suffer more: stories260k has 0.17 at Q4_0.
+    """
+    if bits_per_weight >= 32:
+        return 1e-6
+    return 1e-2 if bits_per_weight >= 8 else min(3.0, 0.8 * 4.0 ** (4.5 - bits_per_weight))
