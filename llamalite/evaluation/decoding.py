@@ -22,14 +22,16 @@ import numpy.typing as npt
 from llamalite import store
 from llamalite.errors import EvaluationError, GenerationCancelled
 from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
+from llamalite.gguf_check import check
 from llamalite.hardware import physical_cores
+from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
 
 _logger = logging.getLogger(__name__)
 
-AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel]
+AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel, Model]
 
 
 @dataclass(frozen=True)
@@ -99,32 +101,38 @@ class Protocol:
 
 @contextlib.contextmanager
 def opened(model: AnyModel, *, n_gpu_layers: int = 0) -> Iterator[NativeModel]:
-    """Open a path, or a name in the models folder, for the ``with`` block; a `NativeModel` is used and left open."""
-    if isinstance(model, NativeModel):
-        yield model
+    """Open a path, or a name in the models folder, for the ``with`` block; a loaded model is used and left open.
+
+    The file is checked first: on some damages llama.cpp ends the process.
+    """
+    if isinstance(model, Model | NativeModel):
+        yield model.native if isinstance(model, Model) else model
         return
-    native = NativeModel(store.resolve(model), n_gpu_layers=n_gpu_layers)
+    path = store.resolve(model)
+    check(path)
+    native = NativeModel(path, n_gpu_layers=n_gpu_layers)
     try:
         yield native
     finally:
         native.close()
 
 
-class Decoder:
-    """Decodes batches over one context; `decode_s` is the time it took so far. Use it in a ``with`` block."""
+def decode_thread() -> ThreadPoolExecutor:
+    """Return the thread that decodes, for a ``with`` block around the contexts it works on."""
+    return ThreadPoolExecutor(1, thread_name_prefix="llamalite-decode")
 
-    def __init__(self, context: NativeContext) -> None:
+
+class Decoder:
+    """Decodes batches over one context, in the one thread of `thread`; `decode_s` is the time that took so far.
+
+    Several contexts share a thread: OpenMP keeps a team of workers for each thread that computes.
+    """
+
+    def __init__(self, context: NativeContext, thread: ThreadPoolExecutor) -> None:
         self.context = context
         self.decode_s = 0.0
         self.n_tokens = 0
-        # One thread for all decodes: OpenMP keeps a team of workers for each thread that computes.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llamalite-decode")
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=True)
+        self._thread = thread
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Return the logits of the rows that `batch` wants, float32 [n_rows, n_vocab], a view until the next decode.

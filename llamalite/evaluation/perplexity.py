@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llamalite.evaluation.decoding import AnyModel, Decoder, Protocol, check_finite, opened
+from llamalite.evaluation.decoding import AnyModel, Decoder, Protocol, check_finite, decode_thread, opened
 from llamalite.evaluation.scoring import RowWorkers, RunningMean, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import NOT_SCORED, Text, batches, tokens_of
@@ -110,7 +110,12 @@ def iter_perplexity(model: NativeModel, text: Text, protocol: Protocol) -> Gener
     mean, running = RunningMean(), list[float]()
     n_bytes = n_words = 0
     scoring_s = 0.0
-    with protocol.context(model) as context, Decoder(context) as decoder, RowWorkers(context.n_threads) as workers:
+    with (
+        protocol.context(model) as context,
+        decode_thread() as thread,
+        RowWorkers(context.n_threads) as workers,
+    ):
+        decoder = Decoder(context, thread)
         described = protocol.described(model, context) | {"tokens_sha256": _digest(tokens), "n_tokens": len(tokens)}
         for batch in batches(windows, protocol.n_ctx, context.n_batch):
             logits = decoder.decode(batch)  # float32 [n_rows, n_vocab]

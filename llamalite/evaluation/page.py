@@ -1,0 +1,121 @@
+"""A comparison as one HTML page that needs nothing beside it, and as CSV. Neither measures anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from html import escape
+
+from llamalite.evaluation.charts import bars, lines, scatter
+from llamalite.evaluation.comparison import Candidate, Comparison
+
+_STYLE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 0 0 .4rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+td small { opacity: .65; }
+.table { overflow-x: auto; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.5rem; margin: 1.5rem 0; }
+svg { width: 100%; height: auto; } svg text { font-size: 12px; }
+pre { overflow-x: auto; padding: .8rem; background: #8881; border-radius: 4px; }
+"""
+
+_PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
+                ("99.9%", "p999_kld"), ("max", "max_kld"))  # fmt: skip
+
+_EXPLAINED = (
+    "KLD is the Kullback-Leibler divergence of the candidate's next-token distribution from the reference's, in nats a "
+    "token; ± is one standard error."
+)
+
+
+def to_html(comparison: Comparison, title: str = "What quantization cost") -> str:
+    """Return a whole HTML document: a table, four charts and the protocol; no script, and nothing is loaded."""
+    everyone = [comparison.reference, *comparison.candidates]
+    scored = comparison.candidates[0].divergence if comparison.candidates else None
+    tokens = f"{scored.n_tokens:,} tokens scored" if scored else "nothing scored"
+    state = "" if comparison.complete else " The run was stopped early: these are partial figures."
+    head = f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>'
+    return "\n".join(
+        [
+            f'{head}\n<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>',
+            f"<h1>{escape(title)}</h1>",
+            f"<p>Reference: <b>{escape(comparison.reference.name)}</b>; {tokens}. {_EXPLAINED}{state}</p>",
+            '<div class="table"><table>',
+            "<tr><th>model</th><th>MiB</th><th>bits a weight</th><th>perplexity</th><th>difference, paired</th>"
+            "<th>mean KLD</th><th>median</th><th>99%</th><th>max</th><th>same top token</th><th>RMS Δp</th>"
+            "<th>prompt t/s</th><th>generated t/s</th><th>memory MiB</th><th>load s</th></tr>",
+            *(_row(one, comparison) for one in everyone),
+            "</table></div>",
+            '<div class="charts">',
+            *_charts(comparison, everyone),
+            "</div>",
+            f"<h2>Protocol</h2>\n<pre>{escape(json.dumps(comparison.protocol, indent=2))}</pre>",
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _row(one: Candidate, comparison: Comparison) -> str:
+    found, base = one.divergence, comparison.candidates[0].divergence if comparison.candidates else None
+    cells = [escape(one.name), f"{one.n_bytes / 2**20:,.1f}", f"{one.bits_per_weight:.2f}"]
+    if found is None:
+        cells += [_plus_minus(base.ppl_base, base.ppl_base_err, 4) if base else "", *[""] * 7]
+    else:
+        cells += [
+            _plus_minus(found.ppl, found.ppl_err, 4),
+            _plus_minus(found.ppl_diff, found.ppl_diff_err, 4),
+            _plus_minus(found.mean_kld, found.mean_kld_err, 6),
+            *(f"{value:.5f}" for value in (found.median_kld, found.p99_kld, found.max_kld)),
+            f"{found.same_top_p:.2%} <small>± {found.same_top_p_err:.2%}</small>",
+            f"{found.rms_delta_p:.3%}",
+        ]
+    run = one.running
+    cells += [f"{run.pp_tok_per_s:,.1f}", f"{run.tg_tok_per_s:,.1f}", f"{run.memory_bytes / 2**20:,.0f}"]
+    cells.append(f"{run.load_s:.2f}")
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _plus_minus(value: float, error: float, digits: int) -> str:
+    return f"{value:.{digits}f} <small>± {error:.{digits}f}</small>"
+
+
+def _charts(comparison: Comparison, everyone: list[Candidate]) -> list[str]:
+    pairs = [(one, one.divergence) for one in comparison.candidates if one.divergence is not None]
+    names = {one.path: one.qtype or one.name for one in everyone}
+    if len(set(names.values())) < len(names):
+        names = {one.path: one.name for one in everyone}
+    sizes = [(names[one.path], one.n_bytes / 2**20, found.mean_kld) for one, found in pairs]
+    shares = [(names[one.path], [getattr(found, key) for _, key in _PERCENTILES]) for one, found in pairs]
+    charts = {
+        "Size against divergence": scatter(sizes, x_label="file, MiB", y_label="mean KLD, nats"),
+        "How divergence is spread": lines(
+            shares, [label for label, _ in _PERCENTILES], x_label="share of the tokens below", y_label="KLD, nats"
+        ),
+        "Speed of the prompt": bars(
+            [(names[one.path], one.running.pp_tok_per_s) for one in everyone], x_label="tokens a second"
+        ),
+        "Speed of generation": bars(
+            [(names[one.path], one.running.tg_tok_per_s) for one in everyone], x_label="tokens a second"
+        ),
+    }
+    return [f"<section><h2>{title}</h2>\n{chart}</section>" for title, chart in charts.items()]
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return one line for each model, the reference first, with a heading; percentiles of Δp become columns."""
+    rows = []
+    for one in (comparison.reference, *comparison.candidates):
+        row = one.to_json()
+        shares = row.pop("delta_p_percentiles", {})
+        rows.append(row | {f"delta_p_{name}": value for name, value in shares.items()})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,53 @@
+"""A comparison as one picture, drawn by matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from llamalite.errors import EvaluationError
+from llamalite.evaluation.comparison import Comparison
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_FRACTIONS = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
+              ("99.9%", "p999_kld"))  # fmt: skip
+
+
+def check_plot(path: Path) -> None:
+    """Raise what `plot` would: ``EvaluationError`` without matplotlib, ``ValueError`` for another suffix."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a plot is written as {', '.join(SUFFIXES)}; found {path.name!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EvaluationError('plots need matplotlib: pip install "llamalite[plot]"')
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """Write size against KLD, the spread of KLD, and speeds to `path`, whose suffix is one of `SUFFIXES`."""
+    check_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)  # no window system is asked for
+    sizes, spread, speeds = figure.subplots(1, 3)
+    for one in comparison.candidates:
+        if (found := one.divergence) is None:
+            continue
+        label = one.qtype or one.name
+        sizes.errorbar(one.n_bytes / 2**20, found.mean_kld, yerr=found.mean_kld_err, fmt="o", capsize=3)
+        sizes.annotate(label, (one.n_bytes / 2**20, found.mean_kld), xytext=(6, 4), textcoords="offset points")
+        spread.plot(
+            [name for name, _ in _FRACTIONS], [getattr(found, key) for _, key in _FRACTIONS], marker="o", label=label
+        )
+    sizes.set(xlabel="file, MiB", ylabel="mean KLD, nats", title="Size against divergence", yscale="log")
+    spread.set(xlabel="share of the tokens below", ylabel="KLD, nats", title="How divergence is spread", yscale="log")
+    spread.legend(fontsize="small")
+    everyone = [comparison.reference, *comparison.candidates]
+    places = range(len(everyone))
+    speeds.barh([p - 0.2 for p in places], [one.running.pp_tok_per_s for one in everyone], 0.4, label="prompt")
+    speeds.barh([p + 0.2 for p in places], [one.running.tg_tok_per_s for one in everyone], 0.4, label="generation")
+    speeds.set_yticks(list(places), [one.qtype or one.name for one in everyone])
+    speeds.invert_yaxis()
+    speeds.set(xlabel="tokens a second", title="Speed", xscale="log")
+    speeds.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
