@@ -126,9 +126,9 @@ def write_vocab(vocabulary: Vocabulary, path: Path) -> Path:
 
 
 def proved(folder: Path, config: dict[str, Any], **changes: Any) -> probe.ProbeReport:
-    """Convert the vocabulary in `folder` with `changes` and compare it with its original."""
+    """Convert the vocabulary in `folder` with `changes` and compare it with its original, on a third of the texts."""
     vocabulary = dataclasses.replace(read_vocabulary(folder, config), **changes)
-    return probe.compare(folder, config, write_vocab(vocabulary, folder / "vocab.gguf"))
+    return probe.compare(folder, config, write_vocab(vocabulary, folder / "vocab.gguf"), probe_texts.texts()[::3])
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
@@ -138,10 +138,10 @@ def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name:
     vocabulary = read_vocabulary(tmp_path, config)
     assert vocabulary.pre == name
     # Most names are a std::regex in llama.cpp, which takes up to two milliseconds a text.
-    sample = probe_texts.texts()[::8]
+    sample = probe_texts.texts()[::15]
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
     assert [str(one) for one in report.differences] == []
-    assert report.n_texts > len(sample) > 500
+    assert report.n_texts > len(sample) > 250
     assert {one.why for one in report.known} <= APPROXIMATE.get(name, set())
 
 
@@ -178,7 +178,7 @@ def test_scores_without_the_order_of_the_merges_are_caught(tmp_path: Path) -> No
     config = cases.fast_only(tmp_path)
     n = read_vocabulary(tmp_path, config).n_tokens
     assert proved(tmp_path, config).differences == []
-    assert len(proved(tmp_path, config, scores=[-1000.0] * n).differences) > 100
+    assert len(proved(tmp_path, config, scores=[-1000.0] * n).differences) > 20
 
 
 def test_a_missing_special_token_is_caught(tmp_path: Path) -> None:
