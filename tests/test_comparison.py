@@ -1,0 +1,245 @@
+"""compare: lockstep equals separate runs, passes equal one, what is written can be read, the budget names a type."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+import toy_checkpoint
+
+import llamalite
+from llamalite.errors import EvaluationError
+from llamalite.evaluation.charts import bars, lines, scatter
+from llamalite.evaluation.comparison import Comparison, compare, iter_compare
+from llamalite.evaluation.decoding import Protocol
+from llamalite.evaluation.page import to_csv, to_html
+from llamalite.evaluation.perplexity import perplexity
+from llamalite.evaluation.study import judge, make_candidates
+from llamalite.evaluation.windows import read_text, tokens_of
+from llamalite.native.context import NativeContext
+from llamalite.native.model import NativeModel
+
+TEXT = "once upon a time there was a story and the time was once upon a story, yes. " * 12
+PROTOCOL = Protocol(n_ctx=32, n_batch=128, n_threads=1, exact=True)
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_toy(tmp_path_factory.mktemp("comparison") / "base.gguf")
+
+
+@pytest.fixture(scope="module")
+def quantized(base: Path) -> list[Path]:
+    return make_candidates(base, ["Q8_0", "Q4_0"], base.parent / "made")[1]
+
+
+@pytest.fixture(scope="module")
+def comparison(base: Path, quantized: list[Path]) -> Comparison:
+    return compare(base, quantized, TEXT, PROTOCOL)
+
+
+def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparison: Comparison) -> None:
+    rows = []
+    for path in (base, quantized[1]):
+        with NativeModel(path) as model, NativeContext(model, n_ctx=32, n_threads=1, exact=True) as context:
+            tokens = tokens_of(TEXT, model)
+            for start in range(0, len(tokens) - 31, 32):
+                chunk = tokens[start : start + 32].copy()
+                chunk[0] = model.bos
+                context.clear()
+                context.decode(chunk, np.arange(32), 0, True)
+                rows.append((context.logits()[16:31].astype(np.float64), chunk[17:]))
+    kld, same, delta = [], [], []
+    half = len(rows) // 2
+    for (x, targets), (y, _) in zip(rows[:half], rows[half:], strict=True):
+        for i, target in enumerate(targets):
+            p, q = (np.exp(row[i] - row[i].max()) / np.exp(row[i] - row[i].max()).sum() for row in (x, y))
+            kld.append(math.fsum(p * np.log(p / q)))
+            same.append(p.argmax() == q.argmax())
+            delta.append(q[target] - p[target])
+    found = comparison.candidates[1].divergence
+    assert found is not None
+    assert (found.n_tokens, found.same_top_p) == (len(kld), np.mean(same))
+    assert found.mean_kld == pytest.approx(np.mean(kld), rel=1e-5)
+    assert found.max_kld == pytest.approx(max(kld), rel=1e-4)
+    assert found.rms_delta_p == pytest.approx(math.sqrt(np.mean(np.square(delta))), rel=1e-4)
+
+
+def test_perplexities_are_those_of_separate_runs(base: Path, quantized: list[Path], comparison: Comparison) -> None:
+    settings = {"n_ctx": 32, "n_batch": 128, "n_threads": 1, "exact": True}
+    for one, path in zip(comparison.candidates, quantized, strict=True):
+        assert one.divergence is not None
+        assert one.divergence.ppl == pytest.approx(perplexity(path, TEXT, **settings).ppl, rel=1e-7)  # type: ignore[arg-type]
+        assert one.divergence.ppl_base == pytest.approx(perplexity(base, TEXT, **settings).ppl, rel=1e-7)  # type: ignore[arg-type]
+
+
+def test_models_that_do_not_fit_together_are_compared_in_passes(
+    base: Path, quantized: list[Path], comparison: Comparison, caplog: pytest.LogCaptureFixture
+) -> None:
+    *_, last = iter_compare(base, quantized, TEXT, PROTOCOL, free_bytes=0)
+    assert last.chunks_done == last.n_chunks
+    for one, other in zip(last.comparison().candidates, comparison.candidates, strict=True):
+        assert one.divergence == other.divergence
+    assert sum("this will be slow" in record.message for record in caplog.records) == 2
+
+
+def test_what_stands_can_be_asked_at_any_time(base: Path, quantized: list[Path]) -> None:
+    run = iter_compare(base, quantized, TEXT, PROTOCOL, free_bytes=0)
+    first = next(run)
+    early = first.comparison()
+    assert (early.complete, [one.name for one in early.candidates]) == (False, ["base-Q8_0"])
+    assert first.mean_kld() == {"base-Q8_0": early.candidates[0].divergence and early.candidates[0].divergence.mean_kld}
+    run.close()
+
+
+def test_a_model_against_itself_costs_nothing(base: Path) -> None:
+    found = compare(base, [base], TEXT, PROTOCOL).candidates[0].divergence
+    assert found is not None
+    assert (found.same_top_p, found.ppl_diff, found.rms_delta_p) == (1.0, 0.0, 0.0)
+    assert found.max_kld < 1e-13
+
+
+def test_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
+    without_bos = toy.write_toy(tmp_path / "other.gguf", add_bos=False)
+    with pytest.raises(EvaluationError, match="cuts the text into other tokens than base.gguf"):
+        compare(base, [without_bos], TEXT, PROTOCOL)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare(base, [], TEXT, PROTOCOL)
+
+
+def test_a_checkpoint_gives_a_reference_in_its_own_type_and_a_candidate_a_type(tmp_path: Path) -> None:
+    source = toy_checkpoint.write_checkpoint(tmp_path / "checkpoint")
+    reference, made = make_candidates(source, ["Q8_0", "Q4_0"], tmp_path / "made")
+    assert reference.stem.rpartition("-")[2] in ("F32", "F16", "BF16")
+    assert [path.stem.rpartition("-")[2] for path in made] == ["Q8_0", "Q4_0"]
+
+
+def test_the_budget_chooses_the_smallest_that_keeps_it_and_fits(comparison: Comparison) -> None:
+    eight, four = (one.divergence.mean_kld for one in comparison.candidates if one.divergence)
+    assert eight < four
+    names = {"base-Q8_0": eight, "base-Q4_0": four}
+    for budget, free, expected in (
+        (four, 10**12, "base-Q4_0"),
+        ((four + eight) / 2, 10**12, "base-Q8_0"),
+        (eight / 2, 10**12, None),
+        (four, 1000, None),
+    ):
+        verdicts = judge(comparison, kld_budget=budget, n_ctx=512, free_bytes=free)
+        assert [one.candidate.name for one in verdicts] == ["base-Q4_0", "base-Q8_0"]
+        assert next((one.candidate.name for one in verdicts if one.chosen), None) == expected
+        assert [one.within_budget for one in verdicts] == [names[one.candidate.name] <= budget for one in verdicts]
+        assert [one.fits for one in verdicts] == [free > 1000] * 2
+
+
+# ── what is written ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Strict(html.parser.HTMLParser):
+    """Refuses a tag that is not closed where it should be, and notes what would be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_loads_nothing(comparison: Comparison) -> None:
+    page = to_html(comparison, title="<b> & cost")
+    parser = _Strict()
+    parser.feed(page)
+    assert (parser.open, parser.loads) == ([], [])
+    assert "&lt;b&gt; &amp; cost" in page
+    assert page.count("<svg") == 4
+    assert "nan" not in page.lower().replace("finance", "")
+    assert f"{comparison.candidates[0].divergence.mean_kld:.6f}" in page  # type: ignore[union-attr]
+
+
+def test_charts_show_zero_and_single_values() -> None:
+    for chart in (
+        scatter([("same", 1.0, 0.0)], x_label="x", y_label="y"),
+        scatter([("<a>", 1.0, 0.5), ("b", 2000.0, 5e-9)], x_label="x", y_label="y"),
+        lines([("a", [0.0, 0.0])], ["50%", "max"], x_label="x", y_label="y"),
+        bars([("a", 0.0)], x_label="t/s"),
+    ):
+        assert "nan" not in chart
+        assert "inf" not in chart
+        assert "<a>" not in chart
+
+
+def test_csv_and_json_say_the_same(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    document = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
+    assert [row["name"] for row in rows] == ["base", "base-Q8_0", "base-Q4_0"]
+    for row, one in zip(rows[1:], document["candidates"], strict=True):
+        for name in ("ppl", "mean_kld", "p999_kld", "same_top_p", "rms_delta_p", "n_bytes", "tg_tok_per_s"):
+            assert float(row[name]) == one[name]
+        assert float(row["delta_p_99.9"]) == one["delta_p_percentiles"]["99.9"]
+
+
+def test_a_picture_is_drawn(comparison: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    from llamalite.evaluation.plots import plot
+
+    plot(comparison, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="a plot is written as"):
+        plot(comparison, tmp_path / "cost.bmp")
+
+
+def test_the_command_studies_a_checkpoint(llamalite_command: Run, tmp_path: Path) -> None:
+    source = toy_checkpoint.write_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    args = ["compare", source, "-t", "Q8_0", "-t", "Q4_0", "-f", "text.txt", "--ctx", "32", "--threads", "1"]
+    table = llamalite_command(*args, "--csv", "a.csv", "--html", "a.html", "--kld-budget", "100")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert "within a mean KLD of 100" in table.stdout
+    assert "\n→ " in table.stdout
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").startswith("name,path,")
+    said = llamalite_command(*args, "--json", "--kld-budget", "100")
+    document = json.loads(said.stdout)
+    assert (said.stderr, len(document["candidates"]), document["complete"]) == ("", 2, True)
+    assert document["budget"]["chosen"] is not None
+    assert llamalite_command("compare", source, "-f", "text.txt").returncode == 2
+
+
+# ── the real thing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.reference
+def test_exact_mode_reaches_the_recorded_figures(tmp_path: Path, shared: Path) -> None:
+    outputs = llamalite.convert(shared / "stories260k", tmp_path, qtype=["F32", "Q8_0", "Q4_0"]).outputs
+    paths = {output.qtype: output.path for output in outputs}
+    figures = json.loads((shared / "expected" / "divergence.json").read_text(encoding="utf-8"))["exact_mode"]
+    text = read_text(shared / "wikitext-2-test.txt")
+    protocol = Protocol(n_ctx=256, chunks=32, exact=True, n_threads=1)
+    found = compare(paths["F32"], [paths["Q8_0"], paths["Q4_0"]], text, protocol)
+    for one in found.candidates:
+        expected, measured = figures[one.qtype], one.to_json()
+        assert measured["n_tokens"] == expected["n_tokens"]
+        assert measured["ppl_base"] == pytest.approx(expected["ppl_base"], abs=1e-3)
+        assert measured["ppl"] == pytest.approx(expected["ppl"], rel=2e-3)
+        assert measured["mean_kld"] == pytest.approx(expected["mean_kld"], rel=0.02)
+        assert measured["median_kld"] == pytest.approx(expected["median_kld"], rel=0.02)
+        assert measured["same_top_p"] == pytest.approx(expected["same_top_p"], abs=0.005)
+        assert measured["rms_delta_p"] == pytest.approx(expected["rms_delta_p"], rel=0.02)
