@@ -159,7 +159,9 @@ def test_help_and_wrong_usage_load_neither_numpy_nor_llama_cpp(llamalite_command
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_the_process_quietly_with_their_code(tmp_path: Path, number: int, code: int) -> None:
     script = (
-        "import time, types, sys, click\nfrom llamalite import cli\n"
+        "import signal, time, types, sys, click\nfrom llamalite import cli\n"
+        # A test run in the background of a shell starts with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "probe = types.ModuleType('probe'); probe.command = click.command('probe')(wait)\n"
         "sys.modules['probe'] = probe; cli.VERBS['probe'] = ('probe', '')\ncli.main(['probe'])"
