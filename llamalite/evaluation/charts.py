@@ -1,7 +1,8 @@
 """Three small charts as SVG text, for a page that must open without a network and without matplotlib.
 
 Each takes plain numbers and returns one ``<svg>`` element whose colours follow the page (``currentColor``). Values that
-a logarithmic axis cannot show (zero divergence of a model from itself) stand on its lower edge.
+a logarithmic axis cannot show (zero divergence of a model from itself) stand on its lower edge. `colour` is the place
+in `COLOURS` of the first series, so that a model keeps its colour where another chart leaves the reference out.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 46
 COLOURS = ("#3b6fd4", "#d9822b", "#2f9e6e", "#c2477f", "#7a5bd0", "#8c8c2b", "#2b99b8", "#b0533c")
 
 
-def scatter(points: Sequence[tuple[str, float, float]], *, x_label: str, y_label: str) -> str:
+def scatter(points: Sequence[tuple[str, float, float]], *, x_label: str, y_label: str, colour: int = 0) -> str:
     """Draw named points (label, x, y); y is logarithmic."""
     x_place, x_ticks = _linear([0.0, *(x for _, x, _ in points)], _LEFT, WIDTH - _RIGHT - 40)
     y_place, y_ticks = _logarithmic([y for _, _, y in points], HEIGHT - _BOTTOM, _TOP)
     marks = []
-    for i, (label, x, y) in enumerate(points):
-        colour = COLOURS[i % len(COLOURS)]
-        marks.append(f'<circle cx="{x_place(x):.1f}" cy="{y_place(y):.1f}" r="5" fill="{colour}"/>')
-        marks.append(_text(x_place(x) + 8, y_place(y) + 4, label))
+    text_y = _apart([(x_place(x), y_place(y) + 4) for _, x, y in points])
+    for (i, (label, x, y)), below in zip(enumerate(points, colour), text_y, strict=True):
+        fill = COLOURS[i % len(COLOURS)]
+        marks.append(f'<circle cx="{x_place(x):.1f}" cy="{y_place(y):.1f}" r="5" fill="{fill}"/>')
+        marks.append(_text(x_place(x) + 8, below, label))
     return _svg([*_axes(x_place, x_ticks, y_place, y_ticks, x_label, y_label), *marks])
 
 
-def lines(series: Sequence[tuple[str, Sequence[float]]], ticks: Sequence[str], *, x_label: str, y_label: str) -> str:
+def lines(
+    series: Sequence[tuple[str, Sequence[float]]], ticks: Sequence[str], *, x_label: str, y_label: str, colour: int = 0
+) -> str:
     """Draw one line for each named series over the places `ticks`; y is logarithmic."""
     step = (WIDTH - _LEFT - _RIGHT - 90) / max(1, len(ticks) - 1)
 
@@ -36,11 +40,12 @@ def lines(series: Sequence[tuple[str, Sequence[float]]], ticks: Sequence[str], *
 
     y_place, y_ticks = _logarithmic([v for _, values in series for v in values], HEIGHT - _BOTTOM, _TOP)
     marks = []
-    for i, (label, values) in enumerate(series):
-        colour = COLOURS[i % len(COLOURS)]
+    text_y = _apart([(0.0, y_place(values[-1]) + 4) for _, values in series])
+    for (i, (label, values)), below in zip(enumerate(series, colour), text_y, strict=True):
+        stroke = COLOURS[i % len(COLOURS)]
         places = " ".join(f"{x_place(n):.1f},{y_place(v):.1f}" for n, v in enumerate(values))
-        marks.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        marks.append(_text(x_place(len(values) - 1) + 6, y_place(values[-1]) + 4, label, colour))
+        marks.append(f'<polyline points="{places}" fill="none" stroke="{stroke}" stroke-width="2"/>')
+        marks.append(_text(x_place(len(values) - 1) + 6, below, label, stroke))
     x_ticks = [(float(i), tick) for i, tick in enumerate(ticks)]
     return _svg([*_axes(x_place, x_ticks, y_place, y_ticks, x_label, y_label), *marks])
 
@@ -60,6 +65,16 @@ def bars(rows: Sequence[tuple[str, float]], *, x_label: str) -> str:
         parts.append(_text(left - 6, y + 13, label, anchor="end"))
         parts.append(_text(place(value) + 5, y + 13, f"{value:,.1f}"))
     return _svg(parts, height)
+
+
+def _apart(places: Sequence[tuple[float, float]], width: float = 60, height: float = 13) -> list[float]:
+    """Return the y of each label at (x, y), moved down past the labels before it that it would cover."""
+    done: list[tuple[float, float]] = []
+    for x, y in places:
+        for _ in done:
+            y = max([y, *(b + height for a, b in done if abs(a - x) < width and abs(b - y) < height)])
+        done.append((x, y))
+    return [y for _, y in done]
 
 
 def _linear(

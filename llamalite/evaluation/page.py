@@ -12,10 +12,10 @@ from llamalite.evaluation.comparison import Candidate, Comparison
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 0 0 .4rem; }
+body { max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 1rem 0 .4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
+th, td { padding: .3rem .45rem; font-size: .93em; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 td small { opacity: .65; }
 .table { overflow-x: auto; }
@@ -46,14 +46,18 @@ def to_html(comparison: Comparison, title: str = "What quantization cost") -> st
             f"<h1>{escape(title)}</h1>",
             f"<p>Reference: <b>{escape(comparison.reference.name)}</b>; {tokens}. {_EXPLAINED}{state}</p>",
             '<div class="table"><table>',
-            "<tr><th>model</th><th>MiB</th><th>bits a weight</th><th>perplexity</th><th>difference, paired</th>"
-            "<th>mean KLD</th><th>median</th><th>99%</th><th>max</th><th>same top token</th><th>RMS Δp</th>"
-            "<th>prompt t/s</th><th>generated t/s</th><th>memory MiB</th><th>load s</th></tr>",
+            "<tr><th>model</th><th>MiB</th><th>bits a weight</th><th>perplexity</th><th>paired difference</th>"
+            "<th>mean KLD</th><th>median</th><th>99%</th><th>max</th><th>same top</th><th>RMS Δp</th></tr>",
             *(_row(one, comparison) for one in everyone),
             "</table></div>",
             '<div class="charts">',
             *_charts(comparison, everyone),
             "</div>",
+            '<h2>Running it here</h2>\n<div class="table"><table>',
+            "<tr><th>model</th><th>prompt, tokens/s</th><th>generation, tokens/s</th><th>memory, MiB</th>"
+            "<th>load, s</th></tr>",
+            *(_running_row(one) for one in everyone),
+            "</table></div>",
             f"<h2>Protocol</h2>\n<pre>{escape(json.dumps(comparison.protocol, indent=2))}</pre>",
             "</body>\n</html>\n",
         ]
@@ -74,9 +78,17 @@ def _row(one: Candidate, comparison: Comparison) -> str:
             f"{found.same_top_p:.2%} <small>± {found.same_top_p_err:.2%}</small>",
             f"{found.rms_delta_p:.3%}",
         ]
-    run = one.running
+    return _cells(cells)
+
+
+def _running_row(one: Candidate) -> str:
+    run, cells = one.running, [escape(one.name)]
     cells += [f"{run.pp_tok_per_s:,.1f}", f"{run.tg_tok_per_s:,.1f}", f"{run.memory_bytes / 2**20:,.0f}"]
     cells.append(f"{run.load_s:.2f}")
+    return _cells(cells)
+
+
+def _cells(cells: list[str]) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -92,9 +104,13 @@ def _charts(comparison: Comparison, everyone: list[Candidate]) -> list[str]:
     sizes = [(names[one.path], one.n_bytes / 2**20, found.mean_kld) for one, found in pairs]
     shares = [(names[one.path], [getattr(found, key) for _, key in _PERCENTILES]) for one, found in pairs]
     charts = {
-        "Size against divergence": scatter(sizes, x_label="file, MiB", y_label="mean KLD, nats"),
+        "Size against divergence": scatter(sizes, x_label="file, MiB", y_label="mean KLD, nats", colour=1),
         "How divergence is spread": lines(
-            shares, [label for label, _ in _PERCENTILES], x_label="share of the tokens below", y_label="KLD, nats"
+            shares,
+            [label for label, _ in _PERCENTILES],
+            x_label="share of the tokens below",
+            y_label="KLD, nats",
+            colour=1,
         ),
         "Speed of the prompt": bars(
             [(names[one.path], one.running.pp_tok_per_s) for one in everyone], x_label="tokens a second"

@@ -40,6 +40,7 @@ def plot(comparison: Comparison, path: Path) -> None:
             [name for name, _ in _FRACTIONS], [getattr(found, key) for _, key in _FRACTIONS], marker="o", label=label
         )
     sizes.set(xlabel="file, MiB", ylabel="mean KLD, nats", title="Size against divergence", yscale="log")
+    sizes.margins(x=0.2)
     spread.set(xlabel="share of the tokens below", ylabel="KLD, nats", title="How divergence is spread", yscale="log")
     spread.legend(fontsize="small")
     everyone = [comparison.reference, *comparison.candidates]
@@ -48,6 +49,6 @@ def plot(comparison: Comparison, path: Path) -> None:
     speeds.barh([p + 0.2 for p in places], [one.running.tg_tok_per_s for one in everyone], 0.4, label="generation")
     speeds.set_yticks(list(places), [one.qtype or one.name for one in everyone])
     speeds.invert_yaxis()
-    speeds.set(xlabel="tokens a second", title="Speed", xscale="log")
+    speeds.set(xlabel="tokens a second", title="Speed")
     speeds.legend(fontsize="small")
     figure.savefig(path, dpi=120)
