@@ -5,10 +5,10 @@
     'user: hi\\n'
 
 Templates come with files from strangers. They see plain data only (str, int, float, bool, None, list, dict), can change
-none of it, and reach nothing of Python: an attempt raises `TemplateError`, as do a template that is broken and one that
-refuses the messages. What transformers gives a template (``_cached_compile_jinja_template``,
-transformers/utils/chat_template_utils.py) is here too: ``raise_exception``, ``strftime_now``, its ``tojson``, loop
-controls and ``{% generation %}``.
+none of it, reach nothing of Python, compute for two seconds at the most and write 16 million characters. An attempt at
+more raises `TemplateError`, as do a template that is broken and one that refuses the messages. What transformers gives
+a template (``_cached_compile_jinja_template``, transformers/utils/chat_template_utils.py) is here too:
+``raise_exception``, ``strftime_now``, its ``tojson``, loop controls and ``{% generation %}``.
 
 What a user typed must never become a control token. `guard` puts a mark into every spelling of one inside the messages;
 `split` cuts the rendered text into the template's own control tokens and the text between them, marks removed. This
@@ -18,12 +18,17 @@ module does not know what a token id is.
 from __future__ import annotations
 
 import datetime
+import functools
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
@@ -36,7 +41,16 @@ from llamalite.errors import TemplateError
 Message = Mapping[str, Any]
 
 _MARK = "\U000f0000"  # a private-use character: no text has it, and no tokenizer gives it a meaning
+MAX_SECONDS = 2.0  # of computation for one template; the longest real ones take a hundredth of it
+MAX_TEXT = 1 << 24  # characters of any one text that a template makes, its output included
 _MAX_REPEATED = 1_000_000  # characters or items that one `*` of a template may make
+_MAX_WIDTH = 100_000  # of padding and indentation
+_SPECS = {  # what a format says of width and precision: numbers, or that an argument gives them
+    "%": re.compile(r"%(?:\([^)]*\))?[-+ #0]*([0-9*]*\.?[0-9*]*)"),
+    "format": re.compile(r"\{[^{}]*:([^{}]*\{?)"),
+}
+_PADDING = frozenset("batch center expandtabs indent ljust rjust slice tojson truncate wordwrap zfill".split())
+_WRITING = frozenset("% format forceescape join pprint replace string tojson translate urlencode xmlattr".split())
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -51,7 +65,66 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**"])
+    """Plain data, no attribute of Python's own, `MAX_SECONDS` of computation, and no text longer than `MAX_TEXT`.
+
+    jinja2's own sandbox bounds neither. Every turn of a loop and every call asks the clock; whatever can make a long
+    text of a short one (``*``, ``+``, ``~``, ``%``, padding, ``join``, ``replace``, output) is measured before.
+    """
+
+    intercepted_binops = frozenset(["*", "**", "+", "%"])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=_measured, **options)
+        self._clock = threading.local()
+        for name, function in list(self.filters.items()):
+            self.add_filter(name, function)
+
+    def start(self) -> None:
+        """Give the computation that follows in this thread its time."""
+        self._clock.end = time.thread_time() + MAX_SECONDS
+
+    def spend(self) -> str:
+        """Raise ``SecurityError`` once the time is over."""
+        if time.thread_time() > self._clock.end:
+            raise jinja2.exceptions.SecurityError(f"it computes for more than {MAX_SECONDS:g} seconds")
+        return ""
+
+    def add_filter(self, name: str, function: Callable[..., Any]) -> None:
+        """Let templates use `function`, within the bounds of all filters."""
+        self.filters[name] = self._bounded(name, function)
+
+    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def filtered(*args: Any, **kwargs: Any) -> Any:
+            self.spend()
+            _check_call("%" if name == "format" else name, args, kwargs)
+            return function(*args, **kwargs)
+
+        return filtered
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        repeated = (jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)
+        for node in [one for kind in repeated for one in tree.find_all(kind)]:
+            tick = jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute("spend"), [], [], None, None)
+            body: list[jinja2.nodes.Node] = node.body  # type: ignore[attr-defined]  # each of the three has one
+            body.insert(0, jinja2.nodes.ExprStmt(tick).set_lineno(node.lineno))
+        return tree
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:  # what jinja2 joins all output with
+        n, kept = 0, []
+        for part in parts:
+            n += len(part)
+            if n > MAX_TEXT:
+                raise _too_long(n)
+            kept.append(part)
+        return "".join(kept)
+
+    @staticmethod
+    def text(value: Any) -> str:
+        """Return `value` written out, for ``~``."""
+        return str(_measured(value))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
         # jinja2 would give an undefined value, which prints as nothing: an attempt is to be heard of.
@@ -62,6 +135,23 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             self.unsafe_undefined(obj, attribute)
         return super().getattr(obj, attribute)
 
+    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        __self.spend()
+        if isinstance(owner := getattr(__obj, "__self__", None), str):
+            _check_call(__obj.__name__, (owner, *args), kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def measured(*args: Any, **kwargs: Any) -> str:
+            _check_call("format", (value.__self__, *args), kwargs)
+            return str(wrapped(*args, **kwargs))
+
+        return measured
+
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         for sequence, times in ((left, right), (right, left)):
             too_long = isinstance(sequence, (str, list, tuple)) and isinstance(times, int)
@@ -69,7 +159,83 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise jinja2.exceptions.SecurityError(f"it wanted a text or list of {len(sequence) * times} parts")
         if operator == "**" and isinstance(right, (int, float)) and abs(right) > 64:
             raise jinja2.exceptions.SecurityError(f"it wanted a number to the power of {right}")
+        if operator in "**" and isinstance(left, int) and isinstance(right, int):
+            n_bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
+            if n_bits > 1 << 13:  # what Python still writes in decimals
+                raise jinja2.exceptions.SecurityError(f"it wanted a number of {n_bits} bits")
+        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+            _check_length(len(left) + len(right))
+        if operator == "%" and isinstance(left, str):
+            _check_call("%", (left, right), {})
         return super().call_binop(context, operator, left, right)
+
+
+class _Generator(jinja2.compiler.CodeGenerator):
+    """Compiles ``a ~ b`` into a join that is measured."""
+
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        self.write("environment.concat([")
+        for one in node.nodes:
+            self.write("environment.text(")
+            self.visit(one, frame)
+            self.write("), ")
+        self.write("])")
+
+
+_Sandbox.code_generator_class = _Generator
+
+
+def _too_long(n: int) -> jinja2.exceptions.SecurityError:
+    return jinja2.exceptions.SecurityError(f"it wanted a text of {n} characters or more, and {MAX_TEXT} are allowed")
+
+
+def _check_length(n: int) -> None:
+    if n > MAX_TEXT:
+        raise _too_long(n)
+
+
+def _weight(value: Any, budget: int = MAX_TEXT) -> int:
+    """Return about how long `value` is when it is written out, or something above `budget`."""
+    if isinstance(value, str):
+        return len(value)
+    n = 8
+    if isinstance(value, (list, tuple, Mapping)):
+        parts = itertools.chain(value.keys(), value.values()) if isinstance(value, Mapping) else value
+        for part in parts:
+            n += 2 + _weight(part, budget - n)
+            if n > budget:
+                break
+    return n
+
+
+def _measured(value: Any) -> Any:
+    """Return `value`, which is about to be written out, if it is not too long for that."""
+    if not isinstance(value, str):
+        _check_length(_weight(value))
+    return value
+
+
+def _check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise ``SecurityError`` for a filter or a method of str that would make a text out of all proportion."""
+    given = [*args, *kwargs.values()]
+    if name in _PADDING and any(isinstance(one, int) and abs(one) > _MAX_WIDTH for one in given):
+        raise jinja2.exceptions.SecurityError(f"it wanted a {name!r} wider than {_MAX_WIDTH}")
+    if name not in _WRITING:
+        return
+    texts = [one for one in given if isinstance(one, str)]
+    _check_length(sum(_weight(one) for one in given))
+    if name in _SPECS and texts:
+        specs = _SPECS[name].findall(texts[0])
+        if any(mark in spec for spec in specs for mark in "*{"):
+            raise jinja2.exceptions.SecurityError("it wanted a format whose width an argument gives")
+        _check_length(sum(int(n[:9]) for spec in specs for n in re.findall("[0-9]+", spec)))
+    if name == "replace" and len(texts) > 2:
+        _check_length((texts[0].count(texts[1]) + 1) * len(texts[2]) + len(texts[0]))
+    if name == "join":
+        n_parts = max((len(one) for one in given if isinstance(one, (list, tuple, str, Mapping, range))), default=0)
+        _check_length(n_parts * max((len(text) for text in texts), default=0))
+    if name == "translate" and len(given) > 1:
+        _check_length(len(given[0]) * _weight(given[1]))
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -111,7 +277,7 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 def _environment() -> _Sandbox:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
+    environment.add_filter("tojson", _tojson)
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Namespace
     )
@@ -142,8 +308,10 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self._environment = _environment()
+        self._environment.start()  # constant expressions are computed here already
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the chat template cannot be parsed: {_told(error)}") from None
 
@@ -165,6 +333,7 @@ class ChatTemplate:
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise TemplateError(f"a message is a dict with 'role' and 'content', found {message!r:.80}")
+        self._environment.start()
         shown = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
             return self._template.render(

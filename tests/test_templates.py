@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import toy
 
 from llamalite.errors import TemplateError
-from llamalite.templates import ChatTemplate, guard, split
+from llamalite.templates import MAX_SECONDS, ChatTemplate, guard, split
 
 USER = {"role": "user", "content": "hi"}
 
@@ -65,6 +66,67 @@ def test_a_key_without_a_value_is_left_out() -> None:
 def test_a_template_that_reaches_for_more_than_its_data_is_stopped(source: str) -> None:
     with pytest.raises(TemplateError):
         render(source)
+
+
+BOMBS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(60) }}",
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+    "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% set ns = namespace(s='xx') %}{% for i in range(60) %}{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}"
+    "{% set ns.s = x %}{% endfor %}",
+    "{% set x = 'x' * 1000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    "{% set x = ['x' * 1000000] * 1000 %}{{ x }}",
+    "{% set x = ['x' * 1000000] * 1000 %}{{ x | string | length }}",
+    "{% set x = ['x' * 1000000] * 1000 %}{{ x | tojson | length }}",
+    "{% set x = ['x' * 1000000] * 1000 %}{{ (x ~ '') | length }}",
+    "{% set x = 'x' * 1000000 %}{{ (range(99999) | list) | join(x) | length }}",
+    "{% set x = 'x' * 1000000 %}{{ x.join(x) | length }}",
+    "{% set x = 'x' * 1000000 %}{{ x | replace('', x) | length }}",
+    "{% set x = 'x' * 1000000 %}{{ x.replace('', x) | length }}",
+    "{{ '{:>1000000000}'.format(1) | length }}",
+    "{{ '{:>{}}'.format(1, 1000000000) | length }}",
+    "{{ ('{:>99999}' * 10000).format(1) | length }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ 'x' | center(1000000000) | length }}",
+    "{{ 'x'.ljust(1000000000) | length }}",
+    "{{ 'x\\ny' | indent(1000000000) | length }}",
+    "{{ [1] | tojson(indent=1000000000) | length }}",
+    "{{ [1] | batch(1000000000, 'x') | list | length }}",
+    "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "{{ (9 ** 64) ** 64 }}",
+]
+
+
+@pytest.mark.parametrize("source", BOMBS)
+def test_a_template_that_computes_without_end_or_writes_too_much_is_stopped(source: str) -> None:
+    start = time.thread_time()
+    with pytest.raises(TemplateError, match="not safe to run"):
+        render(source)
+    assert time.thread_time() - start < 2 * MAX_SECONDS
+
+
+def test_formats_and_long_texts_of_a_common_size_pass() -> None:
+    assert (
+        render("{{ '%5.1f|%-3s|20241231' % (2, 'a') }}{{ '{:>3}{}20241231'.format(1, 2) }}")
+        == "  2.0|a  |20241231  1220241231"
+    )
+    assert render('{{ \'{"a": {"b": %d}}\' | format(3) }}') == '{"a": {"b": 3}}'
+    long = "word " * 200_000
+    assert render("{{ messages[0].content | trim }}", [{"role": "user", "content": long}]) == long.strip()
+    assert render(
+        "{{ (messages[0].content ~ 'x' + 'y').replace('word', 'WORD') | length }}", [USER | {"content": long}]
+    )
+
+
+def test_the_time_is_counted_anew_for_each_rendering() -> None:
+    template = ChatTemplate("{% for i in range(1000) %}{{ i }}{% endfor %}")
+    template._environment._clock.end = 0.0
+    assert template.render([USER]).startswith("0123")
 
 
 @pytest.mark.parametrize(
