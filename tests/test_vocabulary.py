@@ -157,6 +157,15 @@ def test_a_space_inside_a_merge_is_spelled_in_the_byte_alphabet(tmp_path: Path) 
     assert read_vocabulary(tmp_path, config).merges == ["aĠb c"]
 
 
+def test_a_padded_vocabulary_with_byte_fallback_loads(tmp_path: Path) -> None:
+    n = len(toys.sentencepiece_pieces())
+    config = toys.write_tokenizer(tmp_path, toys.byte_fallback_json(), config={"vocab_size": n + 3})
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert vocabulary.tokens[n:] == [b"[PAD%d]" % (n + i) for i in range(3)]
+    with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
+        assert model.n_vocab == n + 3
+
+
 def test_an_underline_in_an_added_token_of_byte_level_bpe_stays(tmp_path: Path) -> None:
     tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
     n = len(tokenizer["model"]["vocab"]) + 3

@@ -235,6 +235,14 @@ def test_a_normalizer_that_changes_words_is_a_difference(tmp_path: Path) -> None
     assert report.differences or report.known
 
 
+def test_a_tokenizer_that_the_library_cannot_load_is_named(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True)
+    finished = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
+    toys.write_json(tmp_path / "tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}})
+    with pytest.raises(VocabularyError, match=r"tokenizer\.json cannot be loaded by the installed tokenizers \d"):
+        probe.compare(tmp_path, config, finished)
+
+
 def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
     config = toys.write_byte_level(tmp_path, toys.sequence(toys.split(r"\w+"), toys.BYTES))
     with pytest.raises(

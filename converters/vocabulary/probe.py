@@ -173,8 +173,13 @@ class _Original:
                 tokenizer = tokenizers.Tokenizer.from_file(str(path))
             else:  # Meta's own form, made into a tokenizer.json in memory
                 tokenizer = tokenizers.Tokenizer.from_str(json.dumps(source))
-        except Exception as error:  # the library raises nothing narrower
-            raise VocabularyError(f"{path} is no tokenizer: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a bare Exception whatever is wrong, or a panic of the Rust code, which is none
+            raise VocabularyError(
+                f"{path} cannot be loaded by the installed tokenizers {tokenizers.__version__}: {error}. Upgrade it "
+                "(pip install -U tokenizers), or save the tokenizer again"
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.ids = {text: i for text, i in self.ids.items() if tokenizer.token_to_id(text) == i}
