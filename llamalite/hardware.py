@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,6 +95,8 @@ def free_memory_bytes() -> int:
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
+        import subprocess
+
         told = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
         page = int(match[1]) if (match := re.search(r"page size of (\d+)", told)) else 16384
         pages = sum(int(n) for n in re.findall(r"Pages (?:free|inactive|speculative|purgeable): +(\d+)", told))

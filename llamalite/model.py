@@ -12,7 +12,6 @@ costs only its rest.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -218,6 +217,8 @@ class Model:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> AsyncIterator[Piece]:
         """`stream` for asyncio: computed in a thread of its own; cancelling the task ends the generation."""
+        import asyncio  # a third of this module's import time, for those who use it
+
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | BaseException | None]()
         stream = await asyncio.to_thread(self.stream, prompt, params, **options)
 

@@ -50,9 +50,13 @@ def write_toy(
     n_ctx_train: int = 1024,
     chat_template: str | None = None,
     add_bos: bool = True,
+    tokenizer: str = "llama",
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the model to `path` and return it; `metadata` adds float, int, bool or str keys."""
+    """Write the model to `path` and return it.
+
+    `metadata` adds float, int, bool or str keys; `tokenizer` "none" leaves the vocabulary out.
+    """
     rng = np.random.default_rng(seed)
     pieces = vocabulary()
     names = [piece for piece, _, _ in pieces]
@@ -68,15 +72,18 @@ def write_toy(
     writer.add_rope_dimension_count(n_embd // n_head)
     writer.add_vocab_size(len(pieces))
     writer.add_file_type(0)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(names)
-    writer.add_token_scores([score for _, score, _ in pieces])
-    writer.add_token_types([kind for _, _, kind in pieces])
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
-    writer.add_eot_token_id(names.index("<|im_end|>"))
-    writer.add_unk_token_id(0)
-    writer.add_add_bos_token(add_bos)
+    if tokenizer == "none":
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(names)
+        writer.add_token_scores([score for _, score, _ in pieces])
+        writer.add_token_types([kind for _, _, kind in pieces])
+        writer.add_bos_token_id(BOS)
+        writer.add_eos_token_id(EOS)
+        writer.add_eot_token_id(names.index("<|im_end|>"))
+        writer.add_unk_token_id(0)
+        writer.add_add_bos_token(add_bos)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for key, value in (metadata or {}).items():

@@ -11,8 +11,12 @@ import collections
 import contextlib
 import ctypes
 import functools
+import importlib
+import importlib.util
 import logging
+import sys
 import threading
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,11 +84,38 @@ def in_its_words(heard: Iterable[str]) -> str:
     return "; ".join(line.rstrip(":") for line in dict.fromkeys(told)) or "it gave no reason"
 
 
+class _Later(types.ModuleType):
+    """A package whose ``__init__`` runs when one of its names is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = types.ModuleType  # type: ignore[assignment] # from here on an ordinary module
+        assert self.__spec__ is not None
+        assert self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _package() -> types.ModuleType:
+    """Return the package ``llama_cpp`` without running its ``__init__``, which whoever imports it later still gets.
+
+    It imports chat formats, Jinja and a high-level class, five times as much as the bindings that we use, and opens
+    files that it never closes.
+    """
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None:
+            raise ModuleNotFoundError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
+        package = importlib.util.module_from_spec(spec)
+        package.__class__ = _Later
+        sys.modules["llama_cpp"] = package
+    return sys.modules["llama_cpp"]
+
+
 @functools.cache
 def llama() -> Any:
     """Return llama-cpp-python's low-level module, with the log taken over and the backends initialised."""
-    from llama_cpp import llama_cpp as lib
-
+    _package()
+    lib: Any = importlib.import_module("llama_cpp.llama_cpp")
     # llama_log_set keeps a bare pointer: the callback object has to live as long as the library.
     lib._llamalite_log_callback = lib.llama_log_callback(_log)
     lib.llama_log_set(lib._llamalite_log_callback, ctypes.c_void_p(0))
@@ -95,9 +126,7 @@ def llama() -> Any:
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
     """Return libggml-base, which holds ggml's quantization kernels; llama-cpp-python ships it beside libllama."""
-    import llama_cpp
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
+    folder = Path(str(_package().__file__)).parent / "lib"
     names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
     for path in (folder / name for name in names):
         if path.exists():
@@ -108,6 +137,7 @@ def ggml_base() -> ctypes.CDLL:
 
 def version() -> str:
     """Return the versions of llama-cpp-python and of the llama.cpp inside it, for reports and bug reports."""
-    import llama_cpp
+    import importlib.metadata
 
-    return f"llama-cpp-python {llama_cpp.__version__}, llama.cpp {llama().llama_version().decode()}"
+    ours = importlib.metadata.version("llama-cpp-python")
+    return f"llama-cpp-python {ours}, llama.cpp {llama().llama_version().decode()}"
