@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo ! -name '*.pyc' ! -name __pycache__ 2>/dev/null)
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test PARITY=1   the same, and the tests against transformers and torch'
 	@echo 'make lint            only ruff and mypy'
 	@echo 'make docs            write docs/cli.md anew from --help'
+	@echo 'make fuzz            give the readers of files mutated ones for about two hours (FUZZ_FILES=1000 FUZZ_SECONDS=10: less)'
 	@echo 'make clean           remove .venv and what the tools left behind (models stay)'
 	@echo
 	@echo 'PYTHON=python3.12    another Python (3.10 to 3.13) for a new .venv'
@@ -39,6 +40,18 @@ lint: .venv/.package .venv/.test $(if $(PARITY),.venv/.parity)
 
 docs: .venv/.package
 	$(BIN)/python docs/write_cli.py
+
+# Each target in both ways: mutations of its own format, then guided by coverage where atheris can be installed.
+FUZZ_FILES ?= 25000
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := gguf safetensors pickle tokenizer tokenizer_config sentencepiece config template
+
+fuzz: .venv/.package .venv/.test
+	$(BIN)/python tests/fuzz/gguf_load.py --files $(FUZZ_FILES)
+	$(BIN)/python tests/fuzz/random_fuzz.py --files $(FUZZ_FILES) $(FUZZ_TARGETS)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --quiet atheris
+	for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python tests/fuzz/coverage_fuzz.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -66,7 +79,7 @@ clean:
 	@touch $@
 
 .venv/.test: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[test,lint,fast]'
+	$(PIP) --quiet --no-build-isolation '.[test,lint,fast,plot]'
 	@touch $@
 
 .venv/.parity: .venv/.dependencies

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HANG_S = 20.0
+START_S = 300.0  # what imports may take on a busy machine
 BATCH = 2000  # files a child
 QUIET = {"GGML_NO_BACKTRACE": "1"}  # else ggml starts a debugger on the process that it aborts
 
@@ -78,7 +79,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> int:
         now = log.stat().st_size
         if now != size:
             size, since = now, time.monotonic()
-        elif time.monotonic() - since > HANG_S:
+        elif time.monotonic() - since > (HANG_S if size else START_S):
             process.kill()
     return process.returncode
 

@@ -419,3 +419,24 @@ def damaged_bytes(seed: int, *, other_architectures: bool = False) -> bytes:
         else:
             raw[where] = rng.choice([0, 1, 127, 128, 255])
     return bytes(raw[: rng.randrange(len(raw))] if rng.random() < 0.05 else raw)
+
+
+def tiny() -> GgufBytes:
+    """Return the smallest model that passes the check, less than 3 KB: what coverage-guided fuzzing starts from."""
+    file = GgufBytes()
+    file.set("general.architecture", STRING, b"llama")
+    for key, value in [("context_length", 8), ("embedding_length", 2), ("block_count", 1), ("feed_forward_length", 2),
+                       ("attention.head_count", 1), ("attention.head_count_kv", 1)]:  # fmt: skip
+        file.set(f"llama.{key}", UINT32, value)
+    file.set("llama.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5)
+    file.set("tokenizer.ggml.model", STRING, b"gpt2")
+    file.set("tokenizer.ggml.tokens", ARRAY, Array(STRING, [b"a", b"b", b"ab"]))
+    file.set("tokenizer.ggml.token_type", ARRAY, Array(INT32, [1, 1, 1]))
+    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, [b"a b"]))
+    file.set("tokenizer.ggml.bos_token_id", UINT32, 0)
+    shapes = {"token_embd": [2, 3], "output_norm": [2], "blk.0.attn_norm": [2], "blk.0.ffn_norm": [2]}
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{part}": [2, 2] for part in parts}
+    for name, shape in shapes.items():
+        file.tensors.append(Tensor(f"{name}.weight".encode(), shape, 0, bytes(4 * math.prod(shape))))
+    return file

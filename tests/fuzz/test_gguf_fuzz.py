@@ -19,7 +19,7 @@ import llamalite
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import check
 
-EASY = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EASY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def checked(path: Path, content: bytes) -> bool:
@@ -71,13 +71,15 @@ def run_load(environment: dict[str, str], *options: str) -> subprocess.Completed
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a dead child is told by its signal")
 def test_llama_cpp_survives_what_passes_the_check(fuzz_environment: dict[str, str]) -> None:
-    done = run_load(fuzz_environment, "--files", "300", "--seed", "0")
+    done = run_load(fuzz_environment, "--files", "200", "--seed", "0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0  not survived" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a dead child is told by its signal")
 def test_without_the_check_llama_cpp_dies_of_some_files(fuzz_environment: dict[str, str]) -> None:
     """Shows that the campaign above can see a dead process, and that the check is what prevents it."""

@@ -14,9 +14,10 @@ from readers import TARGETS, damaged
 
 import llamalite
 
-N_FILES = 300
+N_FILES = 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "gguf"])
 def test_mutated_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     """In a child process, so that a dead one is told; `gguf` has its own tests in test_gguf_fuzz.py."""
@@ -72,3 +73,15 @@ def test_a_piece_that_is_no_utf8_is_refused() -> None:
     seed = TARGETS["sentencepiece"].seeds()[0]
     with TARGETS["sentencepiece"].open() as run:
         assert run(seed.replace(b"<0x41>", b"<\xff\xfe41>")).startswith("refused: VocabularyError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gguf", "safetensors", "pickle", "template"])
+def test_coverage_guided_fuzzing_finds_nothing_in_a_short_run(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="coverage-guided fuzzing needs atheris (Linux, macOS; Python 3.11 and later)")
+    script = Path(random_fuzz.__file__).with_name("coverage_fuzz.py")
+    command = [sys.executable, script, name, "--runs", "500", "--seconds", "60", "--corpus", tmp_path / "corpus"]
+    environment = {"PYTHONPATH": str(Path(llamalite.__file__).parents[1]), "PATH": ""}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "new_units_added" in done.stderr
