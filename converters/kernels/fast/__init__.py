@@ -40,7 +40,7 @@ Kernel = Callable[[Bytes, str, int, "Floats | None", Bytes], None]
 """(source bytes, their dtype, number of blocks, importance [n_columns] or None, out bytes)"""
 
 SOURCES = {"F32": 0, "BF16": 1, "F16": 2}  # as in tiles.py
-WORTH_LOADING = 1 << 24  # weights: ggml's kernels have them done in about the time that Numba takes to load
+LOADING_NS = 1e9  # about what it costs to load Numba and the first kernel, if that is compiled; the next cost little
 
 _logger = logging.getLogger(__name__)
 _MODES = ("auto", "fast", "ggml")
@@ -53,6 +53,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._made: dict[str, Kernel | None] = {}
         self._n_weights = 0
+        self._broken = False
 
     def expect(self, n_weights: int) -> None:
         self._n_weights += n_weights
@@ -60,12 +61,12 @@ class Shelf:
     def get(self, tensor_type: TensorType, n_weights: int) -> Kernel | None:
         name = tensor_type.name
         mode = chosen_mode()
-        if mode == "ggml" or not numba_is_installed(needed=mode == "fast"):
+        if mode == "ggml" or self._broken or not numba_is_installed(needed=mode == "fast"):
             return None
         if name in self._made:
             return self._made[name]
         self._n_weights += n_weights  # threads may lose a count to each other: it is a rough measure
-        if mode == "auto" and self._n_weights < WORTH_LOADING:
+        if mode == "auto" and not self._made and self._n_weights * RECIPES[name].saved_ns < LOADING_NS:
             return None
         if not self._lock.acquire(blocking=mode == "fast"):
             return None
@@ -82,6 +83,7 @@ class Shelf:
         except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
             if mode == "fast":
                 raise
+            self._broken = True
             _logger.warning("Numba is installed but does not work, so that ggml's kernels are used: %s", error)
             return None
 
