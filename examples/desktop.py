@@ -148,6 +148,7 @@ class Window(QMainWindow):
             self.line.clear()
             self.show_text(f"You: {text}\n\nModel: ")
             self.busy(True)
+            self.tell("answering")
             self.answer_wanted.emit(text)
 
     def show_text(self, text: str) -> None:
