@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_checkpoint
+from toy_importance import native_importance, native_overrides, write_importance
 
-from llamalite.converters import convert
+from llamalite import gguf_check
+from llamalite.converters import Importance, Recipe, convert
 from llamalite.errors import QuantizationError
 from llamalite.native import quantize
-from llamalite.quant_types import FILE_TYPES, file_type
+from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
 
 # What convert_hf_to_gguf.py and llama-quantize of the pinned llama-cpp-python's source wrote for the checkpoints below:
 #   python tests/record_digests.py LLAMA_CPP_SOURCE LLAMA_QUANTIZE
@@ -47,6 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 FULL = ("rows of 256", "rows of 256, tied", "rows of 32", "rows of neither")
 FEW_TYPES = ("F32", "F16", "Q8_0", "Q4_0", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M")
+MATRIX_TYPES = ("Q2_K_S", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ1_S", "IQ1_M", "IQ3_XS", "Q4_0", "Q5_0", "Q4_K_M", "IQ4_XS")
 NEEDS_MATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
 
 
@@ -75,22 +78,75 @@ def first_steps(checkpoints: dict[str, Path]) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize(
-    ("shape", "qtype"),
-    [(shape, qtype) for shape in SHAPES for qtype in (FILE_TYPES if shape in FULL else FEW_TYPES)
-     if qtype not in NEEDS_MATRIX],
-)  # fmt: skip
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_type_is_what_llama_model_quantize_makes_of_it(
-    shape: str, qtype: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+    shape: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
 ) -> None:
-    try:
-        quantize.model_file(first_steps[shape], tmp_path / "step2.gguf", file_type(qtype), 2)
-    except QuantizationError:
-        with pytest.raises(QuantizationError, match="no fallback"):  # refused there, refused here
-            convert(checkpoints[shape], tmp_path / "ours.gguf", qtype=qtype)
-        return
-    convert(checkpoints[shape], tmp_path / "ours.gguf", qtype=qtype)
-    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "step2.gguf").read_bytes()
+    types = [qtype for qtype in (FILE_TYPES if shape in FULL else FEW_TYPES) if qtype not in NEEDS_MATRIX]
+    refused = []
+    for qtype in types:
+        try:
+            quantize.model_file(first_steps[shape], tmp_path / f"{qtype}.gguf", file_type(qtype), 2)
+        except QuantizationError:  # noqa: PERF203 - one in thirty-five
+            refused.append(qtype)
+            with pytest.raises(QuantizationError, match="no fallback"):  # refused there, refused here
+                convert(checkpoints[shape], tmp_path / "ours.gguf", qtype=qtype)
+    assert set(refused) <= {"Q1_0"}
+    report = convert(checkpoints[shape], tmp_path, qtype=[qtype for qtype in types if qtype not in refused])
+    for one in report.outputs:
+        assert one.path.read_bytes() == (tmp_path / f"{one.qtype}.gguf").read_bytes(), one.qtype
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+@pytest.mark.parametrize("shape", FULL)
+def test_with_an_importance_matrix_too(
+    shape: str, form: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+) -> None:
+    """``llama_model_quantize`` gets the same rows; the keys that llama-quantize adds are looked at by themselves."""
+    path = write_importance(tmp_path / f"imatrix.{form}", checkpoints[shape], seed=5)
+    importance = Importance.load(path)
+    report = convert(
+        checkpoints[shape], tmp_path, qtype=[*MATRIX_TYPES], recipe=Recipe(importance=importance), n_threads=2
+    )
+    for one in report.outputs:
+        theirs = tmp_path / "theirs.gguf"
+        quantize.model_file(
+            first_steps[shape], theirs, file_type(one.qtype), 2, imatrix=native_importance(importance.rows)
+        )
+        ours, expected = gguf_check.read_header(one.path), gguf_check.read_header(theirs)
+        assert [(t.name, t.type, t.shape) for t in ours.tensors] == [
+            (t.name, t.type, t.shape) for t in expected.tensors
+        ]
+        assert one.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], one.qtype
+        assert set(ours.metadata) - set(expected.metadata) == {
+            "quantize.imatrix.file", "quantize.imatrix.dataset", "quantize.imatrix.entries_count",
+            "quantize.imatrix.chunks_count",
+        }  # fmt: skip
+
+
+def test_overrides_and_pure_are_what_llama_model_quantize_makes_of_them(
+    checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+) -> None:
+    overrides = [(r"attn_v", "Q8_0"), (r"blk\.[0-2]\.ffn", "Q5_K"), (r"ffn_down", "IQ4_NL"), (r"token", "Q3_K")]
+    ours = [(pattern, TENSOR_TYPES[name]) for pattern, name in overrides]
+    for shape in ("rows of 256", "rows of 32"):
+        for pure in (False, True):
+            quantize.model_file(
+                first_steps[shape], tmp_path / "theirs.gguf", file_type("Q4_K_M"), 2, pure=pure,
+                tt_overrides=native_overrides(overrides),
+            )  # fmt: skip
+            recipe = Recipe(overrides=ours, pure=pure)
+            convert(checkpoints[shape], tmp_path / "ours.gguf", qtype="Q4_K_M", recipe=recipe, force=True)
+            assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("qtype", sorted(NEEDS_MATRIX))
+def test_a_type_that_needs_a_matrix_says_so_before_anything_is_written(
+    qtype: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(QuantizationError, match=f"{qtype} needs an importance matrix for blk.0.* pass one with"):
+        convert(checkpoints["rows of 256"], tmp_path / "out.gguf", qtype=qtype)
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_types_in_one_read_are_the_same_files(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -111,8 +167,6 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
 
 
 def test_the_type_table_is_that_of_the_installed_library() -> None:
-    from llamalite.quant_types import TENSOR_TYPES
-
     for kind in TENSOR_TYPES.values():
         assert quantize.block_layout(kind.ggml_type) == (kind.block_size, kind.block_bytes), kind.name
 
