@@ -44,7 +44,7 @@ docs: .venv/.package
 # Each target in both ways: mutations of its own format, then guided by coverage where atheris can be installed.
 FUZZ_FILES ?= 25000
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS := gguf safetensors pickle tokenizer tokenizer_config sentencepiece config template
+FUZZ_TARGETS := gguf safetensors pickle tokenizer tokenizer_config sentencepiece config session template
 
 fuzz: .venv/.package .venv/.test
 	$(BIN)/python tests/fuzz/gguf_load.py --files $(FUZZ_FILES)

@@ -85,8 +85,10 @@ def read(path: Path, expected: dict[str, Any]) -> Session:
         facts_json = _block(path, file, size)
         try:
             facts = json.loads(facts_json)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _damaged(path) from None
+        if not isinstance(facts, dict):
+            raise _damaged(path)
         for name, wanted in expected.items():
             if facts.get(name) != wanted:
                 raise LlamaliteError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import hashlib
 import json
 import random
 import shutil
@@ -24,10 +25,12 @@ from typing import Any
 
 import checkpoint_files
 import gguf_models
+import numpy as np
 import tokenizer_toys
 import toy
 import toy_checkpoint
 
+from llamalite import session
 from llamalite.converters import plan
 from llamalite.converters.checkpoints import torch_pickle
 from llamalite.converters.checkpoints.interface import SourceFile
@@ -81,17 +84,11 @@ def _tensors(name: str, reader: Callable[[SourceFile], Any]) -> Reader:
         try:
             for tensor in reader(file).values():
                 if tensor.n_bytes < 1 << 20 and tensor.n_rows:
-                    tensor.read_rows(0, 1, _row(tensor.row_bytes))
+                    tensor.read_rows(0, 1, np.empty(tensor.row_bytes, np.uint8))
         finally:
             file.close()
 
     return read
-
-
-def _row(n_bytes: int) -> Any:
-    import numpy as np
-
-    return np.empty(n_bytes, np.uint8)
 
 
 @functools.cache
@@ -128,6 +125,16 @@ def _tokenizer_config(content: bytes, folder: Path) -> None:
         (folder / "tokenizer.json").write_bytes(_tokenizers()[0])
     (folder / "tokenizer_config.json").write_bytes(content)
     read_vocabulary(folder, _vocabulary_config())
+
+
+SESSION_FACTS = {"model": "f00", "cache_type": "F16"}
+
+
+def _session(content: bytes, folder: Path) -> None:
+    path = folder / "session"
+    path.write_bytes(content)
+    found = session.read(path, SESSION_FACTS)
+    assert found.facts.items() >= SESSION_FACTS.items()
 
 
 def _config(content: bytes, folder: Path) -> None:
@@ -235,6 +242,18 @@ PICKLE_WORDS = [
 ]  # fmt: skip
 
 
+def mutate_session(rng: random.Random, content: bytes) -> bytes:
+    """Change the facts or any bytes; the digest is right again in half of the files, as a forger would have it."""
+    start, body = 28, content[:-32]
+    n = int.from_bytes(body[20:start], "little")
+    if rng.random() < 0.5 and n < len(body):
+        facts = mutate_json(rng, body[start : start + n])
+        body = body[:20] + len(facts).to_bytes(8, "little") + facts + body[start + n :]
+    else:
+        body = mutate_bytes(rng, body)
+    return body + (hashlib.sha256(body).digest() if rng.random() < 0.5 else content[-32:])
+
+
 def mutate_pickle(rng: random.Random, content: bytes) -> bytes:
     """Put pickle's own instructions in, or change any bytes; the zip around keeps its shape now and then."""
     if rng.random() < 0.5:
@@ -326,6 +345,14 @@ def _tokenizers() -> list[bytes]:
 
 
 @functools.cache
+def _sessions() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "session"
+        session.write(path, session.Session(SESSION_FACTS | {"extra": {}}, [1, 2, 3], np.arange(64, dtype=np.uint8)))
+        return [path.read_bytes()]
+
+
+@functools.cache
 def _small_ggufs() -> list[bytes]:
     return [gguf_models.variant(random.Random(seed)).dump() for seed in range(4)]
 
@@ -364,6 +391,7 @@ TARGETS: dict[str, Target] = {
     "config": Target(
         _config, lambda: [(Path(_toy_checkpoint().name) / "toy" / "config.json").read_bytes()], mutate_json
     ),
+    "session": Target(_session, _sessions, mutate_session),
     "template": Target(_template, lambda: [text.encode() for text in TEMPLATES], mutate_template),
 }
 

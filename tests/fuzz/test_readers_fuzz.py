@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -85,3 +86,10 @@ def test_coverage_guided_fuzzing_finds_nothing_in_a_short_run(name: str, tmp_pat
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "new_units_added" in done.stderr
+
+
+@pytest.mark.parametrize("facts", [b"[]", b"7", b"[" * 100000, b'{"model": 1}'])
+def test_a_session_with_other_facts_and_a_right_digest_is_refused(facts: bytes) -> None:
+    body = TARGETS["session"].seeds()[0][:20] + len(facts).to_bytes(8, "little") + facts + bytes(16)
+    with TARGETS["session"].open() as run:
+        assert run(body + hashlib.sha256(body).digest()).startswith("refused: LlamaliteError")
