@@ -13,7 +13,6 @@ import tokenizer_toys as toys
 import vocabulary_cases as cases
 
 from llamalite.converters.vocabulary import Vocabulary, pretokenizer, probe, probe_texts, read_vocabulary
-from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.errors import VocabularyError
 
 DIGITS = {"type": "Digits", "individual_digits": True}
@@ -252,10 +251,18 @@ def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
     assert "llama-bpe" in str(caught.value)
 
 
-def test_whole_words_that_llama_cpp_would_not_take_are_refused() -> None:
-    tokenizer = toys.byte_level_json(toys.GPT2, ignore_merges=True)
-    with pytest.raises(VocabularyError, match="with ignore_merges=True"):
-        pre_tokenizer_name(tokenizer)
+def test_whole_words_that_llama_cpp_would_not_take_are_caught(tmp_path: Path) -> None:
+    """llama.cpp has no name for GPT-2's cuts with ignore_merges: it matters only for a word that no merge makes."""
+    tokenizer = toys.byte_level_json(toys.GPT2, ignore_merges=True, specials=(), bos=None)
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert vocabulary.pre == "gpt-2"
+    assert probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf")).differences == []
+    tokenizer["model"]["vocab"]["Xylophone"] = len(tokenizer["model"]["vocab"])
+    config = toys.write_tokenizer(tmp_path, tokenizer)
+    finished = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
+    report = probe.compare(tmp_path, config, finished)
+    assert [one.text for one in report.differences] == ["Xylophone"]
 
 
 def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_text() -> None:

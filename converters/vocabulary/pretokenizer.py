@@ -78,7 +78,8 @@ _DEEPSEEK_V3 = (
 
 class _Names(NamedTuple):
     """llama.cpp's names for one list of cuts: `merging` finds tokens only through merges, `whole` takes a word that is
-    a token as it is (``ignore_merges``); ``None`` where llama.cpp has no such name."""
+    a token as it is (``ignore_merges``). ``None`` where llama.cpp has no such name: then the other one does, unless
+    the vocabulary has words that no merge makes, which the probe finds out."""
 
     merging: str | None
     whole: str | None
@@ -122,12 +123,11 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], *, tidies_spaces: bool = False
     steps = _steps(tokenizer.get("pre_tokenizer"))
     names = _KNOWN.get(tuple(steps[:-1])) if steps[-1:] == [_BYTES] else None
     whole = bool(tokenizer["model"].get("ignore_merges"))
-    name = None if names is None else (names.whole if whole else names.merging)
+    name = None if names is None else (names.whole if whole else names.merging) or names.merging or names.whole
     if name is None:
         shown = " then ".join(repr(step) for step in steps) or "no step"
-        also = f" with ignore_merges={whole}" if names is not None else ""
         raise VocabularyError(
-            f"tokenizer.json cuts texts by {shown}{also}, which llama.cpp has no name for: this vocabulary cannot be "
+            f"tokenizer.json cuts texts by {shown}, which llama.cpp has no name for: this vocabulary cannot be "
             f"put into a GGUF file (known: {', '.join(sorted({n for known in _KNOWN.values() for n in known if n}))})"
         )
     return _TIDYING.get(name, name) if tidies_spaces else name
