@@ -108,7 +108,7 @@ def compare(
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
     the vocabulary. tokenizer.json is the original where there is one, since transformers uses it; else tokenizer.model,
     in which no special token is ever found in a text, so that those are only tried alone. Takes two seconds for 128k
-    tokens. Raises `ModelLoadError` if llama.cpp refuses the file, and `VocabularyError` if the original cannot be loaded.
+    tokens. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if the original cannot be loaded.
     """
     files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes lets go of the interpreter
