@@ -12,6 +12,6 @@ that was tried.
 
 from llamalite.gguf_check.header import Header, Metadata, TensorInfo
 from llamalite.gguf_check.reader import read_header
-from llamalite.gguf_check.rules import check
+from llamalite.gguf_check.rules import check, check_adapter
 
-__all__ = ["Header", "Metadata", "TensorInfo", "check", "read_header"]
+__all__ = ["Header", "Metadata", "TensorInfo", "check", "check_adapter", "read_header"]

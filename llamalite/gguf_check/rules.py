@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Header
-from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, SCALING, check_llama
+from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, NO_WEIGHTS, SCALING, check_llama
 from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
 
@@ -38,6 +38,19 @@ def check(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
         _check_other(header)
         if "tokenizer.ggml.model" in header.metadata:
             check_vocabulary(header, None)
+    return header
+
+
+def check_adapter(path: str | os.PathLike[str]) -> Header:
+    """Return the header of the LoRA adapter at `path`, or raise ``GGUFError``.
+
+    llama.cpp holds names and shapes against the model and refuses what does not fit (llama-adapter.cpp), but not types
+    that it cannot multiply with.
+    """
+    header = read_header(path)
+    for tensor in header.tensors:
+        if tensor.type.name in NO_WEIGHTS:
+            _fail(header, f"tensor {tensor.name} is of type {tensor.type.name}, which llama.cpp cannot multiply with")
     return header
 
 
