@@ -22,7 +22,7 @@ from llamalite import hardware, session, store
 from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
-from llamalite.gguf_check import Header, read_header
+from llamalite.gguf_check import Header, check
 from llamalite.native.context import FlashAttention, NativeContext
 from llamalite.native.library import llama, version
 from llamalite.native.model import LoraAdapter, NativeModel
@@ -72,7 +72,7 @@ class Model:
         self._native: NativeModel | None = None
         self.path = store.resolve(path)
         n_gpu = _gpu_layers(n_gpu_layers)
-        self._header = read_header(self.path)
+        self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
         self._n_gpu = n_gpu
         n_ctx = _fitting_n_ctx(self._header, n_ctx, "F32" if exact else kv_type, flash_attn and not exact, n_gpu)
         native = NativeModel(self.path, n_gpu_layers=n_gpu, progress=progress)

@@ -32,6 +32,7 @@ from gguf_bytes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamalite import Model, hardware
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import check, check_adapter, read_header
 from llamalite.gguf_check.strings import packed_spans, packed_spans_slowly
@@ -399,6 +400,18 @@ def test_a_split_model_is_one(good: GgufBytes, toy_path: Path, tmp_path: Path) -
     assert [header.path for header in whole.rest] == paths[1:]
     assert {t.name for t in whole.all_tensors} == {t.name for t in one.tensors}
     assert (whole.n_params, whole.tensor_bytes) == (one.n_params, one.tensor_bytes)
+
+
+def test_a_split_model_loads_and_its_memory_is_that_of_all_its_files(
+    good: GgufBytes, toy_path: Path, tmp_path: Path
+) -> None:
+    paths = split(good, tmp_path)
+    need, of_one = (hardware.memory_needed(check(path), n_ctx=256) for path in (paths[0], toy_path))
+    assert need == of_one
+    with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as one:
+        assert model.generate("once", max_tokens=8, temperature=0).text == one.generate(
+            "once", max_tokens=8, temperature=0
+        ).text  # fmt: skip
 
 
 def edit_file(path: Path, edit: Edit) -> None:

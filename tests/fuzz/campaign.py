@@ -68,6 +68,7 @@ def campaign(command: list[str], first: int, last: int) -> tuple[collections.Cou
                 how = signal.Signals(-code).name if code < 0 else f"exit {code}"
                 last_words = re.sub("/.*/llama.cpp/", "", " | ".join(told[-3:]))[:300]
                 faults.append((first - 1, f"{how} {last_words}"))
+            sys.stderr.write(f"file {first} of {last}: {dict(outcomes)}, faults: {len(faults)}\n")
     return outcomes, faults
 
 
