@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -38,6 +39,20 @@ def test_a_tied_embedding_that_a_pickle_names_twice_is_written_once(tmp_path: Pa
     save_archive(pickles / "pytorch_model.bin", state, storages)
     expected = converted(folder, tmp_path / "a.gguf").read_bytes()
     assert converted(pickles, tmp_path / "b.gguf").read_bytes() == expected
+
+
+def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
+    peaks = []
+    for n_layer in (2, 6):
+        sizes = {"n_layer": n_layer, "n_embd": 512, "n_ff": 1024}
+        folder = as_pickles(write_checkpoint(tmp_path / f"hf{n_layer}", **sizes), tmp_path / f"bin{n_layer}")  # type: ignore[arg-type]
+        tracemalloc.start()
+        try:
+            convert(folder, tmp_path / f"{n_layer}.gguf", qtype="Q8_0", n_threads=2)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 @pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8)])
