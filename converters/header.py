@@ -13,8 +13,9 @@ import dataclasses
 import logging
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import numpy as np
@@ -40,7 +41,8 @@ Keys = Sequence[tuple[bytes, bytes]]
 """Names, and the bytes of types and values."""
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True)
+class Split:
     """Which file of how many this is, and the tensors that all of them hold."""
 
     index: int

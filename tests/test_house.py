@@ -28,7 +28,8 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "data", "info", "process", "common", "misc"}
-APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "session"})  # of one line, and never see each other
+# Of one line, and never see each other:
+APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "session"})
 MAX_LINES = 420
 
 

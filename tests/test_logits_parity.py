@@ -32,7 +32,8 @@ def _theirs(checkpoint: Path, ids: list[int]) -> Floats:
 def _ours(path: Path, ids: list[int], *, exact: bool) -> Floats:
     with NativeModel(path) as model, NativeContext(model, n_ctx=512, exact=exact) as context:
         context.decode(ids, np.arange(len(ids)), 0, np.ones(len(ids), bool))
-        return context.logits().copy()
+        logits: Floats = context.logits().copy()
+        return logits
 
 
 def _compare(checkpoint: Path, ids: list[int], scratch: Path) -> None:
