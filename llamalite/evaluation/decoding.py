@@ -28,6 +28,7 @@ from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
+from llamalite.native.observer import MatrixObserver
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Protocol:
             return stride_windows(tokens, self.n_ctx, self.stride)[: self.chunks]
         return chunk_windows(tokens, self.n_ctx, model.bos if model.add_bos else None)[: self.chunks]
 
-    def context(self, model: NativeModel) -> NativeContext:
+    def context(self, model: NativeModel, observer: MatrixObserver | None = None) -> NativeContext:
         """Make the context that llama-perplexity makes: a separate cache of n_ctx tokens for each window of a batch."""
         if self.n_ctx > model.n_ctx_train:
             _logger.warning("%s was trained on %d tokens, fewer than n_ctx", model.path.name, model.n_ctx_train)
@@ -84,6 +85,7 @@ class Protocol:
             n_seq_max=n_seq,
             n_threads=self.n_threads or physical_cores(),
             exact=self.exact,
+            observer=observer,
         )
 
     def described(self, model: NativeModel, context: NativeContext) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
 from llamalite.native.model import LoraAdapter, NativeModel
+from llamalite.native.observer import MatrixObserver
 from llamalite.quant_types import TENSOR_TYPES
 
 Ints = Sequence[int] | npt.NDArray[Any]
@@ -110,6 +111,7 @@ class NativeContext:
         flash_attn: FlashAttention = "auto",
         kv_unified: bool = False,
         exact: bool = False,
+        observer: MatrixObserver | None = None,
     ) -> None:
         self._ptr: Any = None
         lib = llama()
@@ -146,6 +148,9 @@ class NativeContext:
         params.no_perf = False
         params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
         params.abort_callback_data = self.abort_flag.address
+        self._observer = observer  # C keeps a pointer to its callback
+        if observer is not None:
+            params.cb_eval = observer.callback
         with errors_heard() as heard:
             self._ptr = lib.llama_init_from_model(model.ptr, params)
         if not self._ptr:
@@ -255,6 +260,9 @@ class NativeContext:
         self._n_outputs = 0
         with errors_heard() as heard:
             code = llama().llama_decode(self.ptr, self._batch)
+        if self._observer is not None and self._observer.raised is not None:
+            raised, self._observer.raised = self._observer.raised, None
+            raise raised
         if code == 0:
             self._n_outputs = int(np.count_nonzero(self._wanted[:n]))
             return

@@ -1,0 +1,153 @@
+"""llamalite bench: how fast a model reads and generates here, and what it takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+_LISTED = ("n_batch", "n_ubatch", "kv_type", "n_gpu_layers")
+
+
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of whole numbers, such as 2,4,8") from None
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(value.upper().split(","))
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("-p", "--prompt", "n_prompt", default=512, show_default=True, metavar="N", help="Prompt tokens, 0: none.")
+@click.option("-n", "--generate", "n_generate", default=128, show_default=True, metavar="N",
+              help="Tokens to generate, 0: none.")  # fmt: skip
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="How often each test is measured, after a warm-up.")  # fmt: skip
+@click.option("--threads", "n_threads", callback=_numbers, metavar="N,N", help="Threads (default: the physical cores).")
+@click.option("--batch", "n_batch", default="2048", show_default=True, callback=_numbers, metavar="N,N",
+              help="Tokens in a batch.")  # fmt: skip
+@click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_numbers, metavar="N,N",
+              help="Tokens computed together.")  # fmt: skip
+@click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_names, metavar="T,T",
+              help="The cache's types: F32, F16, Q8_0, ...")  # fmt: skip
+@click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_numbers, metavar="N,N",
+              help="Layers on the GPU, -1 for all.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.pass_obj
+def command(
+    settings: dict[str, Any],
+    /,
+    models: tuple[str, ...],
+    as_json: bool,
+    as_csv: bool,
+    **options: Any,
+) -> None:
+    """Measure speed as llama-bench does: prompt (pp512) and generation (tg128), mean ± standard deviation.
+
+    The lists are combined with each other. Several models are measured in a process each, so that the peak of memory
+    is each one's own.
+
+    \b
+    Examples:
+      llamalite bench demo
+      llamalite bench demo-Q8_0 demo-Q4_K_M --threads 2,4 --json
+    """
+    from llamalite import store
+
+    paths = [str(store.resolve(model)) for model in models]
+    rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], settings, options)
+    if as_json:
+        from llamalite.native import library
+
+        click.echo(json.dumps({"versions": library.version(), "rows": rows}, indent=2))
+    elif as_csv:
+        click.echo(_csv(rows), nl=False)
+    else:
+        _markdown(rows)
+
+
+def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from llamalite.benchmark import Plan, iter_bench
+
+    plan = Plan(**{name: value for name, value in options.items() if value != ()})
+    hidden = settings["quiet"] or not sys.stderr.isatty()
+    with tqdm(unit="test", leave=False, disable=hidden) as bar:
+        rows = []
+        for row in iter_bench(path, plan):
+            rows.append(row.to_json())
+            bar.set_postfix_str(f"{row.test} {row.tok_per_s:,.1f} tokens/s", refresh=False)
+            bar.update()
+    return rows
+
+
+def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run this command once for each model, each in a process of its own, and return all rows."""
+    flags = {"n_prompt": "-p", "n_generate": "-n", "repetitions": "-r", "n_threads": "--threads", "n_batch": "--batch",
+             "n_ubatch": "--ubatch", "kv_types": "--kv-type", "n_gpu_layers": "--gpu-layers"}  # fmt: skip
+    typed = []
+    for name, value in options.items():
+        if value != ():
+            typed += [flags[name], ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        program = [sys.executable, "-m", "llamalite", "bench", path, "--json", *typed]
+        done = subprocess.run(program, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise click.exceptions.Exit(done.returncode)  # it has said why on standard error, which it shares
+        rows += json.loads(done.stdout)["rows"]
+    return rows
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    flat = [row | {"samples_s": " ".join(f"{sample:.6f}" for sample in row["samples_s"])} for row in rows]
+    writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _markdown(rows: list[dict[str, Any]]) -> None:
+    """Print a table, with a column for each setting that differs between its rows."""
+    settings = ["n_threads", *(name for name in _LISTED if len({row[name] for row in rows}) > 1)]
+    heads = ["model", "MiB", *settings, "test", "tokens/s", "first token s", "bandwidth", "peak MiB", "load s"]
+    cells = []
+    for row in rows:
+        share = row["bandwidth_share"]
+        cells.append(
+            [
+                row["model"].removesuffix(".gguf"),
+                f"{row['n_bytes'] / 2**20:,.1f}",
+                *(str(row[name]) for name in settings),
+                row["test"],
+                f"{row['tok_per_s']:,.2f} ± {row['tok_per_s_sd']:.2f}",
+                "" if row["ttft_s"] is None else f"{row['ttft_s']:.3f}",
+                "" if share is None else f"{row['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, {share:.0%}",
+                f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+                f"{row['load_s']:.2f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
+    click.echo("| " + " | ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)) + " |")
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    click.echo("| " + " | ".join(rule) + " |")
+    for line in cells:
+        shown = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("| " + " | ".join(shown) + " |")

@@ -1,0 +1,54 @@
+"""llamalite imatrix: which columns of a model's matrices matter, measured on a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option("-f", "--file", "text_file", required=True, metavar="TEXT", type=click.Path(path_type=Path),
+              help="The text, taken as bytes.")  # fmt: skip
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path, dir_okay=False),
+              help="The file to write, in GGUF form.")  # fmt: skip
+@click.option("--ctx", "n_ctx", default=512, show_default=True, metavar="N", help="Tokens in a chunk.")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--process-output", is_flag=True, help="Include the output matrix, which llama.cpp leaves out.")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
+@click.option("--gpu-layers", "n_gpu_layers", type=int, default=0, show_default=True, metavar="N",
+              help="Layers on the GPU, -1 for all.")  # fmt: skip
+@click.pass_obj
+def command(settings: dict[str, Any], /, model: str, text_file: Path, output: Path, **options: Any) -> None:
+    """Collect an importance matrix of MODEL over a text, for better quantization at 4 bits and below.
+
+    MODEL should be unquantized, or Q8_0; the text like what the model will read. 32 to 128 chunks are enough.
+
+    \b
+    Examples:
+      llamalite imatrix demo-BF16 -f calibration.txt -o imatrix.gguf --chunks 64
+      llamalite convert ./checkpoint -t IQ4_XS --imatrix imatrix.gguf
+    """
+    from tqdm import tqdm
+
+    from llamalite import store
+    from llamalite.evaluation.imatrix import collect_imatrix
+    from llamalite.evaluation.windows import read_text
+
+    text, path = read_text(text_file), store.resolve(model)
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {output.absolute().parent}")  # now, not after an hour
+    hidden = settings["quiet"] or not sys.stderr.isatty()
+    with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        matrix = collect_imatrix(path, text, progress=show, **options)
+    matrix.save(output, dataset=str(text_file))
+    if not settings["quiet"]:
+        click.echo(f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens: {output}")

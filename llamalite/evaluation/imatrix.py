@@ -1,0 +1,135 @@
+"""The importance matrix of a model over a text: the mean of x² of every column that its matrices are multiplied with.
+
+    matrix = collect_imatrix("demo-BF16.gguf", text, chunks=32)
+    matrix.save(Path("imatrix.gguf"), dataset="calibration.txt")       # for llama-quantize and `convert --imatrix`
+
+A column whose inputs are large deserves smaller errors: quantization weighs them with these figures. As llama-imatrix
+(tools/imatrix/imatrix.cpp) collects them: chunks as in `perplexity`, all tokens counted, products of fewer than 16 rows
+left out; but summed in float64 where it sums in float32. How the figures are used, this module does not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from llamalite.errors import EvaluationError
+from llamalite.evaluation.decoding import AnyModel, Decoder, Protocol, decode_thread, opened
+from llamalite.evaluation.scoring import Float32s, Float64s
+from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
+from llamalite.native.observer import MatrixObserver
+
+_FEWEST_ROWS = 16  # collect_imatrix, imatrix.cpp: smaller batches are ignored
+_BLOCK = 256  # rows widened to float64 at a time
+
+
+@dataclass
+class ImportanceMatrix:
+    """Sums of squares by tensor name (float64 [n_columns]) and how many rows went into each."""
+
+    n_ctx: int
+    n_chunks: int = 0
+    sums: dict[str, Float64s] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def means(self) -> dict[str, Float64s]:
+        """Return the mean square of each column, by tensor name."""
+        return {name: values / self.counts[name] for name, values in self.sums.items()}
+
+    def save(self, path: Path, *, dataset: str) -> None:
+        """Write the GGUF form that llama-quantize and `convert --imatrix` read, by way of ``PATH.part``."""
+        part = path.with_name(f"{path.name}.part")
+        try:
+            writer = gguf.GGUFWriter(part, "imatrix")
+            writer.kv_data[0].pop("general.architecture")  # no model: llama-imatrix writes none
+            writer.add_type("imatrix")
+            writer.add_array("imatrix.datasets", [dataset])
+            writer.add_uint32("imatrix.chunk_count", self.n_chunks)
+            writer.add_uint32("imatrix.chunk_size", self.n_ctx)
+            for name in sorted(self.sums):
+                writer.add_tensor(f"{name}.in_sum2", self.sums[name].astype(np.float32))
+                writer.add_tensor(f"{name}.counts", np.array([self.counts[name]], dtype=np.float32))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class _Collector:
+    """Adds up squares. Matrices that share an input (q, k and v) are shown one after the other: it is squared once."""
+
+    def __init__(self, matrix: ImportanceMatrix, *, process_output: bool) -> None:
+        self._matrix, self._process_output = matrix, process_output
+        self._key, self._squares = 0, np.empty(0)
+        self._served: set[str] = set()
+
+    def wanted(self, name: str, n_rows: int) -> bool:
+        if "_exps." in name:
+            raise EvaluationError(f"{name} belongs to a mixture of experts, which llamalite does not calibrate")
+        return n_rows >= _FEWEST_ROWS and (
+            name.startswith("blk.") or (self._process_output and name == "output.weight")
+        )
+
+    def see(self, name: str, key: int, rows: Float32s) -> None:
+        if key != self._key or name in self._served:
+            self._key, self._squares, self._served = key, _squares(rows), set()
+            if not np.isfinite(self._squares).all():
+                raise EvaluationError(f"the input of {name} is not finite: the model file is damaged")
+        self._served.add(name)
+        if name in self._matrix.sums:
+            self._matrix.sums[name] += self._squares
+        else:
+            self._matrix.sums[name] = self._squares.copy()
+        self._matrix.counts[name] = self._matrix.counts.get(name, 0) + len(rows)
+
+
+def _squares(rows: Float32s) -> Float64s:
+    total = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), _BLOCK):
+        wide = rows[start : start + _BLOCK].astype(np.float64)
+        total += np.einsum("ij,ij->j", wide, wide)
+    return total
+
+
+def collect_imatrix(
+    model: AnyModel,
+    text: Text,
+    *,
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    process_output: bool = False,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImportanceMatrix:
+    """Return the importance matrix of `model` over `text`, cut into chunks of `n_ctx` tokens, `chunks` at the most.
+
+    `process_output` includes the output matrix, which llama.cpp leaves out by default. `progress` gets chunks done and
+    in all. Raises ``EvaluationError`` for a text shorter than two chunks, and for a mixture of experts.
+    """
+    protocol = Protocol(n_ctx=n_ctx, n_batch=n_ctx, chunks=chunks, n_threads=n_threads)
+    matrix = ImportanceMatrix(n_ctx)
+    collector = _Collector(matrix, process_output=process_output)
+    observer = MatrixObserver(collector.wanted, collector.see)
+    with opened(model, n_gpu_layers=n_gpu_layers) as native:
+        scored = protocol.windows(tokens_of(text, native, protocol.tokens_needed()), native)
+        # Logits of every token are asked for: of the others the last layer's feed-forward part is never computed.
+        windows = [Window(one.tokens, 0, np.full(n_ctx, NOT_SCORED, dtype=np.int32)) for one in scored]
+        with protocol.context(native, observer) as context, decode_thread() as thread:
+            decoder = Decoder(context, thread)
+            for batch in batches(windows, n_ctx, context.n_batch):
+                decoder.decode(batch)
+                matrix.n_chunks += len(batch.window_ends)
+                if progress is not None:
+                    progress(matrix.n_chunks, len(windows))
+    return matrix
