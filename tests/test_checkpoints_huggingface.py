@@ -214,15 +214,28 @@ links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 
 
 @links
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+     "README.md", "chat_template.jinja", "additional_chat_templates/tool.jinja", "generation_config.json"],
+)  # fmt: skip
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     outside = folder_of(tmp_path / "outside", model=W)
+    (outside / "additional_chat_templates").mkdir()
+    (outside / name).touch()
     index(outside, {"w": "model.safetensors", "v": "model.safetensors"})
     folder = tmp_path / "model"
     shutil.copytree(outside, folder)
     (folder / name).unlink()
     (folder / name).symlink_to(outside / name)
     refused(folder, f"{name} is a link to .*outside.*{name}, outside of its folder")
+
+
+@links
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    refused(folder, "model.safetensors (is a link that leads in a circle|is no regular file)")
 
 
 @links
@@ -253,6 +266,10 @@ def test_the_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -
         (snapshot / name).symlink_to(Path("../../blobs") / name)
     with open_checkpoint(snapshot) as checkpoint:
         assert checkpoint.tensors.keys() == W.keys()
+    (snapshot / "original").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / "original" / name).symlink_to(Path("../../../blobs") / name)
+    open_checkpoint(snapshot / "original").close()
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
     refused(snapshot, "outside of its folder")

@@ -12,20 +12,37 @@ from pathlib import Path
 from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.errors import CheckpointError
 
+_READ = frozenset({".json", ".jinja", ".model", ".txt", ".md", ".safetensors", ".bin", ".pth"})
 _LFS_POINTER = b"version https://git-lfs"
 
 
 def member(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`; `CheckpointError` where the name or a link leads elsewhere."""
-    path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise CheckpointError(f"{folder} names {name!r}: a file must stand in the checkpoint's own folder")
+    _check_link(folder, folder / name)
+    return folder / name
+
+
+def check_links(folder: Path) -> None:
+    """Raise `CheckpointError` if a file of a kind that is read from `folder` is a link that leads out of it.
+
+    A template or a model card is copied into the result as it is: a link to somebody's keys would be published with it.
+    """
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if path.suffix in _READ:
+            _check_link(folder, path)
+
+
+def _check_link(folder: Path, path: Path) -> None:
     home = folder.resolve()
-    target = path.resolve()
-    if target.is_relative_to(home):
-        return path
-    if home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs"):
-        return path
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # until Python 3.12 a circle is a RuntimeError, and none from 3.13 on
+        raise CheckpointError(f"{path} is a link that leads in a circle") from None
+    snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
+    if target.is_relative_to(home) or (snapshots and target.is_relative_to(snapshots.parent / "blobs")):
+        return
     raise CheckpointError(f"{path} is a link to {target}, outside of its folder: put the file itself there")
 
 
