@@ -145,12 +145,28 @@ def _call(
     importance: Floats | None,
     out: Bytes,
 ) -> None:
+    start = source, SOURCES[dtype], n_blocks
     if recipe.weighted is None:
-        compiled(source, SOURCES[dtype], n_blocks, *recipe.plain, out)
+        compiled(*start, *recipe.plain, out)
     elif importance is None:
-        compiled(source, SOURCES[dtype], n_blocks, _NO_IMPORTANCE, *recipe.plain, out)
+        compiled(*start, _room(), _NO_IMPORTANCE, *recipe.plain, out)
     else:
-        compiled(source, SOURCES[dtype], n_blocks, np.ascontiguousarray(importance), *recipe.weighted, out)
+        compiled(*start, _room(), np.ascontiguousarray(importance), *recipe.weighted, out)
+
+
+# The widest search needs about 110 KiB. Not the stack: on Windows that takes a call which compiled code may not find.
+ROOM_BYTES = 1 << 18
+_threads = threading.local()
+
+
+def _room() -> Bytes:
+    """This thread's ROOM_BYTES, aligned to a cache line."""
+    room: Bytes | None = getattr(_threads, "room", None)
+    if room is None:
+        whole = np.empty(ROOM_BYTES + 63, np.uint8)
+        start = -whole.ctypes.data % 64
+        room = _threads.room = whole[start : start + ROOM_BYTES]
+    return room
 
 
 def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:

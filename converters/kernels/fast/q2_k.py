@@ -17,15 +17,15 @@ from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_bat
 from llamalite.converters.kernels.fast.vectors import (
     LANES,
     absolute,
+    as_bytes,
     bits_of_floats,
     bytes_at,
     floats,
+    floats_at,
     from_index,
     inlined,
     load,
     low_bytes,
-    scratch_bytes,
-    scratch_floats,
     splat,
     store,
     truncate,
@@ -53,17 +53,20 @@ def _pack_scales(d: Any, m: Any, scales: Any, minima: Any, header: Any) -> None:
         store(minima, j * LANES, m * floats((both >> 4) & 15))
 
 
-def quantize(source: Any, kind: Any, n_blocks: Any, importance: Any, candidates: Any, out: Any) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`."""
-    batch, importances = scratch_floats(BATCH), scratch_floats(BATCH)
-    x, weights, rounded = scratch_floats(_TILE), scratch_floats(_TILE), scratch_floats(_TILE)
-    found, sums, scales, minima = (
-        scratch_floats(_FOUND),
-        scratch_floats(_SUBS),
-        scratch_floats(_SUBS),
-        scratch_floats(_SUBS),
-    )
-    header, levels = scratch_bytes(_HEADER), scratch_bytes(256)
+def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any) -> None:
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    # The room is divided up: each part begins where the one before it ends.
+    batch = floats_at(room.ctypes.data)
+    importances = from_index(batch, BATCH)
+    x = from_index(importances, BATCH)
+    weights = from_index(x, _TILE)
+    rounded = from_index(weights, _TILE)
+    found = from_index(rounded, _TILE)
+    sums = from_index(found, _FOUND)
+    scales = from_index(sums, _SUBS)
+    minima = from_index(scales, _SUBS)
+    header = as_bytes(from_index(minima, _SUBS))
+    levels = from_index(header, _HEADER)
     blocks = bytes_at(out.ctypes.data)
     weighted = len(importance) > 0
     for first in range(0, n_blocks, LANES):

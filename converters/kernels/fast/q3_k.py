@@ -17,14 +17,15 @@ from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_bat
 from llamalite.converters.kernels.fast.vectors import (
     LANES,
     absolute,
+    as_bytes,
     bits_of_floats,
     bytes_at,
     floats,
+    floats_at,
+    from_index,
     inlined,
     load,
     low_bytes,
-    scratch_bytes,
-    scratch_floats,
     select,
     splat,
     store,
@@ -91,13 +92,21 @@ def _keep_levels(values: Any, low: Any, sizes: Any, j: Any, levels: Any) -> None
 
 
 def quantize(
-    source: Any, kind: Any, n_blocks: Any, importance: Any, candidates: Any, scale_candidates: Any, out: Any
+    source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, scale_candidates: Any, out: Any
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`."""
-    batch, importances = scratch_floats(BATCH), scratch_floats(BATCH)
-    x, weights, rounded = scratch_floats(_TILE), scratch_floats(_TILE), scratch_floats(_TILE)
-    sums, scales, scale_levels = scratch_floats(_SUBS), scratch_floats(_SUBS), scratch_floats(_SUBS)
-    header, levels, searched = scratch_bytes(_HEADER), scratch_bytes(256), scratch_bytes(_LEVELS)
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    # The room is divided up: each part begins where the one before it ends.
+    batch = floats_at(room.ctypes.data)
+    importances = from_index(batch, BATCH)
+    x = from_index(importances, BATCH)
+    weights = from_index(x, _TILE)
+    rounded = from_index(weights, _TILE)
+    sums = from_index(rounded, _TILE)
+    scales = from_index(sums, _SUBS)
+    scale_levels = from_index(scales, _SUBS)
+    header = as_bytes(from_index(scale_levels, _SUBS))
+    levels = from_index(header, _HEADER)
+    searched = from_index(levels, 256)
     blocks = bytes_at(out.ctypes.data)
     weighted = len(importance) > 0
     for first in range(0, n_blocks, LANES):

@@ -17,15 +17,15 @@ from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_bat
 from llamalite.converters.kernels.fast.vectors import (
     LANES,
     absolute,
+    as_bytes,
     bits_of_floats,
     bytes_at,
     floats,
+    floats_at,
     from_index,
     inlined,
     load,
     low_bytes,
-    scratch_bytes,
-    scratch_floats,
     select,
     splat,
     square_root,
@@ -89,17 +89,24 @@ def _round(batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax:
     return low_bytes(bits_of_floats(nearest(v, MAGIC, MAGIC + nmax)))
 
 
-def quantize(source: Any, kind: Any, n_blocks: Any, importance: Any, nmax: Any, candidates: Any, out: Any) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31."""
-    batch, importances = scratch_floats(BATCH), scratch_floats(BATCH)
-    x, weights, levels = scratch_floats(_TILE), scratch_floats(_TILE), scratch_floats(_TILE)
-    found, sums, scales, minima = (
-        scratch_floats(_FOUND),
-        scratch_floats(_SUBS),
-        scratch_floats(_SUBS),
-        scratch_floats(_SUBS),
-    )
-    header = scratch_bytes(_HEADER)
+def quantize(
+    source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, nmax: Any, candidates: Any, out: Any
+) -> None:
+    """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31.
+
+    `room` is ROOM_BYTES for what lies between.
+    """
+    # The room is divided up: each part begins where the one before it ends.
+    batch = floats_at(room.ctypes.data)
+    importances = from_index(batch, BATCH)
+    x = from_index(importances, BATCH)
+    weights = from_index(x, _TILE)
+    levels = from_index(weights, _TILE)
+    found = from_index(levels, _TILE)
+    sums = from_index(found, _FOUND)
+    scales = from_index(sums, _SUBS)
+    minima = from_index(scales, _SUBS)
+    header = as_bytes(from_index(minima, _SUBS))
     blocks = bytes_at(out.ctypes.data)
     weighted = len(importance) > 0
     five = nmax > 15

@@ -17,14 +17,15 @@ from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_bat
 from llamalite.converters.kernels.fast.vectors import (
     LANES,
     absolute,
+    as_bytes,
     bits_of_floats,
     bytes_at,
     floats,
+    floats_at,
+    from_index,
     inlined,
     load,
     low_bytes,
-    scratch_bytes,
-    scratch_floats,
     select,
     splat,
     store,
@@ -54,12 +55,19 @@ def _pack_scales(scales: Any, sizes: Any, header: Any) -> None:
         store(sizes, j * LANES, select(empty, 0.0, load(sizes, j * LANES, LANES)))
 
 
-def quantize(source: Any, kind: Any, n_blocks: Any, importance: Any, candidates: Any, out: Any) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`."""
-    batch, importances = scratch_floats(BATCH), scratch_floats(BATCH)
-    x, weights, products = scratch_floats(_TILE), scratch_floats(_TILE), scratch_floats(_TILE)
-    scales, inverses, sizes = scratch_floats(_SUBS), scratch_floats(_SUBS), scratch_floats(_SUBS)
-    header, levels = scratch_bytes(_HEADER), scratch_bytes(256)
+def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any) -> None:
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    # The room is divided up: each part begins where the one before it ends.
+    batch = floats_at(room.ctypes.data)
+    importances = from_index(batch, BATCH)
+    x = from_index(importances, BATCH)
+    weights = from_index(x, _TILE)
+    products = from_index(weights, _TILE)
+    scales = from_index(products, _TILE)
+    inverses = from_index(scales, _SUBS)
+    sizes = from_index(inverses, _SUBS)
+    header = as_bytes(from_index(sizes, _SUBS))
+    levels = from_index(header, _HEADER)
     blocks = bytes_at(out.ctypes.data)
     weighted = len(importance) > 0
     for first in range(0, n_blocks, LANES):

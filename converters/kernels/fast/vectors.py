@@ -215,6 +215,11 @@ def _from_index(pointer: Any, _index: Any) -> Any:
     return pointer(pointer, types.intp), lambda builder, base, index: builder.gep(base, [index])
 
 
+def _as_bytes(pointer: Any) -> Any:
+    kind = _LLVM["u8"].as_pointer()
+    return types.CPointer(types.uint8)(pointer), lambda builder, base: builder.bitcast(base, kind)
+
+
 def _scratch(element: types.Type) -> Callable[..., Any]:
     kind = _LLVM[_KINDS[element]]
 
@@ -242,8 +247,10 @@ def _pointer(element: types.Type) -> Callable[..., Any]:
 load = operation(_load, literal=True)  # (pointer, index, lanes): so many elements (a constant) from pointer[index] on
 store = operation(_store)  # (pointer, index, vector): write the lanes from pointer[index] on
 from_index = operation(_from_index)  # (pointer, index): the pointer to pointer[index]
+as_bytes = operation(_as_bytes)  # (pointer): the same place, as bytes
 
-# (size): a pointer to so many elements (a constant) on the stack, aligned to a cache line, until the kernel returns
+# (size): a pointer to so many elements (a constant) on the stack, aligned to a cache line, until the kernel returns;
+# not for more than a memory page, which Windows would have to probe
 scratch_floats = _scratch(types.float32)
 scratch_bytes = _scratch(types.uint8)
 
