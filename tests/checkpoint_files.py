@@ -7,6 +7,7 @@ The pickles are put together instruction by instruction: that is also how the ho
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizer_toys import byte_alphabet
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "F8_E4M3": 1}
 STORAGES = {
@@ -272,3 +274,20 @@ def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool 
         shard["rope.freqs"] = random_weights((4,))
         save_torch(out / f"consolidated.{i:02}.pth", shard)
     return out
+
+
+# -- Llama 3's tokenizer in Meta's form --------------------------------------------------------------------------------
+
+
+def write_ranks(folder: Path, ranks: dict[bytes, int]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+    (folder / "tokenizer.model").write_bytes(b"".join(lines))
+    return folder
+
+
+def ranks_of(tokenizer: dict[str, Any]) -> dict[bytes, int]:
+    """The base tokens of a byte-level tokenizer.json as bytes, by their ids."""
+    bytes_of = {letter: byte for byte, letter in enumerate(byte_alphabet())}
+    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+    return {bytes(bytes_of[letter] for letter in text): rank for text, rank in vocabulary}

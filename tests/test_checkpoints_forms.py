@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from pathlib import Path
 
 import gguf
 import pytest
-from checkpoint_files import as_meta, as_pickles, load_safetensors, pad_vocabulary, save_archive, storage, tensor
+from checkpoint_files import (
+    as_meta,
+    as_pickles,
+    load_safetensors,
+    pad_vocabulary,
+    ranks_of,
+    save_archive,
+    storage,
+    tensor,
+    write_ranks,
+)
 from toy_checkpoint import write_checkpoint
 
 from llamalite.converters import convert
@@ -53,6 +64,20 @@ def test_memory_does_not_grow_with_a_pickle(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_metas_llama_3_is_converted_with_its_own_tokenizer(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "hf", n_layer=1, n_head=8, n_head_kv=2, n_ff=704, tokenizer="gpt2")
+    pad_vocabulary(folder, 64)
+    ranks = ranks_of(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+    meta = as_meta(folder, tmp_path / "meta", 2, embedding_rows=True, use_scaled_rope=True, rope_theta=500000.0)
+    write_ranks(meta, ranks)
+    fields = gguf.GGUFReader(converted(meta, tmp_path / "toy.gguf", "Q8_0")).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+    assert tokens[len(ranks) + 8 : len(ranks) + 11] == ["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == tokens.index("<|begin_of_text|>")
+    assert fields["llama.rope.freq_base"].contents() == 500000.0
 
 
 @pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8)])

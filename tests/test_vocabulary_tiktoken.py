@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
 import tokenizers
+from checkpoint_files import ranks_of, write_ranks
 from tokenizer_toys import CORPUS, LLAMA3, byte_level_json
 
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary, tiktoken
@@ -17,20 +17,6 @@ from llamalite.errors import VocabularyError
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": None, "eos_token_id": None}
-
-
-def write_ranks(folder: Path, ranks: dict[bytes, int]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
-    (folder / "tokenizer.model").write_bytes(b"".join(lines))
-    return folder
-
-
-def ranks_of(tokenizer: dict[str, Any]) -> dict[bytes, int]:
-    """The base tokens of a byte-level tokenizer.json as bytes, by their ids."""
-    bytes_of = {letter: byte for byte, letter in enumerate(tiktoken._byte_letters())}
-    vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
-    return {bytes(bytes_of[letter] for letter in text): rank for text, rank in vocabulary}
 
 
 def same(one: Vocabulary, other: Vocabulary) -> None:
