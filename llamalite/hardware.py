@@ -14,11 +14,11 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite.errors import OutOfMemoryError
+from llamalite.errors import GGUFError, OutOfMemoryError
 from llamalite.gguf_check import Header
 from llamalite.quant_types import TENSOR_TYPES
 
@@ -240,11 +240,20 @@ def memory_needed(
         if tensor.type.name in repacked and tensor.name != "token_embd.weight" and len(tensor.shape) == 2
     )
     kv = TENSOR_TYPES[kv_type.upper()]
-    per_token = header.n_layer * header.n_head_kv * (header.n_embd_head_k + header.n_embd_head_v)
-    kv_bytes = n_ctx * per_token * kv.block_bytes // kv.block_size
-    widest = max(header.n_vocab, 2 * (header.n_ff + header.n_embd))
-    per_row = 4 * (widest + 4 * header.n_embd) + n_ctx * (4 if flash_attn else 4 + 4 * header.n_head)
+    heads = _known(lambda: header.n_head_kv * (header.n_embd_head_k + header.n_embd_head_v))
+    kv_bytes = n_ctx * _known(lambda: header.n_layer) * heads * kv.block_bytes // kv.block_size
+    widest = max(header.n_vocab, 2 * (_known(lambda: header.n_ff) + _known(lambda: header.n_embd)))
+    attention = 4 if flash_attn else 4 + 4 * _known(lambda: header.n_head)
+    per_row = 4 * (widest + 4 * _known(lambda: header.n_embd)) + n_ctx * attention
     return MemoryNeeded(n_ctx, weights, again, kv_bytes, n_ubatch * per_row + 4 * header.n_vocab)
+
+
+def _known(number: Callable[[], int]) -> int:
+    """Return a key's number, 0 where an architecture has no such key: a recurrent model has no heads to cache."""
+    try:
+        return number()
+    except GGUFError:
+        return 0
 
 
 def fit(
@@ -266,7 +275,9 @@ def fit(
             header, n_ctx=n, n_ubatch=n_ubatch, kv_type=kv, flash_attn=flash_attn or kv != kv_type, repacked=repacked
         )
 
-    wanted = n_ctx if n_ctx is not None else max(1, min(DEFAULT_N_CTX, header.n_ctx_train or DEFAULT_N_CTX))
+    wanted = (
+        n_ctx if n_ctx is not None else max(1, min(DEFAULT_N_CTX, _known(lambda: header.n_ctx_train) or DEFAULT_N_CTX))
+    )
     if need(wanted).total_bytes <= free_bytes:
         return need(wanted)
     per_step = need(2 * _CTX_STEP).total_bytes - need(_CTX_STEP).total_bytes

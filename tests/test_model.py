@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+import toy_checkpoint
 
 import llamalite
 from llamalite.errors import ContextOverflowError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.model import Model
+from llamalite.sampling import SamplingParams
 
 END = toy.vocabulary().index(("<|im_end|>", 0.0, toy.CONTROL))
 START = END - 1
@@ -269,6 +271,99 @@ def test_the_file_brings_its_own_sampling(tmp_path: Path) -> None:
 
 def test_the_public_names_are_the_same_objects() -> None:
     assert llamalite.Model is Model
+
+
+@pytest.mark.parametrize(("qtype", "within"), [("F32", 0.05), ("Q8_0", 0.5)])
+def test_a_batchs_tokens_are_likeliest_up_to_rounding(path: Path, tmp_path: Path, qtype: str, within: float) -> None:
+    if qtype != "F32":
+        from llamalite.native.quantize import model_file
+        from llamalite.quant_types import FILE_TYPES
+
+        model_file(path, tmp_path / "quantized.gguf", FILE_TYPES[qtype], 1)
+        path = tmp_path / "quantized.gguf"
+    prompts = [f"once upon a time there was {word}" for word in toy.WORDS]
+    with Model(path, n_threads=1) as model:
+        found = model.generate_batch(prompts, parallel=5, max_tokens=24, temperature=0, logit_bias=ENDLESS)
+        assert {len(one.tokens) for one in found} == {24}
+        assert {one.totals.n_cached for one in found} == {7}  # BOS and the six words that all begin with
+        for prompt, one in zip(prompts, found, strict=True):
+            ids = model.tokenize(prompt)
+            model.clear()
+            with model._engine.turn():
+                for i, token in enumerate(one.tokens):
+                    model._engine.read([*ids, *one.tokens[:i]])
+                    row = model._context.logits()[0].copy()
+                    row[list(ENDLESS)] = -np.inf
+                    assert row.max() - row[token] <= within
+
+
+def test_a_batch_streams_its_results_to_a_callback_and_returns_them_in_order(model: Model) -> None:
+    finished: list[int] = []
+    params = [SamplingParams(max_tokens=n, temperature=0, logit_bias=ENDLESS) for n in (9, 2, 5)]
+    found = model.generate_batch(
+        ["once", [{"role": "user", "content": "yes"}], model.tokenize("the time")],
+        params,
+        parallel=3,
+        on_completion=lambda number, _: finished.append(number),
+    )
+    assert [len(one.tokens) for one in found] == [9, 2, 5]
+    assert sorted(finished) == [0, 1, 2]
+    assert finished[0] == 1
+    assert model.generate_batch([]) == []
+    with pytest.raises(ValueError, match="2 prompts have 3 parameters"):
+        model.generate_batch(["a", "b"], params)
+    with pytest.raises(ValueError, match=r"parallel must lie in 1\.\.255"):
+        model.generate_batch(["a"], parallel=0)
+    with pytest.raises(ContextOverflowError):
+        model.generate_batch(["a", "b"], max_tokens=10**6)
+
+
+def test_a_reproducible_batch_is_its_single_runs(model: Model) -> None:
+    options = {"max_tokens": 8, "reproducible": True, "temperature": 1.0, "seed": 4, "logit_bias": ENDLESS}
+    found = model.generate_batch(["once", "upon"], **options)  # type: ignore[arg-type]
+    single = [model.generate(prompt, **options) for prompt in ("once", "upon")]  # type: ignore[arg-type]
+    assert [one.tokens for one in found] == [one.tokens for one in single]
+
+
+def test_a_batch_can_be_cancelled_from_another_thread(model: Model) -> None:
+    def cancel() -> None:
+        while model._engine._active is None:  # what is not running yet cannot be cancelled
+            time.sleep(0.001)
+        time.sleep(0.05)
+        model.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    found = model.generate_batch(["once"] * 40, parallel=2, max_tokens=1000, logit_bias=ENDLESS)
+    thread.join()
+    assert {one.finish_reason for one in found} <= {"cancelled", "length"}
+    assert found[-1].finish_reason == "cancelled"
+
+
+def test_from_pretrained_converts_once_and_loads(tmp_path: Path) -> None:
+    from llamalite import store
+
+    checkpoint = tmp_path / "tiny"
+    toy_checkpoint.write_checkpoint(checkpoint)
+    with Model.from_pretrained(checkpoint, "Q8_0", n_threads=1) as model:
+        first = model.path.stat().st_mtime_ns
+        assert model.path.parent == store.models_folder()
+        assert model.path.name.endswith("-Q8_0.gguf")
+    with Model.from_pretrained(checkpoint, "Q8_0", n_threads=1) as again:
+        assert again.path.stat().st_mtime_ns == first
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_closing_gives_the_memory_back(path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    sizes = []
+    for _ in range(40):
+        with Model(path, n_threads=1) as model:
+            model.generate("once", max_tokens=1)
+        sizes.append(resident())
+    assert sizes[-1] - sizes[2] < 2**20  # a model that stays would add its cache of megabytes each time
 
 
 PROMPTS = ["Once upon a time", "The little dog", "Lily and Tom", "One day, a big", "There was a red"]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
-from llamalite.gguf_check import check, read_header
+from llamalite.gguf_check import check, check_adapter
 from llamalite.native.library import errors_heard, in_its_words, llama
 
 TokenIds = npt.NDArray[np.int32]
@@ -90,8 +90,8 @@ class NativeModel:
                 return False
             return True
 
-        if progress is not None:
-            params.progress_callback = lib.llama_progress_callback(report)
+        # Also where nobody asks for progress: it is where Python hears Ctrl-C while C loads for seconds.
+        params.progress_callback = lib.llama_progress_callback(report)
         with errors_heard() as heard:
             self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
@@ -148,7 +148,7 @@ class NativeModel:
         """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
         path = Path(path)
         if path not in self._adapters:
-            read_header(path)
+            check_adapter(path)
             with errors_heard() as heard:
                 found = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
             if not found:
