@@ -1,0 +1,43 @@
+"""One question with its answer, and the small disorders that real prompts have."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from random import Random
+
+HELD_OUT_SHARE = 10  # one key in ten is kept aside
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, the answer to learn, and what decides whether another answer is right.
+
+    Each of `keys` names something that is kept aside as a whole (a sentence, a fact in one wording); an example is held
+    out when one of its keys is, so one without keys never is. `rule` holds what `evaluate.score` needs beyond the exact
+    answer: `{"words": [...]}` for stories, `{"any": [...]}` where several answers are right.
+    """
+
+    kind: str
+    prompt: str
+    answer: str
+    keys: tuple[str, ...] = ()
+    rule: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> bool:
+        """True when a key falls into the tenth that training never sees."""
+        return any(zlib.crc32(f"{self.kind}:{key}".encode()) % HELD_OUT_SHARE == 0 for key in self.keys)
+
+
+def roughen(rng: Random, prompt: str) -> str:
+    """Types the prompt as people do: now and then in lower case, without its last mark, or with a greeting before."""
+    if rng.random() < 0.15:
+        prompt = prompt.lower()
+    if rng.random() < 0.18:
+        prompt = prompt.rstrip(".?!")
+    if rng.random() < 0.03:
+        prompt = rng.choice(("Hey, ", "Hi, ", "So, ", "OK, ", "Hello! ", "Hi! ")) + prompt
+    if rng.random() < 0.02:
+        prompt = prompt.rstrip(".?!") + ", please"
+    return prompt
