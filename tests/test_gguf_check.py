@@ -142,7 +142,8 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "key twice": (lambda f: f.keys.append(f.keys[3]), "key llama.embedding_length occurs twice"),
     "key without a name": (put("", UINT8, 0), "the name of key"),
     "key of bytes": (lambda f: f.keys.append(Key(b"\xff\xfe", UINT8, 0)), "is no UTF-8: b'\\xff\\xfe'"),
-    "key with NUL": (lambda f: f.keys.append(Key(b"a\0b", UINT8, 0)), "without NUL bytes is expected"),
+    "key with NUL": (lambda f: f.keys.append(Key(b"a\0b", UINT8, 0)), "a name of printable characters is expected"),
+    "key with an escape": (lambda f: f.keys.append(Key(b"\x1b[2J\n", UINT8, 0)), "is b'\\x1b[2J\\n', and a name of"),
     "key of unknown type": (put("x", 13, b""), "key x is of type 13, and 0 to 12 are known"),
     "array of arrays": (put("x", ARRAY, Array(ARRAY, [])), "key x is an array of type 9"),
     "array of nothing known": (put("x", ARRAY, Array(99, [])), "key x is an array of type 99"),
@@ -352,6 +353,9 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
         (put("qwen9.expert_count", UINT32, 4), "qwen9.expert_used_count is 0, expected 1 to 4"),
         (put("qwen9.nextn_predict_layers", UINT32, 9), "more than the 1 layers"),
         (put("qwen9.rope.scaling.type", STRING, b"magic"), "qwen9.rope.scaling.type is 'magic'"),
+        (put("qwen9.rope.scaling.type", ARRAY, Array(INT32, [1, 2])), "qwen9.rope.scaling.type is [1, 2]"),
+        (put("qwen9.expert_used_count", ARRAY, Array(STRING, [b"a"])), "qwen9.expert_used_count is ['a']"),
+        (put("qwen9.expert_used_count", ARRAY, Array(FLOAT32, [0.5])), "qwen9.expert_used_count"),
         (token(300, b"<s>"), "tokens 1 and 300 are both"),
     ]:
         bad = GgufBytes.of(path)

@@ -89,8 +89,8 @@ class _Reader:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is no UTF-8: {raw[:80]!r}; {DAMAGED}")
-        if not name or "\0" in name:
-            self.fail(f"{what} is {raw[:80]!r}, and a name without NUL bytes is expected; {DAMAGED}")
+        if not name.isprintable() or not name:  # NUL would cut it in C, and others would write on the terminal
+            self.fail(f"{what} is {raw[:80]!r}, and a name of printable characters is expected; {DAMAGED}")
         return name
 
     def take_strings(self, n: int, what: str) -> Spans:

@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Header
 from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, NO_WEIGHTS, SCALING, check_llama
@@ -109,6 +111,11 @@ def _typed(header: Header, key: str, kind: str, default: int | None) -> int:
     return int(header.metadata[key])
 
 
+def _shown(value: Any) -> str:
+    """Return a value for a message: one line, not too long."""
+    return f"{value.tolist() if isinstance(value, np.ndarray) else value!r}"[:80]
+
+
 def _check_other(header: Header) -> None:
     """Raise ``GGUFError`` where llama.cpp would abort before it comes to the architecture's own code."""
     name = header.architecture
@@ -123,15 +130,15 @@ def _check_other(header: Header) -> None:
         _fail(header, f"key {name}.nextn_predict_layers is more than the {n_layer} layers there are")
     n_expert, n_groups = number("expert_count"), number("expert_group_count")
     used: Any = header.metadata.get(f"{name}.expert_used_count", 0)
-    n_used = int(max(used, default=0)) if hasattr(used, "__len__") and not isinstance(used, str) else used
+    n_used = int(used.max(initial=0)) if isinstance(used, np.ndarray) and used.dtype.kind in "iu" else used
     if n_expert > MAX_EXPERTS:
         _fail(header, f"key {name}.expert_count is {n_expert}, expected at most {MAX_EXPERTS}")
     if not isinstance(n_used, int) or n_used > n_expert or bool(n_used) != bool(n_expert):
-        _fail(header, f"key {name}.expert_used_count is {n_used!r:.80}, expected 1 to {n_expert} (0 without experts)")
+        _fail(header, f"key {name}.expert_used_count is {_shown(n_used)}, expected 1 to {n_expert} (0 without experts)")
     if n_groups and n_groups >= n_expert:
         _fail(header, f"key {name}.expert_group_count is {n_groups}, expected fewer than the {n_expert} experts")
     if n_groups > 1 and (n_expert % n_groups or not 0 < number("expert_group_used_count") < n_groups):
         _fail(header, f"keys {name}.expert_group_count and .expert_group_used_count do not divide {n_expert} experts")
     scaling = header.metadata.get(f"{name}.rope.scaling.type", "none")
-    if scaling not in SCALING:
-        _fail(header, f"key {name}.rope.scaling.type is {scaling!r:.80}, expected one of {', '.join(SCALING)}")
+    if not isinstance(scaling, str) or scaling not in SCALING:
+        _fail(header, f"key {name}.rope.scaling.type is {_shown(scaling)}, expected one of {', '.join(SCALING)}")
