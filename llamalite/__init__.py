@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from llamalite.converters import ConversionReport as ConversionReport
     from llamalite.converters import convert as convert
     from llamalite.errors import LlamaliteError as LlamaliteError
+    from llamalite.evaluation.comparison import Comparison as Comparison
+    from llamalite.evaluation.comparison import compare as compare
     from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
     from llamalite.evaluation.perplexity import perplexity as perplexity
     from llamalite.model import Model as Model
@@ -32,12 +34,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "ChatSession": "llamalite.chat",
     "Completion": "llamalite.answers",
+    "Comparison": "llamalite.evaluation.comparison",
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
     "Model": "llamalite.model",
     "PerplexityResult": "llamalite.evaluation.perplexity",
     "Piece": "llamalite.answers",
     "SamplingParams": "llamalite.sampling",
+    "compare": "llamalite.evaluation.comparison",
     "convert": "llamalite.converters",
     "perplexity": "llamalite.evaluation.perplexity",
 }

@@ -10,6 +10,7 @@ import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
 
 TEXT = "once upon a time there was a story and the time was once upon a story, yes. " * 12
-PROTOCOL = Protocol(n_ctx=32, n_batch=128, n_threads=1, exact=True)
+SETTINGS: dict[str, Any] = {"n_ctx": 32, "n_batch": 128, "n_threads": 1, "exact": True}
+PROTOCOL = Protocol(**SETTINGS)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -45,7 +47,7 @@ def quantized(base: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def comparison(base: Path, quantized: list[Path]) -> Comparison:
-    return compare(base, quantized, TEXT, PROTOCOL)
+    return compare(base, quantized, TEXT, **SETTINGS)
 
 
 def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparison: Comparison) -> None:
@@ -76,11 +78,10 @@ def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparis
 
 
 def test_perplexities_are_those_of_separate_runs(base: Path, quantized: list[Path], comparison: Comparison) -> None:
-    settings = {"n_ctx": 32, "n_batch": 128, "n_threads": 1, "exact": True}
     for one, path in zip(comparison.candidates, quantized, strict=True):
         assert one.divergence is not None
-        assert one.divergence.ppl == pytest.approx(perplexity(path, TEXT, **settings).ppl, rel=1e-7)  # type: ignore[arg-type]
-        assert one.divergence.ppl_base == pytest.approx(perplexity(base, TEXT, **settings).ppl, rel=1e-7)  # type: ignore[arg-type]
+        assert one.divergence.ppl == pytest.approx(perplexity(path, TEXT, **SETTINGS).ppl, rel=1e-7)
+        assert one.divergence.ppl_base == pytest.approx(perplexity(base, TEXT, **SETTINGS).ppl, rel=1e-7)
 
 
 def test_models_that_do_not_fit_together_are_compared_in_passes(
@@ -103,7 +104,7 @@ def test_what_stands_can_be_asked_at_any_time(base: Path, quantized: list[Path])
 
 
 def test_a_model_against_itself_costs_nothing(base: Path) -> None:
-    found = compare(base, [base], TEXT, PROTOCOL).candidates[0].divergence
+    found = compare(base, [base], TEXT, **SETTINGS).candidates[0].divergence
     assert found is not None
     assert (found.same_top_p, found.ppl_diff, found.rms_delta_p) == (1.0, 0.0, 0.0)
     assert found.max_kld < 1e-13
@@ -112,9 +113,9 @@ def test_a_model_against_itself_costs_nothing(base: Path) -> None:
 def test_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
     without_bos = toy.write_toy(tmp_path / "other.gguf", add_bos=False)
     with pytest.raises(EvaluationError, match="cuts the text into other tokens than base.gguf"):
-        compare(base, [without_bos], TEXT, PROTOCOL)
+        compare(base, [without_bos], TEXT, **SETTINGS)
     with pytest.raises(ValueError, match="nothing to compare"):
-        compare(base, [], TEXT, PROTOCOL)
+        compare(base, [], TEXT, **SETTINGS)
 
 
 def test_a_checkpoint_gives_a_reference_in_its_own_type_and_a_candidate_a_type(tmp_path: Path) -> None:
@@ -232,8 +233,7 @@ def test_exact_mode_reaches_the_recorded_figures(tmp_path: Path, shared: Path) -
     paths = {output.qtype: output.path for output in outputs}
     figures = json.loads((shared / "expected" / "divergence.json").read_text(encoding="utf-8"))["exact_mode"]
     text = read_text(shared / "wikitext-2-test.txt")
-    protocol = Protocol(n_ctx=256, chunks=32, exact=True, n_threads=1)
-    found = compare(paths["F32"], [paths["Q8_0"], paths["Q4_0"]], text, protocol)
+    found = compare(paths["F32"], [paths["Q8_0"], paths["Q4_0"]], text, n_ctx=256, chunks=32, exact=True, n_threads=1)
     for one in found.candidates:
         expected, measured = figures[one.qtype], one.to_json()
         assert measured["n_tokens"] == expected["n_tokens"]

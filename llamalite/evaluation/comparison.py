@@ -1,8 +1,6 @@
 """A reference and its quantized candidates over the same chunks of a text, in lockstep: what each type costs.
 
-    for standing in iter_compare("tiny-F16.gguf", ["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"], text, Protocol(chunks=32)):
-        pass
-    comparison = standing.comparison()
+    comparison = compare("tiny-F16.gguf", ["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"], text, chunks=32)
     comparison.candidates[1].divergence.mean_kld
 
 Each batch is decoded by every model, then the rows of logits, which stay where llama.cpp left them, are compared
@@ -158,15 +156,21 @@ def compare(
     reference: str | os.PathLike[str],
     candidates: Sequence[str | os.PathLike[str]],
     text: Text,
-    protocol: Protocol | None = None,
     *,
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    exact: bool = False,
+    n_batch: int = 2048,
+    n_threads: int | None = None,
     n_gpu_layers: int = 0,
 ) -> Comparison:
     """Return what each of `candidates` lost against `reference` on `text`, all of them over the same chunks.
 
     The models are paths or names in the models folder, and share a vocabulary: ``EvaluationError`` otherwise.
+    `Protocol` describes the other arguments.
     """
-    *_, standing = iter_compare(reference, candidates, text, protocol or Protocol(), n_gpu_layers=n_gpu_layers)
+    protocol = Protocol(n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, exact=exact, n_threads=n_threads)
+    *_, standing = iter_compare(reference, candidates, text, protocol, n_gpu_layers=n_gpu_layers)
     return standing.comparison()
 
 
