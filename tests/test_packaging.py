@@ -64,6 +64,8 @@ def test_the_wheel_owns_one_name_and_holds_every_module(wheel: Path, root: Path)
     assert {name for name in names if name.endswith(".py")} == modules_of(root)
     assert "llamalite/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    shipped = {f"llamalite/demo/{path.name}" for path in (root / "models" / "demo").iterdir()}
+    assert {name for name in names if name.startswith("llamalite/demo/")} == shipped
 
 
 def test_the_wheel_is_what_the_sdist_builds_too(tree: Path, wheel: Path, tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_pyproject_lists_every_package(root: Path) -> None:
     listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {str(Path(name).parent).replace("/", ".").replace("\\", ".") for name in modules_of(root)}
     assert there <= listed
-    assert {name for name in listed - there if name != "llamalite.demo_model"} == set()
+    assert listed - there == {"llamalite.demo"}
 
 
 def test_the_constraints_are_versions_that_pyproject_accepts(root: Path) -> None:
