@@ -24,6 +24,9 @@ from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
+_FLOAT32 = np.finfo(np.float32)  # GGUF keeps a config's numbers as float32
+_YARN_NUMBERS = ("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow")
+
 # What transformers fills in where config.json is silent (LlamaConfig, MistralConfig).
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
@@ -147,6 +150,8 @@ class LlamaConfig:
         if rope["rope_type"] == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope["factor"])
+        elif self._has_own_ramp:
+            writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or 0.1 * math.log(rope["factor"]) + 1)
         elif rope["rope_type"] == "yarn":
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             writer.add_rope_scaling_factor(rope["factor"])
@@ -159,27 +164,58 @@ class LlamaConfig:
             ):
                 if rope.get(key) is not None:
                     add(rope[key])
+            usual = 0.1 * math.log(rope["factor"]) + 1
+            if rope.get("attention_factor") not in (None, usual):
+                # llama.cpp computes with the usual factor whatever yarn_attn_factor says (src/llama-context.cpp), and
+                # multiplies it by this key, which its own converter never writes.
+                writer.add_rope_scaling_attn_factors(rope["attention_factor"] / usual)
+
+    @property
+    def _has_own_ramp(self) -> bool:
+        """Whether YaRN's ramp is another than the usual: llama.cpp reads its ends for other families only."""
+        ends = self.rope.get("beta_fast", 32.0), self.rope.get("beta_slow", 1.0)
+        return self.rope["rope_type"] == "yarn" and ends != (32.0, 1.0)
+
+    def _yarn_factors(self) -> npt.NDArray[np.float32]:
+        """YaRN's frequencies as divisors of the plain ones (transformers, ``_compute_yarn_parameters``)."""
+        width, base = self.head_dim, math.log(self.rope["rope_theta"])
+        n_ctx_old = self.rope["original_max_position_embeddings"]
+        low, high = (
+            width * (math.log(n_ctx_old) - math.log(2 * math.pi * self.rope.get(key, usual))) / (2 * base)
+            for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))
+        )
+        low, high = max(math.floor(low), 0), min(math.ceil(high), width - 1)
+        ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
+        divisors: npt.NDArray[np.float32] = (1 / (1 - ramp + ramp / self.rope["factor"])).astype(np.float32)
+        return divisors
 
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
         """Return float32 [head_dim / 2], by which Llama 3 divides each rotary frequency, or None without that scaling.
+
+        So are YaRN's frequencies expressed where its ramp is not the usual one.
 
         transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of llama.cpp's
         converter (``generate_extra_tensors``), where PyTorch divides a scalar by a tensor as a product with its
         reciprocal: the tensor ``rope_freqs.weight`` is the same to the bit.
         """
+        if self._has_own_ramp:
+            return self._yarn_factors()
         if self.rope["rope_type"] != "llama3":
             return None
         f32, one = np.float32, np.float32(1)
-        exponents = np.arange(0, self.head_dim, 2, dtype=f32) / f32(self.head_dim)
-        powers = np.power(np.float64(self.rope["rope_theta"]), exponents.astype(np.float64)).astype(f32)
-        wavelengths = f32(2 * math.pi) * (one / (one / powers))
-        factor, low, high = (f32(self.rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        n_ctx_old = self.rope["original_max_position_embeddings"]
-        smooth = (f32(n_ctx_old) * (one / wavelengths) - low) / f32(float(high) - float(low))
-        blended = one / ((one - smooth) / factor + smooth)
-        is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
-        is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
-        factors: npt.NDArray[np.float32] = np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+        with np.errstate(all="ignore"):  # what overflows is told below
+            exponents = np.arange(0, self.head_dim, 2, dtype=f32) / f32(self.head_dim)
+            powers = np.power(np.float64(self.rope["rope_theta"]), exponents.astype(np.float64)).astype(f32)
+            wavelengths = f32(2 * math.pi) * (one / (one / powers))
+            factor, low, high = (f32(self.rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+            n_ctx_old = self.rope["original_max_position_embeddings"]
+            smooth = (f32(n_ctx_old) * (one / wavelengths) - low) / f32(float(high) - float(low))
+            blended = one / ((one - smooth) / factor + smooth)
+            is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
+            is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
+            factors: npt.NDArray[np.float32] = np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+        if not (np.isfinite(factors) & (factors > 0)).all():
+            raise CheckpointError("config.json: the rope scaling gives factors outside the range of float32: check its numbers")
         return factors
 
 
@@ -200,7 +236,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _refuse_quantized(config: Mapping[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "some method") if isinstance(quantization, dict) else quantization
+        method = quantization.get("quant_method") or "some method" if isinstance(quantization, dict) else quantization
         raise UnsupportedArchitectureError(
             f"this checkpoint is already quantized by {method}; supported are F64, F32, F16 and BF16 weights: "
             "convert the original model"
@@ -217,8 +253,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 def _number(config: Mapping[str, Any], key: str) -> float:
     value = config.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive number")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _FLOAT32.tiny <= value <= _FLOAT32.max:
+        found = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"config.json: {key} {found}, expected a positive number in the range of float32")
     return value
 
 
@@ -248,8 +285,15 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
         if "attn_factor" in rope:
             rope.setdefault("attention_factor", rope["attn_factor"])
+        for key in _YARN_NUMBERS:
+            if rope.get(key, 0) != 0:
+                _number(rope, key)
     if kind != "default":
         rope["factor"] = _number(rope, "factor")
+    if kind == "yarn":
+        for key in ("beta_fast", "beta_slow", "attention_factor"):
+            if key in rope:
+                _number(rope, key)
     if kind in ("llama3", "yarn"):
         _size(rope, "original_max_position_embeddings")
     return rope

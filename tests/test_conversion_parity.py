@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ MATRIX_TYPES = ("Q2_K_S", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ1_S", "IQ1_M", "IQ3_X
 NEEDS_MATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
 
 
+MATRIX_SHAPES = [("rows of 256, tied", "gguf"), ("rows of 32", "dat"), ("rows of neither", "gguf")]
+
+
+def types_of(shape: str) -> list[str]:
+    """The types that are compared on `shape` without an importance matrix."""
+    return [qtype for qtype in (FILE_TYPES if shape in FULL else FEW_TYPES) if qtype not in NEEDS_MATRIX]
+
+
+def compared(shape: str, qtype: str) -> str:
+    """The cell of docs/converter.md's table: what these tests hold equal."""
+    plain = qtype in types_of(shape)
+    with_matrix = qtype in MATRIX_TYPES and shape in dict(MATRIX_SHAPES)
+    return {(True, True): "= ≡", (True, False): "=", (False, True): "≡", (False, False): ""}[plain, with_matrix]
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -82,7 +98,7 @@ def first_steps(checkpoints: dict[str, Path]) -> dict[str, Path]:
 def test_every_type_is_what_llama_model_quantize_makes_of_it(
     shape: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
 ) -> None:
-    types = [qtype for qtype in (FILE_TYPES if shape in FULL else FEW_TYPES) if qtype not in NEEDS_MATRIX]
+    types = types_of(shape)
     refused = []
     for qtype in types:
         try:
@@ -97,8 +113,8 @@ def test_every_type_is_what_llama_model_quantize_makes_of_it(
         assert one.path.read_bytes() == (tmp_path / f"{one.qtype}.gguf").read_bytes(), one.qtype
 
 
-@pytest.mark.parametrize("form", ["gguf", "dat"])
-@pytest.mark.parametrize("shape", FULL)
+# The first shape is large, and codebooks are searched slowly.
+@pytest.mark.parametrize(("shape", "form"), MATRIX_SHAPES)
 def test_with_an_importance_matrix_too(
     shape: str, form: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -180,3 +196,9 @@ def test_an_overflowing_scale_is_seen_where_the_table_says(qtype: str) -> None:
     block = quantize.quantize_rows(kind, rows, importance=importance)
     scales = [block[0, at : at + 2].copy().view(np.float16)[0] for at in kind.scales]
     assert not np.isfinite(scales).all()
+
+
+def test_the_table_in_the_docs_is_what_is_compared_here(root: Path) -> None:
+    namespace = runpy.run_path(str(root / "docs" / "write_parity.py"))
+    text = (root / "docs" / "converter.md").read_text(encoding="utf-8")
+    assert namespace["page"](text) == text, "run: python docs/write_parity.py"

@@ -1,0 +1,41 @@
+"""Write the table of parity in docs/converter.md from what tests/test_conversion_parity.py compares.
+
+    python docs/write_parity.py
+
+A cell says that the bytes of the whole file are held equal to llama.cpp's by a test: ``=`` without and ``≡`` with an
+importance matrix too. A test holds the page to this.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "converter.md"
+BEGIN, END = "<!-- parity table -->", "<!-- end of the parity table -->"
+
+
+def table() -> str:
+    """Return the table: a row for each type, a column for each shape."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import test_conversion_parity as tests
+
+    from llamalite.quant_types import FILE_TYPES
+
+    shapes = list(tests.SHAPES)
+    lines = [f"| type | {' | '.join(shapes)} |", "|---" * (len(shapes) + 1) + "|"]
+    for qtype in FILE_TYPES:
+        cells = [tests.compared(shape, qtype) for shape in shapes]
+        lines.append(f"| {qtype} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """Return `text` with the table between its marks renewed."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
