@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from llamalite.answers import Piece, Totals
+    from llamalite.answers import Completion
     from llamalite.model import Model
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def _gpu_layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str:
@@ -23,55 +25,60 @@ def _gpu_layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int
     raise click.BadParameter(f"{value!r} is neither 'auto', 'all' nor a number of layers")
 
 
+def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
+    found = []
+    for value in values:
+        path, equals, scale = value.rpartition("=")
+        try:
+            found.append((path, float(scale)) if equals else (value, 1.0))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE") from None
+    return found
+
+
 @click.command(name="run")
 @click.argument("model", metavar="MODEL")
 @click.argument("prompt", metavar="[PROMPT]", required=False)
-@click.option(
-    "-n",
-    "--max-tokens",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Tokens at the most. Default: until the model ends or the context is full.",
-)
-@click.option(
-    "--temp",
-    "temperature",
-    type=click.FloatRange(min=0),
-    metavar="T",
-    help="0 takes the likeliest token every time. Default: the file's, else 0.8.",
-)
+@click.option("-f", "--file", "prompt_file", type=_FILE, metavar="FILE", help="Read the prompt from FILE.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=0), metavar="N",
+              help="Tokens at the most. Default: until the model ends or the context is full.")
+@click.option("--temp", "temperature", type=click.FloatRange(min=0), metavar="T",
+              help="0 takes the likeliest token every time. Default: the file's, else 0.8.")
 @click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.95; 1 is off.")
 @click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Default: the file's, else 40; 0 is off.")
 @click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.05; 0 is off.")
+@click.option("--repeat-penalty", type=click.FloatRange(0.01, 100), metavar="R",
+              help="Default: the file's, else 1: off.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="The same seed draws the same tokens.")
-@click.option(
-    "--ctx",
-    "n_ctx",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens the context holds. Default: 8192, or what the model or free memory allows.",
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
-@click.option(
-    "--gpu-layers",
-    default="auto",
-    show_default=True,
-    metavar="auto|all|N",
-    callback=_gpu_layers,
-    help="How many layers run on the GPU.",
-)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT comes; repeatable.")
+@click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that validates against this JSON Schema.")
+@click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this grammar (GBNF).")
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
+@click.option("--system-file", type=_FILE, metavar="FILE", help="The system message, from FILE.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
+@click.option("--session", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Take up the conversation in FILE, where it exists, and save it there at the end.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(min=1), metavar="N",
+              help="Tokens the context holds. Default: 8192, or what the model or free memory allows.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
+@click.option("--gpu-layers", default="auto", show_default=True, metavar="auto|all|N", callback=_gpu_layers,
+              help="How many layers run on the GPU.")
+@click.option("--lora", multiple=True, metavar="FILE[=SCALE]", callback=_adapters,
+              help="A LoRA adapter in GGUF form; repeatable.")
+@click.option("--kv-type", default="F16", show_default=True, metavar="TYPE",
+              help="The cache's type; Q8_0 takes half the memory of F16.")
+@click.option("--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer, how it ended, its counts.")
 @click.pass_context
 def command(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
     """Let MODEL answer PROMPT, or chat with it.
 
     MODEL is a GGUF file, a name in the models folder, or org/name-GGUF[:TYPE], a repository of the Hugging Face hub
-    with ready-made files. An instruct model gets PROMPT as a user's message in its chat
-    template, a base model continues the text. Without PROMPT the text comes from standard input; on a terminal that
-    is a chat, which Ctrl-D ends.
+    with ready-made files. An instruct model gets PROMPT as a user's message in its chat template, a base model
+    continues the text. Without PROMPT the text comes from standard input; on a terminal that is a chat, with commands
+    that /help lists. Into a pipe goes the answer alone.
 
     \b
     Examples:
@@ -79,89 +86,105 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
       llamalite run TinyLlama-1.1B-Q4_K_M.gguf
       llamalite run bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       cat question.txt | llamalite run demo -n 200 --temp 0 --stats
+      llamalite run demo -f letter.txt --schema letter.schema.json --json
     """
     from llamalite.cli import _hub
     from llamalite.model import Model
+    from llamalite.native.model import LoraAdapter
 
-    chatting = prompt is None and sys.stdin.isatty()
-    if prompt is None and not chatting:
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    prompt = _prompt(prompt, options["prompt_file"])
+    system = options["system"]
+    if options["system_file"]:
+        system = options["system_file"].read_text(encoding="utf-8").strip()
+    sampling = _sampling(options)
+    if prompt is None and options["as_json"]:
+        raise click.UsageError("--json is for one answer: give a PROMPT, -f FILE or standard input")
     with Model(
         _hub.model(ctx, model),
         n_ctx=options["n_ctx"],
         n_threads=options["threads"],
         n_gpu_layers=options["gpu_layers"],
+        kv_type=options["kv_type"],
+        flash_attn={"auto": "auto", "on": True, "off": False}[options["flash_attn"]],  # type: ignore[arg-type]
+        lora=[LoraAdapter(path, scale) for path, scale in options["lora"]],
         exact=options["exact"],
     ) as loaded:
-        sampling = {name: options[name] for name in _SAMPLING if options[name] is not None}
         as_chat = loaded.has_chat_template and not options["raw"]
-        if options["system"] and not as_chat:
-            raise click.UsageError("--system needs a model with a chat template, and no --raw")
-        if prompt is not None:
-            system = [{"role": "system", "content": options["system"]}] if options["system"] else []
-            asked: Any = [*system, {"role": "user", "content": prompt}] if as_chat else prompt
-            stream = loaded.stream(asked, **sampling)  # refuses what cannot work, before a word is printed
-            if not as_chat:
-                _write(prompt)
-            totals = _show(stream)
-            if options["stats"] and totals:
-                click.echo(_told(totals), err=True)
+        if not as_chat and (system or options["session"]):
+            raise click.UsageError("--system and --session need a model with a chat template, and no --raw")
+        _talk(ctx, loaded, prompt, as_chat, system, sampling, options)
+
+
+def _prompt(given: str | None, file: Path | None) -> str | None:
+    """Return the prompt, None where a chat is wanted."""
+    if file is not None:
+        if given is not None:
+            raise click.UsageError("a PROMPT and -f FILE are one too many")
+        return file.read_text(encoding="utf-8").removesuffix("\n")
+    if given is None and not sys.stdin.isatty():
+        return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    return given
+
+
+def _sampling(options: dict[str, Any]) -> dict[str, Any]:
+    chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
+    if options["stop"]:
+        chosen["stop"] = options["stop"]
+    if options["grammar"]:
+        chosen["grammar"] = options["grammar"].read_text(encoding="utf-8")
+    if options["schema"]:
+        try:
+            chosen["json_schema"] = json.loads(options["schema"].read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{options['schema']} is no JSON: {error}") from None
+    return chosen
+
+
+def _talk(
+    ctx: click.Context, model: Model, prompt: str | None, as_chat: bool, system: str | None,
+    sampling: dict[str, Any], options: dict[str, Any],
+) -> None:  # fmt: skip
+    from llamalite.answers import Completion
+    from llamalite.cli import _terminal
+
+    chat = None
+    if as_chat:
+        from llamalite.chat import ChatSession
+
+        chat = ChatSession(model, system=system, **sampling)
+        if options["session"] and options["session"].exists():
+            chat.load(options["session"])
+            chat.system = system or chat.system
+    if prompt is None:
+        _terminal.Terminal(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
+    else:
+        # Refuses what cannot work, before a word is printed.
+        pieces = chat.stream(prompt) if chat else model.stream(prompt, **sampling)
+        if options["as_json"]:
+            click.echo(json.dumps(_record(Completion.of(pieces), model), ensure_ascii=False))
         else:
-            _chat(loaded, options["system"] if as_chat else None, as_chat, sampling, options["stats"])
+            if chat is None and sys.stdout.isatty():
+                _terminal.write(prompt)
+            totals = _terminal.show(pieces)
+            if options["stats"] and totals:
+                click.echo(_terminal.told(totals), err=True)
+    if chat and options["session"]:
+        chat.save(options["session"])
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _show(pieces: Iterable[Piece]) -> Totals | None:
-    """Print a stream as it comes, with a line's end after it, and return its totals."""
-    totals, last = None, ""
-    try:
-        for piece in pieces:
-            if piece.text:
-                _write(piece.text)
-                last = piece.text
-            totals = piece.totals
-    finally:
-        if not last.endswith("\n"):
-            _write("\n")
-    return totals
-
-
-def _told(totals: Totals) -> str:
-    cached = f" ({totals.n_cached} held already)" if totals.n_cached else ""
-    return (
-        f"prompt {totals.n_prompt} tokens{cached}, {totals.prompt_tok_per_s:.1f} tok/s; "
-        f"answer {totals.n_generated} tokens, {totals.tok_per_s:.1f} tok/s; "
-        f"first token after {totals.ttft_s:.2f} s; seed {totals.seed}"
-    )
-
-
-def _chat(model: Model, system: str | None, as_chat: bool, sampling: dict[str, Any], stats: bool) -> None:
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    while True:
-        try:
-            text = input("> ")
-        except EOFError:
-            _write("\n")
-            return
-        if not text.strip():
-            continue
-        messages.append({"role": "user", "content": text})
-        answer: list[str] = []
-        stream = model.stream(messages if as_chat else text, **sampling)
-        try:
-            totals = _show(_kept(stream, answer))
-            if stats and totals:
-                click.echo(_told(totals), err=True)
-        except KeyboardInterrupt:
-            stream.close()
-        messages.append({"role": "assistant", "content": "".join(answer)})
-
-
-def _kept(pieces: Iterable[Piece], texts: list[str]) -> Iterable[Piece]:
-    for piece in pieces:
-        texts.append(piece.text)
-        yield piece
+def _record(found: Completion, model: Model) -> dict[str, Any]:
+    totals = found.totals
+    return {
+        "model": str(model.path),
+        "text": found.text,
+        "finish_reason": found.finish_reason,
+        "n_prompt": totals.n_prompt,
+        "n_cached": totals.n_cached,
+        "n_generated": totals.n_generated,
+        "prompt_s": totals.prompt_s,
+        "generation_s": totals.generation_s,
+        "ttft_s": totals.ttft_s,
+        "prompt_tok_per_s": totals.prompt_tok_per_s,
+        "tok_per_s": totals.tok_per_s,
+        "seed": totals.seed,
+    }
