@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_toys
 import toy
 from gguf_bytes import ARRAY, STRING, UINT32, Array, GgufBytes
 
@@ -141,3 +142,21 @@ def test_a_closed_model_says_so(tmp_path: Path) -> None:
     model.close()
     with pytest.raises(ValueError, match="closed"):
         model.tokenize("a", add_special=False, parse_special=False)
+
+
+@pytest.mark.parametrize("pre", ["default", "deepseek-llm", "llama-bpe"])
+def test_a_long_run_of_one_kind_of_character_is_tokenized(pre: str, tmp_path: Path) -> None:
+    """On the stack of its own thread: std::regex recurses, and on the usual one these texts end the process."""
+    file = GgufBytes.of(toy.write_toy(tmp_path / "toy.gguf"))
+    tokens = [letter.encode() for letter in tokenizer_toys.byte_alphabet()]
+    file.set("tokenizer.ggml.model", STRING, b"gpt2")
+    file.set("tokenizer.ggml.pre", STRING, pre.encode())
+    file.set("tokenizer.ggml.tokens", ARRAY, Array(STRING, tokens))
+    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, []))
+    for key in ("scores", "token_type", "eot_token_id", "unknown_token_id", "bos_token_id", "eos_token_id"):
+        file.drop(f"tokenizer.ggml.{key}")
+    (tmp_path / "bytes.gguf").write_bytes(file.dump())
+    with NativeModel(tmp_path / "bytes.gguf", vocab_only=True) as model:
+        for text in ("7" * 200_000, "字" * 100_000, "a" * 200_000):
+            ids = model.tokenize(text, add_special=False, parse_special=False)
+            assert model.detokenize(ids).decode() == text

@@ -17,10 +17,13 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from llamalite.errors import OutOfMemoryError
+
+T = TypeVar("T")
 _logger = logging.getLogger("llamalite.llama_cpp")
 # Silent until the application sets logging up: without a handler Python would write warnings to stderr itself.
 logging.getLogger("llamalite").addHandler(logging.NullHandler())
@@ -141,3 +144,35 @@ def version() -> str:
 
     ours = importlib.metadata.version("llama-cpp-python")
     return f"llama-cpp-python {ours}, llama.cpp {llama().llama_version().decode()}"
+
+
+_stack_size = threading.Lock()  # threading.stack_size is one setting for the whole process
+
+
+def on_deep_stack(n_bytes: int, call: Callable[[], T]) -> T:
+    """Return what `call` returns, called in a thread whose stack has `n_bytes` (rounded up; memory only as it is used).
+
+    Raises ``OutOfMemoryError`` where the system gives no such stack.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="llamalite-deep-stack", daemon=True)
+    with _stack_size:
+        before = threading.stack_size(-(-n_bytes >> 20) << 20)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OutOfMemoryError(f"no thread with a stack of {n_bytes >> 20} MiB can be started: {error}") from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import check, check_adapter
-from llamalite.native.library import errors_heard, in_its_words, llama
+from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
 
 TokenIds = npt.NDArray[np.int32]
 
 _VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
+# llama.cpp cuts texts by its own loops for these, and by std::regex for the others, which recurses for every character
+# of a match: without a deep stack a text of some ten thousand letters or digits in a row would end the process.
+_FLAT_PRE_TOKENIZERS = frozenset("llama-bpe llama3 llama-v3 gpt-2 qwen2 deepseek-r1-qwen smollm".split())
+_STACK_A_BYTE = 2048  # of text; libstdc++ takes about 500 a character, and other libraries more
 _NO_GPU = (
     "{n} layers were to run on a GPU, but the installed llama-cpp-python has no GPU backend: use n_gpu_layers=0, or "
     'reinstall it with one, as in CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir '
@@ -120,6 +125,8 @@ class NativeModel:
         self.add_bos: bool = self.has_vocab and lib.llama_vocab_get_add_bos(self._vocab)
         self.add_eos: bool = self.has_vocab and lib.llama_vocab_get_add_eos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        pre = self.metadata.get("tokenizer.ggml.pre", "default")
+        self._recurses = self.metadata.get("tokenizer.ggml.model") == "gpt2" and pre not in _FLAT_PRE_TOKENIZERS
         self._eog: dict[int, bool] = {}
         self._control: dict[str, int] | None = None
 
@@ -216,7 +223,8 @@ class NativeModel:
         for _ in range(2):
             ids = np.empty(room, np.int32)
             where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            n = lib.llama_tokenize(vocab, raw, len(raw), where, room, add_special, parse_special)
+            call = functools.partial(lib.llama_tokenize, vocab, raw, len(raw), where, room, add_special, parse_special)
+            n: int = on_deep_stack(_STACK_A_BYTE * len(raw), call) if self._recurses and len(raw) > 1024 else call()
             if n >= 0:
                 return ids[:n].copy() if n < room // 2 else ids[:n]
             if n == -(2**31):
