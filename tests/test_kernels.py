@@ -299,6 +299,11 @@ def test_while_one_thread_loads_a_kernel_another_goes_on_with_ggml(monkeypatch: 
     assert first == [shelf.get(TENSOR_TYPES["Q8_0"], 1)]
 
 
+def test_an_empty_choice_of_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMALITE_KERNELS", "")
+    assert fast.chosen_mode() == "auto"
+
+
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "numba")
     with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; known are auto, fast, ggml"):

@@ -108,7 +108,7 @@ def kernel_for(tensor_type: TensorType, n_weights: int, *, weighted: bool) -> Ke
 
 def chosen_mode() -> str:
     """Return what ``LLAMALITE_KERNELS`` asks for: auto, fast or ggml."""
-    mode = os.environ.get("LLAMALITE_KERNELS", "auto").lower()
+    mode = (os.environ.get("LLAMALITE_KERNELS") or "auto").lower()
     if mode not in _MODES:
         raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; known are {', '.join(_MODES)}")
     return mode
