@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -96,3 +97,28 @@ def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_
     for key in expected.fields:
         if key.startswith("llama.") and not key.endswith("context_length"):
             assert found.fields[key].contents() == expected.fields[key].contents(), key
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_transformers_and_torch_save_of_one_model_becomes_one_file(tmp_path: Path, tied: bool) -> None:
+    import torch
+    import transformers
+
+    toy = write_checkpoint(tmp_path / "toy", n_layer=1)
+    n_vocab = json.loads((toy / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=n_vocab, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    safe, pickled = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    model.save_pretrained(safe)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(toy / name, safe)
+    shutil.copytree(safe, pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    expected = converted(safe, tmp_path / "a.gguf").read_bytes()
+    assert converted(pickled, tmp_path / "b.gguf").read_bytes() == expected
