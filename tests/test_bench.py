@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import toy
+from click.testing import CliRunner
 
 from llamalite.benchmark import Plan, bytes_a_token, iter_bench, memory_bandwidth
+from llamalite.cli import cli
 from llamalite.gguf_check import read_header
 from llamalite.native.context import NativeContext
 from llamalite.native.memory import peak_resident_bytes, resident_bytes
@@ -77,23 +79,32 @@ def test_a_plan_without_tokens_is_refused() -> None:
         Plan(repetitions=0)
 
 
-def test_the_command_prints_markdown_csv_or_json(llamalite_command: Run, path: Path) -> None:
-    args = ["bench", path, "-p", "16", "-n", "2", "-r", "1", "--threads", "1"]
-    lines = llamalite_command(*args).stdout.splitlines()
+def test_the_command_prints_markdown_csv_or_json(path: Path) -> None:
+    def said(*args: str) -> str:
+        done = CliRunner().invoke(
+            cli, ["bench", str(path), "-p", "16", "-n", "2", "-r", "1", "--threads", "1", *args], obj={}
+        )
+        assert done.exit_code == 0, done.output
+        return str(done.stdout)
+
+    lines = said().splitlines()
     assert [line.count("|") for line in lines] == [lines[0].count("|")] * 4
     assert lines[1].replace(" ", "").replace("|", "").strip("-:") == ""
-    rows = list(csv.DictReader(io.StringIO(llamalite_command(*args, "--csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(said("--csv"))))
     assert [row["test"] for row in rows] == ["pp16", "tg2"]
-    both = llamalite_command("bench", path, *args[1:], "--json", "--batch", "8,16")
+    found = json.loads(said("--json", "--batch", "8,16"))["rows"]
+    assert [(row["test"], row["n_batch"]) for row in found] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
+
+
+def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, path: Path) -> None:
+    both = llamalite_command("bench", path, path, "-p", "16", "-n", "0", "-r", "1", "--threads", "1", "--json")
     assert (both.returncode, both.stderr) == (0, "")
-    found = json.loads(both.stdout)["rows"]
-    assert [(row["test"], row["n_batch"]) for row in found] == [
-        (t, n) for _ in "12" for n in (8, 16) for t in ("pp16", "tg2")
-    ]
+    assert [row["n_threads"] for row in json.loads(both.stdout)["rows"]] == [1, 1]
+    failed = llamalite_command("bench", path, path, "-p", "8", "-n", "0", "-r", "1", "--kv-type", "Q9")
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
 
 
-def test_the_command_tells_a_failure(llamalite_command: Run, path: Path) -> None:
-    assert llamalite_command("bench", path, "--threads", "many").returncode == 2
-    for args in ([path, "--kv-type", "Q9"], ["no-model"], [path, path, "--kv-type", "Q9"]):
-        failed = llamalite_command("bench", *args, "-p", "8", "-n", "0", "-r", "1")
-        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+def test_the_command_tells_a_failure(path: Path) -> None:
+    assert CliRunner().invoke(cli, ["bench", str(path), "--threads", "many"], obj={}).exit_code == 2
+    failed = CliRunner().invoke(cli, ["bench", str(path), "--kv-type", "Q9", "-p", "8", "-n", "0"], obj={})
+    assert "kv_type 'Q9' is none that a cache can have" in str(failed.exception)

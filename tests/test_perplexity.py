@@ -19,7 +19,7 @@ import toy
 
 import llamalite
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, Protocol
+from llamalite.evaluation.decoding import Decoder, Protocol, decode_thread
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
@@ -261,7 +261,8 @@ def test_an_exception_stops_a_decode_at_once(tmp_path: Path) -> None:
     with NativeModel(big) as model:
         protocol = Protocol(n_ctx=1024, n_batch=1024, n_ubatch=64, n_threads=1)
         batch = next(batches(protocol.windows(np.full(2048, 7, dtype=np.int32), model), 1024, 1024))
-        with protocol.context(model) as context, Decoder(context) as decoder:
+        with protocol.context(model) as context, decode_thread() as thread:
+            decoder = Decoder(context, thread)
             start = time.perf_counter()
             decoder.decode(batch)
             whole = time.perf_counter() - start
