@@ -124,8 +124,9 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
     [
         ('foo ::= "a"', "grammar does not contain a 'root' symbol"),
         ("root ::= root", "left recursion"),
-        ('root ::= "a', "cannot parse the grammar"),
-        ("root ::= nowhere", "cannot parse the grammar"),
+        ('root ::= "a', "cannot parse the grammar: unexpected end of input"),
+        ("root ::= nowhere", "cannot parse the grammar: Undefined rule identifier 'nowhere'"),
+        ('root = "a"', "cannot parse the grammar: expecting ::= at"),
         ("root ::= " + "(" * 500 + '"a"' + ")" * 500, "nests brackets 500 deep, and 200 is the limit"),
         (
             "root ::= a0\n" + "\n".join(f"a{i} ::= a{i + 1}" for i in range(5000)) + '\na5000 ::= "x"',
@@ -134,9 +135,12 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
         ('root ::= "\0"', "NUL"),
     ],
 )
-def test_a_grammar_that_llama_cpp_cannot_take_is_refused(model: NativeModel, grammar: str, told: str) -> None:
+def test_a_grammar_that_llama_cpp_cannot_take_is_refused(
+    model: NativeModel, grammar: str, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=told):
         NativeSampler(model, SamplingParams(grammar=grammar))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_bias_outside_the_vocabulary_is_refused(model: NativeModel) -> None:

@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 import threading
 import types
@@ -85,6 +86,35 @@ def in_its_words(heard: Iterable[str]) -> str:
         lines.append(rest if colon and where.isidentifier() else line.lstrip("- "))
     told = [line for line in lines if line != "failed to load model"] or lines
     return "; ".join(line.rstrip(":") for line in dict.fromkeys(told)) or "it gave no reason"
+
+
+_stderr = threading.Lock()  # file descriptor 2 is one for the whole process
+
+
+@contextlib.contextmanager
+def stderr_of_c() -> Iterator[list[str]]:
+    """Collect the lines that C writes to standard error inside the ``with`` block, past llama.cpp's own log.
+
+    llama.cpp's grammar parser tells why it fails in no other way (``llama_grammar_parser::parse``, llama-grammar.cpp).
+    Keep the block short: what other threads write meanwhile is collected too, and shown after it.
+    """
+    import tempfile
+
+    told: list[str] = []
+    try:
+        before = os.dup(2)
+    except OSError:  # a program without a console has no standard error
+        yield told
+        return
+    with _stderr, tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield told
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            told += file.read().decode("utf-8", "replace").splitlines()
 
 
 class _Later(types.ModuleType):

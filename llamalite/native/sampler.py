@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import os
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError
-from llamalite.native.library import errors_heard, in_its_words, llama
+from llamalite.native.library import errors_heard, in_its_words, llama, stderr_of_c
 from llamalite.native.model import NativeModel
 from llamalite.sampling import SamplingParams
 
@@ -215,10 +216,15 @@ def _grammar(model: NativeModel, text: str) -> Any:
         raise ValueError(f"the grammar has {text.count('::=')} rules, and {_MAX_GRAMMAR_RULES} is the limit")
     if "\0" in text:
         raise ValueError("the grammar holds a NUL character: write it as \\x00")
-    with errors_heard() as heard:
-        grammar = llama().llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+    lib, vocab, raw = llama(), model.vocab, text.encode()
+    with errors_heard() as heard, stderr_of_c() as written:
+        grammar = lib.llama_sampler_init_grammar(vocab, raw, b"root")
+    # What the parser writes is its reason, and the rest of the grammar after it, line by line.
+    why = [line.partition("error parsing grammar: ")[2] for line in written if "error parsing grammar: " in line]
     if not grammar:
-        raise ValueError(f"llama.cpp cannot parse the grammar: {in_its_words(heard)}")
+        raise ValueError(f"llama.cpp cannot parse the grammar: {'; '.join(why) or in_its_words(heard)}")
+    for line in written:  # another thread's
+        os.write(2, line.encode("utf-8", "replace") + b"\n")
     return grammar
 
 
