@@ -24,6 +24,23 @@ from llamalite.sampling import SamplingParams
 _logger = logging.getLogger("llamalite.chat")
 
 
+class _Turn:
+    """A question and its answer on their way into the history: there once the last piece comes, or the stream ends."""
+
+    def __init__(self, messages: list[dict[str, Any]], asked: dict[str, Any]) -> None:
+        self._messages, self._asked, self._texts = messages, asked, list[str]()
+
+    def add(self, piece: Piece) -> None:
+        self._texts.append(piece.text)
+        if piece.totals is not None:  # who reads this one may never ask for what comes after it
+            self.keep()
+
+    def keep(self) -> None:
+        if self._texts:
+            self._messages += [self._asked, {"role": "assistant", "content": "".join(self._texts)}]
+            self._texts = []
+
+
 class ChatSession:
     """A conversation: `messages` is its whole history, dicts with ``role`` and ``content``, the system message first.
 
@@ -79,17 +96,16 @@ class ChatSession:
         return self._answered(stream, asked)
 
     def _answered(self, stream: Iterator[Piece], asked: dict[str, Any]) -> Iterator[Piece]:
-        texts: list[str] = []
+        turn = _Turn(self.messages, asked)
         try:
             for piece in stream:
-                texts.append(piece.text)
+                turn.add(piece)
                 yield piece
         except GeneratorExit:
             stream.close()  # type: ignore[attr-defined] # what `Model.stream` gave
             raise
         finally:
-            if texts:
-                self.messages += [asked, {"role": "assistant", "content": "".join(texts)}]
+            turn.keep()
 
     def ask(self, text: str, **options: Any) -> Completion:
         """Say `text` and return the whole answer."""
@@ -98,15 +114,14 @@ class ChatSession:
     async def astream(self, text: str, **options: Any) -> AsyncIterator[Piece]:
         """`stream` for asyncio."""
         asked = {"role": "user", "content": text}
-        texts: list[str] = []
         prompt = self._prompt([*self.messages, asked], **options)
+        turn = _Turn(self.messages, asked)
         try:
             async for piece in self.model.astream(prompt, self.params, **options):
-                texts.append(piece.text)
+                turn.add(piece)
                 yield piece
         finally:
-            if texts:
-                self.messages += [asked, {"role": "assistant", "content": "".join(texts)}]
+            turn.keep()
 
     def _prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         """Return the tokens of `messages`, without the oldest turns where they do not fit and `overflow` allows it."""

@@ -68,6 +68,16 @@ def test_undo_and_retry_and_reset(model: Model) -> None:
         chat.retry()
 
 
+def test_the_last_piece_makes_the_turn_history_though_nobody_asks_for_more(model: Model) -> None:
+    chat = session(model)
+    stream = chat.stream("tell me")
+    while next(stream).totals is None:
+        assert chat.messages == []
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert list(stream) == []
+    assert len(chat.messages) == 2
+
+
 def test_an_answer_closed_midway_stays_as_far_as_it_came(model: Model) -> None:
     chat = session(model)
     stream = chat.stream("tell me")

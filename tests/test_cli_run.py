@@ -85,7 +85,7 @@ def test_a_seed_repeats_its_answer(llamalite_command: Run, base: Path) -> None:
         (["BASE", "hi", "--ctx", "100000000000"], 1, "error: base.gguf needs .* GiB"),
         (["BASE", "hi", "--top-p", "2"], 2, "2 is not in the range|2.0 is not in the range"),
         (["BASE", "hi", "--gpu-layers", "many"], 2, "neither 'auto', 'all' nor a number"),
-        (["BASE", "hi", "--system", "x"], 2, "--system needs a model with a chat template"),
+        (["BASE", "hi", "--system", "x"], 2, "--system and --session need a model with a chat template"),
     ],
 )
 def test_a_failure_is_one_line_and_its_exit_code(
