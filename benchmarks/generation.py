@@ -84,8 +84,8 @@ def measure_single(path: Path, threads: int, n: int, llama_bench: Path, only: se
             pairs("pp512", n, pp512, lambda: bench(llama_bench, path, threads, "-p", "512", "-n", "0"))
 
 
-def measure_batch(path: Path, threads: int, n: int) -> None:
-    """16 prompts at once beside `llama_cpp.Llama`, one after another, 32 and 128 new tokens each."""
+def measure_batch(path: Path, threads: int, n: int, sizes: list[int]) -> None:
+    """16 prompts at once beside `llama_cpp.Llama`, one after another, with so many new tokens each."""
     import llama_cpp
 
     from llamalite.model import Model
@@ -94,7 +94,7 @@ def measure_batch(path: Path, threads: int, n: int) -> None:
     with Model(path, n_ctx=1024, n_threads=threads) as model:
         ends = {i: -float("inf") for i in range(model.native.n_vocab) if model.native.is_eog(i)}
         bias = dict.fromkeys(ends, -100.0)
-        for new in (32, 128):
+        for new in sizes:
 
             def ours(new: int = new) -> float:
                 began = time.perf_counter()
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="default: the physical cores")
     parser.add_argument("--only", default="tg,pp,batch,rss")
+    parser.add_argument("--new", default="32,128", help="tokens of a batch's answers")
     asked = parser.parse_args()
     from llamalite.hardware import physical_cores
 
@@ -155,7 +156,7 @@ def main() -> None:
     if only & {"tg", "pp"}:
         measure_single(asked.model, threads, asked.pairs, asked.llama_bench, only)
     if "batch" in only:
-        measure_batch(asked.model, threads, asked.pairs)
+        measure_batch(asked.model, threads, asked.pairs, [int(size) for size in asked.new.split(",")])
     if "rss" in only:
         measure_rss(asked.model, threads, asked.llama_bench.with_name("llama-completion"))
 
