@@ -10,6 +10,7 @@ import pytest
 import toy_checkpoint
 
 from llamalite import store
+from llamalite.answers import Piece, Totals
 from llamalite.cli import demo
 
 
@@ -40,6 +41,13 @@ def test_the_demo_converts_asks_and_measures(
     following = done.stdout.partition("Next:\n")[2].splitlines()
     assert len(following) == 3
     assert all(" llamalite " in f" {Path(line.split()[0]).name} " or "__main__" in line for line in following)
+
+
+def test_an_answer_is_wrapped_at_words_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    totals = Totals(n_prompt=1, n_cached=0, n_generated=4, prompt_s=1.0, generation_s=1.0, ttft_s=1.0, seed=0)
+    pieces = [Piece("The lla", token=1), Piece("ma found a", token=2), Piece(" hat.\n\nThe end", token=3)]
+    assert demo._say([*pieces, Piece(".", finish_reason="stop", totals=totals)], 20) is totals
+    assert capsys.readouterr().out == "   The llama found a\n   hat. The end.\n"
 
 
 def test_the_commands_to_type_next_are_for_the_shell_that_ran_it(

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from llamalite.answers import Piece, Totals
     from llamalite.converters import ConversionReport
 
 TYPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
@@ -94,15 +95,31 @@ def _ask(path: Path) -> None:
     with Model(path) as model:
         for question in QUESTIONS if model.has_chat_template else OPENINGS:
             click.secho(f"   > {question}", fg="cyan")
-            click.echo("   ", nl=False)
             prompt: Any = [{"role": "user", "content": question}] if model.has_chat_template else question
-            for piece in model.stream(prompt, max_tokens=96, temperature=0.0):
-                click.echo(piece.text.replace("\n", "\n   "), nl=False)
-                if piece.totals is not None:
-                    n_generated += piece.totals.n_generated
-                    seconds += piece.totals.generation_s
-            click.echo()
+            stream = model.stream(prompt, max_tokens=96, temperature=0.0)
+            totals = _say(stream, min(shutil.get_terminal_size().columns, 100))
+            n_generated += totals.n_generated
+            seconds += totals.generation_s
     click.echo(f"   {n_generated} tokens, {n_generated / seconds:,.0f} a second")
+
+
+def _say(stream: Iterable[Piece], width: int) -> Totals:
+    """Print an answer as it comes, each word when it is whole, in indented lines of `width` columns."""
+    line, word = "  ", ""
+    for piece in stream:
+        for letter in piece.text + (" " if piece.totals else ""):
+            if not letter.isspace():
+                word += letter
+            elif word:
+                if len(line) + 1 + len(word) > width:
+                    click.echo()
+                    line = "  "
+                click.echo((line if not line.strip() else "") + " " + word, nl=False)
+                line, word = line + " " + word, ""
+        if piece.totals:
+            click.echo()
+            return piece.totals
+    raise AssertionError("a stream ends in a piece with its totals")
 
 
 def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, settings: dict[str, Any]) -> None:
