@@ -138,7 +138,7 @@ def convert(
         keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
         layouts = [output.lay_out(planned, i, path, split_max_bytes) for i, path in enumerate(paths)]
-        _check_room(layouts, force=force)
+        _check_room(layouts, checkpoint, force=force)
         with contextlib.ExitStack() as stack:
             held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
             tokens = None
@@ -199,11 +199,16 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_room(layouts: Sequence[output.Layout], *, force: bool) -> None:
-    """Raise unless each file can be written and the disk holds all of them."""
+def _check_room(layouts: Sequence[output.Layout], checkpoint: Checkpoint, *, force: bool) -> None:
+    """Raise unless each file can be written, none of them is the source, and the disk holds all of them."""
     for path in (path for layout in layouts for path in layout.paths):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder: pass the name of the file to write with -o")
+        if path.exists() and not path.is_file():  # the rename would put a file in the device's place
+            raise FileExistsError(f"{path} is a device, not a file: pass the name of a file with -o")
+        for mine in (path, output.part_path(path)):
+            if _is_of_source(mine, checkpoint):
+                raise FileExistsError(f"{mine} belongs to the source, which would be lost: pass another name with -o")
         if path.exists() and not force:
             raise FileExistsError(f"{path} exists: pass --force to replace it, or another name with -o")
         if not path.parent.is_dir():
@@ -214,6 +219,16 @@ def _check_room(layouts: Sequence[output.Layout], *, force: bool) -> None:
     needed, free = sum(layout.n_data_bytes for layout in layouts), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"{folder} has {free / 1e9:.1f} GB free, needed are {needed / 1e9:.1f} GB")
+
+
+def _is_of_source(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether writing `path` would destroy a file of `checkpoint`; GGUF files in its folder are not of it."""
+    if not path.exists():
+        return False
+    if any(path.samefile(one.path) for one in checkpoint.files):
+        return True
+    beside = checkpoint.folder.is_dir() and path.parent.samefile(checkpoint.folder)
+    return beside and path.suffix not in (".gguf", ".part")
 
 
 def _prove(checkpoint: Checkpoint, part: Path) -> probe.ProbeReport:

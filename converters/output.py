@@ -107,12 +107,19 @@ class PartFiles:
         self._files = []
 
 
+def part_path(path: Path) -> Path:
+    """Where `path` is written until it is finished."""
+    return path.with_name(path.name + ".part")
+
+
 @contextlib.contextmanager
 def part_files(layout: Layout) -> Iterator[PartFiles]:
     """Hold ``PATH.part`` for each path of `layout`, and remove what is left of them at the end."""
-    parts = [path.with_name(path.name + ".part") for path in layout.paths]
+    parts = [part_path(path) for path in layout.paths]
     with contextlib.ExitStack() as stack:
         for part in parts:
+            if part.is_symlink() or (part.exists() and not part.is_file()):  # a link would lead the writes elsewhere
+                raise FileExistsError(f"{part} is in the way and is no plain file: remove it, or pass another -o")
             if part.exists():
                 _logger.warning("%s is left from a conversion that was stopped; it is replaced", part)
             handle = stack.enter_context(part.open("ab"))

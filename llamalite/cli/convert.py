@@ -26,7 +26,10 @@ def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             near = difflib.get_close_matches(value.upper(), FILE_TYPES, n=1)
             nearest = f"; near it is {near[0]}" if near else ""
             raise click.BadParameter(f"unknown type {value!r}{nearest} (--list-types lists them)", ctx, param)
-    return tuple(value.upper() for value in values)
+    names = tuple(value.upper() for value in values)
+    if len(set(names)) < len(names):
+        raise click.BadParameter(f"the types {', '.join(names)} are not all different", ctx, param)
+    return names
 
 
 def tensor_types(
@@ -40,7 +43,7 @@ def tensor_types(
             known = ", ".join(TENSOR_TYPES)
             raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {known}", ctx, param)
         try:
-            re.compile(pattern)
+            re.compile(pattern.lower())
         except re.error as error:
             raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
         parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
@@ -51,7 +54,7 @@ def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None)
     """Return the bytes that ``500M`` or ``2G`` means, in powers of 1000 as llama-gguf-split has it."""
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+)([MG])B?", value, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]+)([MG])B?", value, re.IGNORECASE)
     if not match or not int(match[1]):
         raise click.BadParameter(f"expected a size such as 500M or 2G, found {value!r}", ctx, param)
     return int(match[1]) * (10**6 if match[2].upper() == "M" else 10**9)
