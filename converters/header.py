@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ _logger = logging.getLogger(__name__)
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _VERSION = 3
 _UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9  # enum gguf_type (gguf.h)
+_MAX_CARD_BYTES = 8 << 20
+_MAX_CARD_VALUES = 1_000_000
+_MAX_CARD_DEPTH = 100
 # What follows from the conversion, and what a reader relies on.
 _DERIVED = frozenset(
     f"general.{name}" for name in ("architecture", "type", "file_type", "quantization_version", "alignment")
@@ -73,10 +77,7 @@ def _keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | Non
     _metadata(checkpoint, writer).set_gguf_meta_model(writer)
     planned.config.write_keys(writer)
     vocabulary.write_keys(writer)
-    return [
-        (key.encode(), bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)))
-        for key, one in writer.kv_data[0].items()
-    ]
+    return _packed_keys(writer)
 
 
 def write(
@@ -140,29 +141,81 @@ def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
     counts = writer.get_total_parameter_count()
     folder = checkpoint.folder.resolve()
     try:
-        metadata = gguf.Metadata.load(None, folder, None, counts[0])
-        if folder.name != checkpoint.name:  # the hub's cache calls folders after revisions
-            card, config = gguf.Metadata.load_model_card(folder), gguf.Metadata.load_hf_parameters(folder)
-            named = folder.with_name(checkpoint.name)
-            renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, counts[0])
-            metadata = dataclasses.replace(
-                metadata,
-                **{field: value for field, value in vars(renamed).items() if not field.startswith("sampling_")},
-            )
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        _logger.warning("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, error)
-        metadata = gguf.Metadata()
-    metadata.name = metadata.name or checkpoint.name
+        metadata = _said_of(checkpoint, folder, counts[0])
+        _pairs(metadata)  # a card says anything: a license may be a date, a name a list
+    except (
+        ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error, yaml.YAMLError
+    ) as error:  # fmt: skip
+        why = " ".join(str(error).split())
+        _logger.warning("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, why)
+        metadata = gguf.Metadata(name=checkpoint.name)
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(*counts)
     return metadata
 
 
+def _said_of(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metadata:
+    card_file = folder / "README.md"
+    if card_file.is_file() and card_file.stat().st_size > _MAX_CARD_BYTES:
+        raise ValueError(f"README.md has {card_file.stat().st_size:,} bytes, expected at most {_MAX_CARD_BYTES:,}")
+    if card_file.is_file():
+        _refuse_deep(card_file.read_text("utf-8"))
+    card = gguf.Metadata.load_model_card(folder)
+    _refuse_unfolding(card)
+    metadata = gguf.Metadata.load(None, folder, None, n_params)
+    if folder.name != checkpoint.name:  # the hub's cache calls folders after revisions
+        config = gguf.Metadata.load_hf_parameters(folder)
+        named = folder.with_name(checkpoint.name)
+        renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, n_params)
+        metadata = dataclasses.replace(
+            metadata,
+            **{field: value for field, value in vars(renamed).items() if not field.startswith("sampling_")},
+        )
+    metadata.name = metadata.name or checkpoint.name
+    return metadata
+
+
+def _refuse_deep(text: str) -> None:
+    """Raise `ValueError` for brackets in brackets in the card's head, which PyYAML takes quadratic time for."""
+    depth = 0
+    for bracket in re.findall(r"[\[{}\]]", text.partition("\n---")[0]):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        if depth > _MAX_CARD_DEPTH:
+            raise ValueError("README.md is nested too deeply to be a model card")
+
+
+def _refuse_unfolding(card: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where YAML's references make a small text a huge or an endless structure."""
+    stack: list[Any] = [card]
+    n = 0
+    while stack:
+        one = stack.pop()
+        n += 1
+        if n > _MAX_CARD_VALUES:
+            raise ValueError(f"README.md unfolds to more than {_MAX_CARD_VALUES:,} values")
+        stack.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+
+
+def _pairs(metadata: gguf.Metadata) -> Keys:
+    writer = gguf.GGUFWriter(path=None, arch="llama")
+    metadata.set_gguf_meta_model(writer)
+    return _packed_keys(writer)
+
+
+def _packed_keys(writer: gguf.GGUFWriter) -> Keys:
+    return [
+        (key.encode(), bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)))
+        for key, one in writer.kv_data[0].items()
+    ]
+
+
 def _overridden(keys: Keys, path: Path) -> Keys:
     """Put the ``general.*`` keys of the JSON file at `path` in place of those in `keys`, or after the last of them."""
     changed = list(keys)
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
+        raise CheckpointError(f"{path} is a device or a folder, expected a JSON file of general.* keys")
     for name, value in read_object(path).items():
-        if not name.startswith("general.") or name in _DERIVED:
+        if not re.fullmatch(r"general\.[ -~]{1,200}", name) or name in _DERIVED:
             raise CheckpointError(f"{path}: {name!r} cannot be set; what can are general.* keys such as general.author")
         pair = (name.encode(), _packed(path, name, value))
         at = [i for i, (key, _) in enumerate(changed) if key == pair[0]]
@@ -175,6 +228,13 @@ def _overridden(keys: Keys, path: Path) -> Keys:
 
 
 def _packed(path: Path, name: str, value: Any) -> bytes:
+    try:
+        return _packed_value(path, name, value)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise CheckpointError(f"{path}: {name} cannot be written: {error}") from None
+
+
+def _packed_value(path: Path, name: str, value: Any) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int) and -(1 << 31) <= value < 1 << 31:

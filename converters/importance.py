@@ -73,6 +73,8 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
 
 
 def _read_dat(path: Path) -> tuple[dict[str, Floats], str | None, int]:
+    if not path.is_file():  # a device or a pipe may never end
+        raise GGUFError(f"{path} is a device, expected the file of an importance matrix")
     if path.stat().st_size > _MAX_DAT_BYTES:
         raise GGUFError(f"{path} has {path.stat().st_size:,} bytes: too large for an importance matrix")
     data, at = path.read_bytes(), 0
