@@ -24,7 +24,7 @@ from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
-_FLOAT32 = np.finfo(np.float32)  # GGUF keeps a config's numbers as float32
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # a GGUF key's numbers
 _YARN_NUMBERS = ("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow")
 
 # What transformers fills in where config.json is silent (LlamaConfig, MistralConfig).
@@ -203,7 +203,7 @@ class LlamaConfig:
         if self.rope["rope_type"] != "llama3":
             return None
         f32, one = np.float32, np.float32(1)
-        with np.errstate(all="ignore"):  # what overflows is told below
+        with np.errstate(all="ignore"):  # `blended` may overflow where one of the others is taken
             exponents = np.arange(0, self.head_dim, 2, dtype=f32) / f32(self.head_dim)
             powers = np.power(np.float64(self.rope["rope_theta"]), exponents.astype(np.float64)).astype(f32)
             wavelengths = f32(2 * math.pi) * (one / (one / powers))
@@ -214,8 +214,6 @@ class LlamaConfig:
             is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
             is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
             factors: npt.NDArray[np.float32] = np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
-        if not (np.isfinite(factors) & (factors > 0)).all():
-            raise CheckpointError("config.json: the rope scaling gives factors outside the range of float32: check its numbers")
         return factors
 
 
@@ -253,7 +251,7 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 def _number(config: Mapping[str, Any], key: str) -> float:
     value = config.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _FLOAT32.tiny <= value <= _FLOAT32.max:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _SMALLEST <= value <= _LARGEST:
         found = "is missing" if value is None else f"is {value!r:.40}"
         raise CheckpointError(f"config.json: {key} {found}, expected a positive number in the range of float32")
     return value
@@ -265,6 +263,15 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise CheckpointError(f"config.json: rope scaling is {given!r}, expected an object")
     rope = {key: value for key, value in given.items() if value is not None}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedArchitectureError(
+            "config.json: rope parameters that differ by layer cannot be expressed in GGUF for this architecture"
+        )
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
+    if partial != 1:
+        raise UnsupportedArchitectureError(
+            f"config.json: partial_rotary_factor is {partial!r}, supported is 1: the LLaMA family turns whole heads"
+        )
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     kind = str(rope.get("rope_type", rope.get("type", "default"))).lower()
     rope["rope_type"] = kind

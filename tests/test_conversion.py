@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from toy_checkpoint import write_checkpoint, write_safetensors
 
-from llamalite.converters import convert, plan
-from llamalite.errors import CheckpointError, LlamaliteError, QuantizationError, UnsupportedArchitectureError
+from llamalite.converters import Importance, convert, plan
+from llamalite.errors import CheckpointError, GGUFError, LlamaliteError, QuantizationError, UnsupportedArchitectureError
+from llamalite.gguf_check import read_header
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -66,6 +68,31 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "dynamic rope": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "dynamic", "factor": 2.0}),
         "rope scaling of type 'dynamic'",
+    ),
+    "rope scaling without a factor": (
+        lambda folder: _edit_config(folder, rope_scaling={"type": "linear"}),
+        "factor is missing, expected a positive number in the range of float32",
+    ),
+    "yarn numbers that are texts": (
+        lambda folder: _edit_config(folder, rope_scaling={"type": "yarn", "factor": 2.0, "beta_fast": "32"}),
+        "beta_fast is '32', expected a positive number",
+    ),
+    "rope parameters of some layers": (
+        lambda folder: _edit_config(folder, rope_parameters={"full_attention": {"rope_theta": 5e5}}),
+        "that differ by layer cannot be expressed",
+    ),
+    "heads that turn in part": (
+        lambda folder: _edit_config(folder, partial_rotary_factor=0.5),
+        "partial_rotary_factor is 0.5, supported is 1",
+    ),
+    "a number beyond float32": (
+        lambda folder: _edit_config(folder, rms_norm_eps=1e300),
+        "rms_norm_eps is 1e+300, expected a positive number in the range of float32",
+    ),
+    "a number beyond float64": (lambda folder: _edit_config(folder, rope_theta=10**400), "rope_theta is 1000"),
+    "a billion layers": (
+        lambda folder: _edit_config(folder, num_hidden_layers=10**9),
+        "num_hidden_layers is 1000000000, but the checkpoint has only 21 tensors",
     ),
     "another activation": (lambda folder: _edit_config(folder, hidden_act="gelu"), "hidden_act is 'gelu'"),
     "a size is missing": (lambda folder: _edit_config(folder, hidden_size=...), "hidden_size is missing"),
@@ -276,3 +303,95 @@ def test_an_fp8_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[8 + n_header :])
     with pytest.raises(UnsupportedArchitectureError, match="has dtype F8_E4M3: the checkpoint is already quantized"):
         convert(folder, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("card", [
+    "license: 5",
+    "license: [a, 5]",
+    "license: 2020-01-01",
+    "model_name: [a]",
+    "x: [",
+    "a: &a [x, *a]",
+    "a: &a [x]\n" + "\n".join(f"{b}: &{b} [{f'*{a}, ' * 9}]" for a, b in itertools.pairwise("abcdefghij")),
+    "a: " + "[" * 5000,
+])  # fmt: skip
+def test_a_model_card_of_odd_types_is_left_out_with_a_warning(
+    card: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (checkpoint / "README.md").write_text(f"---\n{card}\n---\n")
+    report = convert(checkpoint, tmp_path / "out.gguf", qtype="Q8_0")
+    assert read_header(report.path).metadata["general.name"]
+    (warning,) = [one.message for one in caplog.records if one.name == "llamalite.converters.header"]
+    assert "is left out" in warning
+    assert "\n" not in warning
+
+
+@pytest.mark.parametrize("value", ["1e300", '"\\ud800"', '["\\ud800"]'])
+def test_metadata_that_gguf_cannot_hold_is_refused(value: str, checkpoint: Path, tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(f'{{"general.author": {value}}}')
+    with pytest.raises(CheckpointError, match="general.author cannot be written"):
+        convert(checkpoint, tmp_path / "out.gguf", metadata=metadata)
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
+def test_force_never_replaces_the_source(checkpoint: Path, tmp_path: Path) -> None:
+    made = convert(checkpoint, tmp_path / "f16.gguf", qtype="F16").path
+    (tmp_path / "hard.gguf").hardlink_to(made)
+    (tmp_path / "soft.gguf").symlink_to(made)
+    stopped = tmp_path / "stopped.gguf.part"
+    stopped.hardlink_to(made)
+    before = made.read_bytes()
+    for source, out in [
+        (made, made), (made, tmp_path / "hard.gguf"), (made, tmp_path / "soft.gguf"),
+        (stopped, tmp_path / "stopped.gguf"), (checkpoint, checkpoint / "config.json"),
+    ]:  # fmt: skip
+        with pytest.raises(FileExistsError, match="belongs to the source"):
+            convert(source, out, qtype="Q8_0", force=True)
+    assert made.read_bytes() == stopped.read_bytes() == before
+    assert json.loads((checkpoint / "config.json").read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_plain_file_is_neither_replaced_nor_written_through(checkpoint: Path, tmp_path: Path) -> None:
+    pipe, precious = tmp_path / "pipe.gguf", tmp_path / "precious"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="is a device, not a file"):
+        convert(checkpoint, pipe, force=True)
+    assert pipe.is_fifo()
+    precious.write_text("precious")
+    (tmp_path / "a.gguf.part").symlink_to(precious)
+    os.mkfifo(tmp_path / "b.gguf.part")
+    for name in ("a.gguf", "b.gguf"):
+        with pytest.raises(FileExistsError, match="is in the way and is no plain file"):
+            convert(checkpoint, tmp_path / name)
+    assert precious.read_text() == "precious"
+
+
+def test_one_type_twice_is_wrong_usage(checkpoint: Path, tmp_path: Path, llamalite_command: Command) -> None:
+    done = llamalite_command("convert", checkpoint, "-t", "Q8_0", "-t", "q8_0", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "Q8_0, Q8_0 are not all different" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["general.", "general.a\\u0000", "general.\\ud800", "general." + "k" * 70000])
+def test_metadata_keys_that_no_reader_takes_are_refused(key: str, checkpoint: Path, tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(f'{{"{key}": "a"}}')
+    with pytest.raises(CheckpointError, match="cannot be set"):
+        convert(checkpoint, tmp_path / "out.gguf", metadata=metadata)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file without an end")
+def test_files_without_an_end_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a device or a folder"):
+        convert(checkpoint, tmp_path / "out.gguf", metadata="/dev/zero")
+    with pytest.raises(GGUFError, match="is a device"):
+        Importance.load("/dev/zero")
+
+
+def test_a_pattern_that_fails_in_lower_case_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
+    done = llamalite_command("convert", checkpoint, "--tensor-type", "(?P<X>a)=Q6_K")
+    assert done.returncode == 2
+    assert "is no regular expression" in done.stderr
