@@ -33,6 +33,7 @@ VERBS = {
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "compare": ("llamalite.cli.compare", "Measure what each quantization of a model costs."),
     "imatrix": ("llamalite.cli.imatrix", "Collect an importance matrix, for better quantization."),
+    "eval": ("llamalite.cli.eval", "Evaluate a model on standard tasks."),
     "bench": ("llamalite.cli.bench", "Measure how fast a model reads and generates here."),
     "demo": ("llamalite.cli.demo", "Do all of that on the model that ships with llamalite."),
     "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),

@@ -1,0 +1,77 @@
+"""llamalite eval: standard tasks, by lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each task.")
+@click.option(
+    "--few-shot", "num_fewshot", type=click.IntRange(min=0), metavar="N", help="Examples before each question."
+)
+@click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--include", "include_path", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A folder with tasks of your own, in the harness's YAML.")  # fmt: skip
+@click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    model: str,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    num_fewshot: int | None,
+    chat: bool,
+    include_path: Path | None,
+    exact: bool,
+    n_threads: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate MODEL on tasks of lm-evaluation-harness (the extra eval), by their names there.
+
+    Requests are batched, and a question's choices share one reading of it.
+
+    \b
+    Examples:
+      llamalite eval demo arc_easy hellaswag --limit 200
+      llamalite eval demo my_task --include ./tasks --json
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise click.ClickException('tasks need lm-evaluation-harness: pip install "llamalite[eval]"')
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from llamalite.evaluation.harness import LlamaliteLM
+
+    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
+    found = lm_eval.simple_evaluate(
+        model=LlamaliteLM(model, exact=exact, n_threads=n_threads),
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        apply_chat_template=chat,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=1000,
+    )
+    if as_json:
+        wanted = {name: found[name] for name in ("results", "versions", "n-shot", "n-samples") if name in found}
+        click.echo(json.dumps(wanted, indent=2, default=str))
+        return
+    click.secho(f"{'task':<28}{'metric':<24}{'value':>10}   ±", bold=True)
+    for task, metrics in found["results"].items():
+        for name, value in metrics.items():
+            metric, _, _ = name.partition(",")
+            error = metrics.get(f"{metric}_stderr,{name.partition(',')[2]}")
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                shown = f"{error:.4f}" if isinstance(error, float) else ""
+                click.echo(f"{task:<28}{metric:<24}{value:>10.4f}   {shown}")
