@@ -3,8 +3,8 @@
     python examples/evaluate_folder.py demo-BF16.gguf models/ wiki.test.raw --chunks 64 --out report/
 
 Each model's figures go to ``OUT/NAME.json`` as soon as they are there. A restart skips what is done: the same file
-(size and time), the same reference and the same settings. A model that fails is noted and does not stop the others. At the
-end, and after each model, ``OUT/report.md`` and ``OUT/report.csv`` hold all of them, best first.
+(size and time), the same reference and the same settings. A model that fails is noted and does not stop the others.
+After each model ``OUT/report.md`` and ``OUT/report.csv`` hold all that are done, best first.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""eval: the harness's model agrees with its own `hf` model, and says so when the harness is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import toy
+from click.testing import CliRunner
+
+import llamalite
+from llamalite.cli import cli
+
+HARNESS = importlib.util.find_spec("lm_eval") is not None
+needs_harness = pytest.mark.skipif(not HARNESS, reason='needs the extra "eval" (lm-evaluation-harness)')
+PAIRS = [
+    ("Once upon a time, there was a", " little girl"),
+    ("Once upon a time, there was a", " dog named Max."),
+    ("Once upon a time, there was a", "n elephant"),
+    ("Lily and Ben went to the park. They saw a big", " tree"),
+    ("", "The sun was warm."),
+]
+
+
+def instances(*arguments: tuple[Any, ...]) -> list[Any]:
+    return [SimpleNamespace(args=one) for one in arguments]
+
+
+@pytest.mark.skipif(HARNESS, reason="the harness is installed")
+def test_a_missing_harness_names_the_extra(tmp_path: Path) -> None:
+    failed = CliRunner().invoke(cli, ["eval", str(tmp_path / "m.gguf"), "arc_easy"], obj={})
+    assert failed.exit_code == 1
+    assert 'pip install "llamalite[eval]"' in failed.output
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from llamalite.evaluation.harness import LlamaliteLM
+
+    path = toy.write_toy(tmp_path_factory.mktemp("harness") / "toy.gguf", chat_template=toy.CHATML)
+    loaded = LlamaliteLM(str(path), max_length=256, exact=True, n_threads=1)
+    yield loaded
+    loaded.model.close()
+
+
+@needs_harness
+def test_a_whole_text_is_the_sum_of_its_tokens(model: Any) -> None:
+    text = "once upon a time there was a story "
+    whole = model.loglikelihood_rolling(instances((text,)), disable_tqdm=True)[0]
+    ids = model.tok_encode(text)
+    one_by_one = [(None, ids[:i] or [model.prefix_token_id], ids[i : i + 1]) for i in range(len(ids))]
+    parts = model._loglikelihood_tokens(
+        [(None, [model.prefix_token_id, *context][-256:] if i else context, target)
+         for i, (_, context, target) in enumerate(one_by_one)], disable_tqdm=True,
+    )  # fmt: skip
+    assert whole == pytest.approx(math.fsum(log_likelihood for log_likelihood, _ in parts), abs=1e-3)
+
+
+@needs_harness
+def test_an_answer_ends_before_its_stop_string(model: Any) -> None:
+    asked = instances(("once upon", {"until": [], "max_gen_toks": 12}))
+    whole = model.generate_until(asked, disable_tqdm=True)[0]
+    stop = whole[len(whole) // 2]
+    cut = model.generate_until(instances(("once upon", {"until": [stop], "max_gen_toks": 12})), disable_tqdm=True)[0]
+    assert cut == whole[: whole.index(stop)]
+
+
+@needs_harness
+def test_a_chat_is_rendered_by_the_file_s_template(model: Any) -> None:
+    said = model.apply_chat_template([{"role": "user", "content": "tell me"}])
+    assert said == "<|im_start|>user\ntell me<|im_end|>\n<|im_start|>assistant\n"
+
+
+@needs_harness
+@pytest.mark.parity
+@pytest.mark.reference
+def test_log_likelihoods_equal_the_harness_s_own_model(tmp_path: Path, shared: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from llamalite.evaluation.harness import LlamaliteLM
+
+    path = llamalite.convert(shared / "stories260k", tmp_path / "stories.gguf", qtype="F32").path
+    ours = LlamaliteLM(str(path), exact=True, n_threads=1)
+    theirs = HFLM(pretrained=str(shared / "stories260k"), device="cpu", dtype="float32", batch_size=1)
+    found = ours.loglikelihood(instances(*PAIRS), disable_tqdm=True)
+    expected = theirs.loglikelihood(instances(*PAIRS), disable_tqdm=True)
+    for (log_likelihood, greedy), (other, also) in zip(found, expected, strict=True):
+        assert log_likelihood == pytest.approx(other, abs=1e-3)
+        assert greedy == also
+    texts = instances(("Once upon a time, there was a little girl named Lily. " * 60,), ("The end.",))
+    rolling, other_rolling = (model.loglikelihood_rolling(texts, disable_tqdm=True) for model in (ours, theirs))
+    assert rolling == pytest.approx(other_rolling, abs=0.02)
+    ours.model.close()
