@@ -219,12 +219,12 @@ class _Worker:
     def _restored(self, rows: Bytes, dtype: str, stored: TensorType) -> Bytes:
         """Bring weights of another dtype into that of llama.cpp's unquantized file, by way of float32 as it does."""
         n = rows.size // DTYPE_BYTES[dtype]
-        values = kernels.widen(rows, dtype, self._buffer("widened", 4 * n).view(np.float32))
-        if stored is _F32:
-            return values.view(np.uint8)
-        if stored.name == "BF16":
-            return kernels.narrow_bfloat16(values).view(np.uint8)
         with np.errstate(over="ignore"):  # an overflow is told with the tensor's name
+            values = kernels.widen(rows, dtype, self._buffer("widened", 4 * n).view(np.float32))
+            if stored is _F32:
+                return values.view(np.uint8)
+            if stored.name == "BF16":
+                return kernels.narrow_bfloat16(values).view(np.uint8)
             return values.astype("<f2").view(np.uint8)
 
     def _regrouped(self, rows: Bytes, tensor: PlannedTensor) -> Bytes:

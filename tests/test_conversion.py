@@ -395,3 +395,15 @@ def test_a_pattern_that_fails_in_lower_case_is_wrong_usage(checkpoint: Path, lla
     done = llamalite_command("convert", checkpoint, "--tensor-type", "(?P<X>a)=Q6_K")
     assert done.returncode == 2
     assert "is no regular expression" in done.stderr
+
+
+def test_float64_beyond_float32_is_told_in_one_line(tmp_path: Path, llamalite_command: Command) -> None:
+    folder = write_checkpoint(tmp_path / "toy", dtype="F64", n_layer=1, n_embd=64, n_ff=96)
+    path = folder / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-8:] = np.float64(1e300).tobytes()
+    path.write_bytes(raw)
+    done = llamalite_command("convert", folder, "-t", "F32", "-o", tmp_path / "out.gguf")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "lm_head.weight holds infinity, or a value beyond F32" in done.stderr
