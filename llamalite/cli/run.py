@@ -40,15 +40,26 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 @click.argument("model", metavar="MODEL")
 @click.argument("prompt", metavar="[PROMPT]", required=False)
 @click.option("-f", "--file", "prompt_file", type=_FILE, metavar="FILE", help="Read the prompt from FILE.")
-@click.option("-n", "--max-tokens", type=click.IntRange(min=0), metavar="N",
-              help="Tokens at the most. Default: until the model ends or the context is full.")
-@click.option("--temp", "temperature", type=click.FloatRange(min=0), metavar="T",
-              help="0 takes the likeliest token every time. Default: the file's, else 0.8.")
+@click.option(
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Tokens at the most. Default: until the model ends or the context is full.",
+)
+@click.option(
+    "--temp",
+    "temperature",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="0 takes the likeliest token every time. Default: the file's, else 0.8.",
+)
 @click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.95; 1 is off.")
 @click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Default: the file's, else 40; 0 is off.")
 @click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.05; 0 is off.")
-@click.option("--repeat-penalty", type=click.FloatRange(0.01, 100), metavar="R",
-              help="Default: the file's, else 1: off.")
+@click.option(
+    "--repeat-penalty", type=click.FloatRange(0.01, 100), metavar="R", help="Default: the file's, else 1: off."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="The same seed draws the same tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT comes; repeatable.")
 @click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that validates against this JSON Schema.")
@@ -56,17 +67,38 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
 @click.option("--system-file", type=_FILE, metavar="FILE", help="The system message, from FILE.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
-@click.option("--session", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Take up the conversation in FILE, where it exists, and save it there at the end.")
-@click.option("--ctx", "n_ctx", type=click.IntRange(min=1), metavar="N",
-              help="Tokens the context holds. Default: 8192, or what the model or free memory allows.")
+@click.option(
+    "--session",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Take up the conversation in FILE, where it exists, and save it there at the end.",
+)
+@click.option(
+    "--ctx",
+    "n_ctx",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens the context holds. Default: 8192, or what the model or free memory allows.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
-@click.option("--gpu-layers", default="auto", show_default=True, metavar="auto|all|N", callback=_gpu_layers,
-              help="How many layers run on the GPU.")
-@click.option("--lora", multiple=True, metavar="FILE[=SCALE]", callback=_adapters,
-              help="A LoRA adapter in GGUF form; repeatable.")
-@click.option("--kv-type", default="F16", show_default=True, metavar="TYPE",
-              help="The cache's type; Q8_0 takes half the memory of F16.")
+@click.option(
+    "--gpu-layers",
+    default="auto",
+    show_default=True,
+    metavar="auto|all|N",
+    callback=_gpu_layers,
+    help="How many layers run on the GPU.",
+)
+@click.option(
+    "--lora", multiple=True, metavar="FILE[=SCALE]", callback=_adapters, help="A LoRA adapter in GGUF form; repeatable."
+)
+@click.option(
+    "--kv-type",
+    default="F16",
+    show_default=True,
+    metavar="TYPE",
+    help="The cache's type; Q8_0 takes half the memory of F16.",
+)
 @click.option("--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
