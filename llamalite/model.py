@@ -23,7 +23,7 @@ from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
 from llamalite.gguf_check import Header, check
-from llamalite.native.context import FlashAttention, NativeContext
+from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
 from llamalite.native.library import llama, version
 from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.native.sampler import NativeSampler
@@ -70,6 +70,11 @@ class Model:
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._native: NativeModel | None = None
+        if kv_type.upper() not in KV_TYPES:
+            raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
+        for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads), ("n_batch", n_batch)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1 on, found {value!r}")
         self.path = store.resolve(path)
         n_gpu = _gpu_layers(n_gpu_layers)
         self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
@@ -386,8 +391,6 @@ def _gpu_layers(wanted: int | Literal["auto", "all"]) -> int:
 
 def _fitting_n_ctx(header: Header, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int) -> int:
     """Return the context length to load with; a model whose layers are on a GPU is measured by llama.cpp alone."""
-    if n_ctx is not None and (isinstance(n_ctx, bool) or n_ctx < 1):
-        raise ValueError(f"n_ctx must be 1 or more, found {n_ctx!r}")
     if n_gpu != 0:
         return n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
     features = llama().llama_print_system_info().decode()

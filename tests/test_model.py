@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import toy
 import toy_checkpoint
@@ -16,6 +17,7 @@ import toy_checkpoint
 import llamalite
 from llamalite.errors import ContextOverflowError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.model import Model
+from llamalite.native.model import LoraAdapter
 from llamalite.sampling import SamplingParams
 
 END = toy.vocabulary().index(("<|im_end|>", 0.0, toy.CONTROL))
@@ -250,6 +252,61 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(path: Path, mo
     monkeypatch.setattr("llamalite.hardware.free_memory_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match=r"chat.gguf needs .* GiB .*weights.* are free: "):
         Model(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"kv_type": "Q4"}, "kv_type must be one of F32, F16, .*, found 'Q4'"),
+        ({"n_ctx": 0}, "n_ctx must be a whole number from 1 on, found 0"),
+        ({"n_threads": 0}, "n_threads must be a whole number from 1 on, found 0"),
+        ({"n_threads": 1000}, r"n_threads must lie in 1\.\.512, found 1000"),
+        ({"n_batch": 1.5}, "n_batch must be a whole number from 1 on, found 1.5"),
+        ({"n_gpu_layers": "some"}, "n_gpu_layers must be 'auto', 'all' or a number of layers, found 'some'"),
+        ({"flash_attn": "on"}, "flash_attn must be 'auto', True or False, found 'on'"),
+        ({"seed": -1}, "seed must be a whole number in"),
+    ],
+)
+def test_a_setting_that_no_model_can_have_is_refused_by_name(path: Path, options: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Model(path, **options)  # type: ignore[arg-type]
+
+
+def test_a_lora_adapter_is_its_product_added_to_the_weights(path: Path, tmp_path: Path) -> None:
+    import gguf
+
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((4, 64), dtype=np.float32)  # [rank, n_embd]
+    b = rng.standard_normal((64, 4), dtype=np.float32)  # [n_out, rank]
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    writer.add_tensor("blk.1.attn_q.weight.lora_a", a)
+    writer.add_tensor("blk.1.attn_q.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def logits(model: Model) -> npt.NDArray[np.float32]:
+        model.generate("once upon a time", max_tokens=0)
+        return np.array(model._context.logits()[0])
+
+    merged = tmp_path / "merged.gguf"
+    merged.write_bytes(path.read_bytes())
+    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == "blk.1.attn_q.weight")
+    weights = np.array(tensor.data) + 0.5 * (8.0 / 4) * b @ a  # scale · alpha / rank
+    with merged.open("r+b") as file:
+        file.seek(int(tensor.data_offset))
+        file.write(weights.astype(np.float32).tobytes())
+    with (
+        Model(path, exact=True, n_threads=1) as plain,
+        Model(path, exact=True, n_threads=1, lora=LoraAdapter(tmp_path / "lora.gguf", 0.5)) as adapted,
+        Model(merged, exact=True, n_threads=1) as changed,
+    ):
+        np.testing.assert_allclose(logits(adapted), logits(changed), atol=1e-3)
+        assert np.abs(logits(adapted) - logits(plain)).max() > 0.1
 
 
 def test_a_closed_model_says_so_and_closes_twice(path: Path) -> None:
