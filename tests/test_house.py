@@ -117,7 +117,9 @@ def test_only_native_imports_llama_cpp_and_touches_its_pointers(name: str) -> No
 def test_only_the_command_line_prints(name: str) -> None:
     if name.partition(".")[0] == "cli":
         return
-    assert not {target.partition(".")[0] for target, _ in imports(name)} & {"click", "tqdm"}
+    drawing = {target.partition(".")[0] for target, _ in imports(name)} & {"click", "tqdm"}
+    # lm-evaluation-harness asks its models to draw their bars, and says when not to.
+    assert drawing <= ({"tqdm"} if name == "evaluation.harness" else set())
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Name):
             assert node.id != "print", f"{name}, line {node.lineno}: print"

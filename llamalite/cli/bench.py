@@ -27,7 +27,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     return tuple(value.upper().split(","))
 
 
-@click.command()
+@click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-p", "--prompt", "n_prompt", default=512, show_default=True, metavar="N", help="Prompt tokens, 0: none.")
 @click.option("-n", "--generate", "n_generate", default=128, show_default=True, metavar="N",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llamalite.evaluation.comparison import Comparison, Standing
 
 
-@click.command()
+@click.command("compare")
 @click.argument("reference")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command("eval")
 @click.argument("model")
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each task.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 
-@click.command()
+@click.command("imatrix")
 @click.argument("model")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT", type=click.Path(path_type=Path),
               help="The text, taken as bytes.")  # fmt: skip

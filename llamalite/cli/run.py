@@ -99,7 +99,13 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     metavar="TYPE",
     help="The cache's type; Q8_0 takes half the memory of F16.",
 )
-@click.option("--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option(
+    "--flash-attn",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Attention in one pass over the cache: faster, and K and V rounded to F16.",
+)
 @click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer, how it ended, its counts.")
@@ -183,7 +189,8 @@ def _talk(
     if as_chat:
         from llamalite.chat import ChatSession
 
-        chat = ChatSession(model, system=system, **sampling)
+        # On a terminal a full context leaves the oldest turns out, and says so; one answer is refused instead.
+        chat = ChatSession(model, system=system, overflow="drop" if prompt is None else "error", **sampling)
         if options["session"] and options["session"].exists():
             chat.load(options["session"])
             chat.system = system or chat.system
