@@ -28,6 +28,7 @@ else:
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
+    "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
     "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
@@ -35,8 +36,7 @@ VERBS = {
     "imatrix": ("llamalite.cli.imatrix", "Collect an importance matrix, for better quantization."),
     "eval": ("llamalite.cli.eval", "Evaluate a model on standard tasks."),
     "bench": ("llamalite.cli.bench", "Measure how fast a model reads and generates here."),
-    "demo": ("llamalite.cli.demo", "Do all of that on the model that ships with llamalite."),
-    "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
+    "demo": ("llamalite.cli.demo", "Convert, ask and measure the model that ships with llamalite."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
 
@@ -133,6 +133,7 @@ def cli() -> None:
 
     \b
     Examples:
+      llamalite demo
       llamalite convert ./TinyLlama-1.1B -t Q4_K_M
       llamalite run TinyLlama-1.1B "Once upon a time"
     """
