@@ -58,7 +58,7 @@ def main() -> None:
         memory.append(m_ours / m_peer)
         print(
             f"pair {pair + 1}: llamalite {t_ours:.2f} s, {m_ours / 2**20:,.0f} MiB; llama-perplexity {t_peer:.2f} s, "
-            f"{m_peer / 2**20:,.0f} MiB; ratio {ratios[-1]:.3f}; PPL {mine[1]} ± {mine[2]} and {theirs[1]} ± {theirs[2]}",
+            f"{m_peer / 2**20:,.0f} MiB; ratio {ratios[-1]:.3f}; PPL {mine[1]} ± {mine[2]}, {theirs[1]} ± {theirs[2]}",
             flush=True,
         )
     print(f"median ratio: time {statistics.median(ratios):.3f}, peak memory {statistics.median(memory):.3f}")
