@@ -107,6 +107,21 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert terminal.end() == 0
 
 
+def test_a_full_context_leaves_the_oldest_turns_out_and_says_so(instruct: Path, tmp_path: Path) -> None:
+    terminal = Terminal("run", instruct, "-n", "8", "--temp", "0", "--threads", "1", "--ctx", "256", cwd=tmp_path)
+    try:
+        terminal.until(PROMPT)
+        # Short lines: beyond the terminal's width readline scrolls, and does not show what was typed as it was.
+        shown = [terminal.ask("once upon a time there was a story of me and you") for _ in range(6)]
+        assert "turns of the chat were dropped" in "".join(shown)
+        assert terminal.end() == 0
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.fd)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(instruct: Path, tmp_path: Path) -> None:
     terminal = Terminal("run", instruct, "--temp", "2", "--top-k", "0", "--threads", "1", "--raw", cwd=tmp_path)
     try:
