@@ -218,7 +218,9 @@ def _check_room(layouts: Sequence[output.Layout], checkpoint: Checkpoint, *, for
     folder = layouts[0].paths[0].parent
     needed, free = sum(layout.n_data_bytes for layout in layouts), shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, needed are {needed / 1e9:.1f} GB")
+        raise OSError(
+            f"{folder} has {free / 1e6:,.1f} MB free, needed are {needed / 1e6:,.1f} MB: make room, or pass another -o"
+        )
 
 
 def _is_of_source(path: Path, checkpoint: Checkpoint) -> bool:

@@ -120,10 +120,11 @@ def part_files(layout: Layout) -> Iterator[PartFiles]:
         for part in parts:
             if part.is_symlink() or (part.exists() and not part.is_file()):  # a link would lead the writes elsewhere
                 raise FileExistsError(f"{part} is in the way and is no plain file: remove it, or pass another -o")
-            if part.exists():
-                _logger.warning("%s is left from a conversion that was stopped; it is replaced", part)
+            is_left = part.exists()
             handle = stack.enter_context(part.open("ab"))
             _lock(handle.fileno(), part)
+            if is_left:
+                _logger.warning("%s is left from a conversion that was stopped; it is replaced", part)
             stack.callback(part.unlink, missing_ok=True)
         files = PartFiles(layout, parts)
         stack.callback(files.close)

@@ -12,6 +12,7 @@ bytes do not depend on how a tensor is cut: quantization never looks beyond a ro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -72,23 +73,33 @@ class OutputFile:
 
     def write_at(self, offset: int, data: Bytes) -> None:
         view = data.data.cast("B")
-        while view:
-            if hasattr(os, "pwrite"):
-                n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
-            else:
-                with self._lock:  # Windows has no positioned write
-                    self._file.seek(self.data_start + offset)
-                    n = self._file.write(view) or 0
-            offset += n
-            view = view[n:]
+        with self._named_errors():
+            while view:
+                if hasattr(os, "pwrite"):
+                    n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
+                else:
+                    with self._lock:  # Windows has no positioned write
+                        self._file.seek(self.data_start + offset)
+                        n = self._file.write(view) or 0
+                offset += n
+                view = view[n:]
 
     def reserve(self, n_bytes: int) -> None:
         """Give the file its full length, zeros until they are written over: the padding stays zero."""
-        self._file.truncate(self.data_start + n_bytes)
+        with self._named_errors():
+            self._file.truncate(self.data_start + n_bytes)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # of a full disk, say: the system does not tell the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def flush(self) -> None:
         """Return when what was written is on the disk."""
-        os.fsync(self._file.fileno())
+        with self._named_errors():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -257,7 +257,7 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", measure, folder, tmp_path / f"{n_layer}.gguf"],
             capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LLAMALITE_KERNELS": "ggml"},  # not Numba, 100 MB
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.1 * peaks[0]
@@ -274,7 +274,9 @@ def test_a_source_that_changes_is_noticed(checkpoint: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("out.gguf*"))
 
 
-def test_a_second_conversion_to_the_same_file_is_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_second_conversion_to_the_same_file_is_told(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("fcntl")
     out = tmp_path / "out.gguf"
     refused: list[FileExistsError] = []
@@ -287,6 +289,7 @@ def test_a_second_conversion_to_the_same_file_is_told(checkpoint: Path, tmp_path
 
     convert(checkpoint, out, progress=again)
     assert refused
+    assert "is left from a conversion that was stopped" not in caplog.text
     assert out.exists()
 
 
@@ -407,3 +410,23 @@ def test_float64_beyond_float32_is_told_in_one_line(tmp_path: Path, llamalite_co
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "lm_head.weight holds infinity, or a value beyond F32" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    program = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "runpy.run_module('llamalite', run_name='__main__')\n"
+    )
+    out = tmp_path / "out.gguf"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "convert", checkpoint, "-o", out], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: {out}.part: File too large\n"
+    assert not list(tmp_path.glob("out.gguf*"))
+
+
+def test_an_absurd_number_of_threads_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
+    assert llamalite_command("convert", checkpoint, "--threads", 10**20).returncode == 2

@@ -138,7 +138,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and what it needs to run, and stop.")
 @click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads. Default: one a usable core.")
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Worker threads. Default: one a usable core.")
 @click.pass_context
 def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tuple[str, ...], **options: Any) -> None:
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.

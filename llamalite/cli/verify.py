@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="The importance matrix that it was made with, if any.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads. Default: the physical cores.")
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Threads. Default: the physical cores.")
 @click.pass_context
 def command(
     ctx: click.Context, model: str, against: Path, imatrix: Path | None, as_json: bool, threads: int | None
