@@ -257,7 +257,7 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", measure, folder, tmp_path / f"{n_layer}.gguf"],
             capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LLAMALITE_KERNELS": "ggml"},  # not Numba, 100 MB
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LLAMALITE_KERNELS": "ggml"},  # no Numba: 100 MB
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.1 * peaks[0]
