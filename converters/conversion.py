@@ -6,6 +6,7 @@ OUT is written as ``OUT.part`` and renamed when it is complete and on the disk, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -147,20 +148,10 @@ def convert(
                 tokens = _prove(checkpoint, held[0].first_part)
                 keys = [*keys, *_mismatch_recorded(tokens)]
             places = [one.write(keys, recipe.importance) for one in held]
-            with _proof(checkpoint, held[0].first_part, wanted=vocabulary is not None and tokens is None) as proof:
-
-                def watch(done: int, total: int) -> None:
-                    if proof is not None and proof.done():
-                        proof.result().check()
-                    if progress:
-                        progress(done, total)
-
-                pipeline.run(
-                    planned,
-                    places,
-                    n_threads=n_threads or _usable_cores(),
-                    progress=watch,
-                )
+            to_prove = held[0].first_part if vocabulary is not None and tokens is None else None
+            with _proof(checkpoint, to_prove) as proof:
+                watch = functools.partial(_watch, proof, progress)
+                pipeline.run(planned, places, n_threads=n_threads or _usable_cores(), progress=watch)
                 if proof is not None:
                     tokens = proof.result()
                     tokens.check()
@@ -238,14 +229,22 @@ def _prove(checkpoint: Checkpoint, part: Path) -> probe.ProbeReport:
 
 
 @contextlib.contextmanager
-def _proof(checkpoint: Checkpoint, part: Path, *, wanted: bool) -> Iterator[Future[probe.ProbeReport] | None]:
-    """Compare tokens in a thread of its own while the block runs; yields the future of the report, or None."""
-    if not wanted:
+def _proof(checkpoint: Checkpoint, part: Path | None) -> Iterator[Future[probe.ProbeReport] | None]:
+    """Compare tokens in a thread of its own while the block runs; yields the report's future; None without `part`."""
+    if part is None:
         yield None
         return
     with ThreadPoolExecutor(1, "probe") as pool:
         found: Future[probe.ProbeReport] = pool.submit(_prove, checkpoint, part)
         yield found
+
+
+def _watch(proof: Future[probe.ProbeReport] | None, progress: pipeline.Progress | None, done: int, total: int) -> None:
+    """Stop the weights as soon as the tokens are found to differ, and hand the progress on."""
+    if proof is not None and proof.done():
+        proof.result().check()
+    if progress:
+        progress(done, total)
 
 
 def _mismatch_recorded(tokens: probe.ProbeReport) -> header.Keys:

@@ -298,6 +298,13 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "default":
         rope["factor"] = _number(rope, "factor")
     if kind == "yarn":
+        if rope.get("truncate", True) is not True:
+            raise UnsupportedArchitectureError(
+                "config.json: a YaRN ramp with truncate = false cannot be expressed in GGUF for this architecture"
+            )
+        if "mscale" in rope and "mscale_all_dim" in rope and "attention_factor" not in rope:
+            logarithm = 0.1 * math.log(rope["factor"])
+            rope["attention_factor"] = (rope["mscale"] * logarithm + 1) / (rope["mscale_all_dim"] * logarithm + 1)
         for key in ("beta_fast", "beta_slow", "attention_factor"):
             if key in rope:
                 _number(rope, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fail at once where `make test` would silently test something else than it says."""
+    # A job in the background of a shell starts with SIGINT ignored, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     package = Path(llamalite.__file__).resolve()
     if os.environ.get("LLAMALITE_TEST_INSTALLED") and package.is_relative_to(ROOT / "llamalite"):
         raise pytest.UsageError(f"the installed package is to be tested, but {package} was imported")

@@ -118,11 +118,11 @@ def test_a_model_in_the_models_folder_is_found_by_name(llamalite_command: Run, b
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_within_moments(instruct: Path, number: signal.Signals, code: int) -> None:
-    prompt = "once upon a time there was the story " * 400  # thousands of tokens: read for seconds
     environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
-    command = [sys.executable, "-m", "llamalite", "run", str(instruct), prompt, "--raw", "--threads", "1", "-n", "500"]
+    command = [sys.executable, "-m", "llamalite", "run", str(instruct), "once", "--raw", "--threads", "1", "-n", "900"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(4)  # Python starts, the model is loaded, the prompt is being read or the answer written
+        assert process.stdout is not None
+        process.stdout.read(1)  # the answer has begun, with hundreds of tokens to come
         began = time.perf_counter()
         process.send_signal(number)
         process.communicate(timeout=30)

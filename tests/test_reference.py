@@ -27,6 +27,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "yarn, set": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
                                    "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.3}},
+    "yarn, mscale": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+                                      "mscale": 1.0, "mscale_all_dim": 0.5}},
     "float16": {"dtype": "F16"},
 }  # fmt: skip
 IDS = np.random.default_rng(4).integers(3, 300, 96).tolist()

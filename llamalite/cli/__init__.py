@@ -145,6 +145,9 @@ cli.params[:0] = _verbosity_options()
 def main(args: list[str] | None = None) -> None:
     """Run the command line with `args` (default: ``sys.argv[1:]``) and exit with its code."""
     signal.signal(signal.SIGTERM, _terminated)
+    # Streams that were closed before the start (`>&-`) are None: what is written to them goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         # A model says whatever Unicode holds; a Windows code page does not hold it all.
         if hasattr(stream, "reconfigure"):
@@ -201,10 +204,17 @@ def _message(error: Exception) -> str:
     return f"a fault in llamalite, {type(error).__name__}: {error} (add -vv to see where, and report it)"
 
 
+_LONGEST_LINE = 2000  # characters
+
+
 def _fail(message: str, code: int) -> int:
     colour = False if os.environ.get("NO_COLOR") else None
     click.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
-    click.echo(" ".join(message.split()), err=True)
+    # A message may quote a file that a stranger wrote: what would steer the terminal is shown, not sent.
+    line = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(message.split())
+    )
+    click.echo(line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ...", err=True)
     return code
 
 

@@ -174,9 +174,12 @@ def batches(windows: Sequence[Window], n_ctx: int, n_batch: int) -> Iterator[Bat
             yield _batch(parts, fresh=start == 0)
 
 
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ (src/llama-cparams.h)
+
+
 def sequences(n_ctx: int, n_batch: int) -> int:
-    """Return how many windows of `n_ctx` tokens share a batch of `n_batch`, at least one."""
-    return max(1, n_batch // n_ctx)
+    """Return how many windows of `n_ctx` tokens share a batch of `n_batch`: at least one, and what llama.cpp holds."""
+    return max(1, min(n_batch // n_ctx, _MAX_SEQUENCES))
 
 
 def _batch(parts: list[tuple[int, Window, int, int]], *, fresh: bool) -> Batch:
