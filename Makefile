@@ -69,7 +69,7 @@ clean:
 	@command -v c++ >/dev/null || command -v clang++ >/dev/null || \
 	  echo 'No C++ compiler on the PATH: if the build fails, docs/install.md says how to get one.'
 	@echo 'Installing what llamalite needs. llama-cpp-python compiles llama.cpp: three to ten minutes, the first time only.'
-	$(PIP) --progress-bar off 'setuptools>=77' .
+	$(PIP) --progress-bar off 'setuptools>=77' '.[fast]'
 	@touch $@
 
 # Without isolation and dependencies this takes two seconds. An old build/ would bring deleted modules back.
@@ -79,7 +79,7 @@ clean:
 	@touch $@
 
 .venv/.test: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[test,lint,fast,plot]'
+	$(PIP) --quiet --no-build-isolation '.[test,lint,plot]'
 	@touch $@
 
 .venv/.parity: .venv/.dependencies
