@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import tempfile
@@ -20,8 +21,12 @@ from llamalite import gguf_check
 from llamalite.converters import header, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.planning import Plan, Recipe, make_plan
-from llamalite.converters.vocabulary import probe, read_vocabulary
+from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
+from llamalite.errors import CheckpointError, LlamaliteError, TemplateError
 from llamalite.quant_types import FileType, file_type
+from llamalite.templates import ChatTemplate
+
+_logger = logging.getLogger(__name__)
 
 _AS_IT_IS = Recipe()
 
@@ -132,14 +137,9 @@ def convert(
     started = time.perf_counter()
     file_types = _file_types(qtype)
     with open_checkpoint(Path(source)) as checkpoint:
-        planned = make_plan(checkpoint, file_types, recipe)
-        vocabulary = None
-        if checkpoint.carried is None:
-            vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
-        keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
-        layouts = [output.lay_out(planned, i, path, split_max_bytes) for i, path in enumerate(paths)]
-        _check_room(layouts, checkpoint, force=force)
+        planned, vocabulary, layouts = _preflight(checkpoint, file_types, recipe, paths, split_max_bytes, force=force)
+        keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         with contextlib.ExitStack() as stack:
             held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
             tokens = None
@@ -190,9 +190,54 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_room(layouts: Sequence[output.Layout], checkpoint: Checkpoint, *, force: bool) -> None:
-    """Raise unless each file can be written, none of them is the source, and the disk holds all of them."""
-    for path in (path for layout in layouts for path in layout.paths):
+def _preflight(
+    checkpoint: Checkpoint,
+    file_types: Sequence[FileType],
+    recipe: Recipe,
+    paths: Sequence[Path],
+    split_max_bytes: int | None,
+    *,
+    force: bool,
+) -> tuple[Plan, Vocabulary | None, list[output.Layout]]:
+    """Return what the conversion needs, or raise with all that speaks against it: weights, vocabulary, files, disk."""
+    problems: list[Exception] = []
+    planned = vocabulary = None
+    layouts: list[output.Layout] = []
+    try:
+        planned = make_plan(checkpoint, file_types, recipe)
+        layouts = [output.lay_out(planned, i, path, split_max_bytes) for i, path in enumerate(paths)]
+    except LlamaliteError as error:
+        problems.append(error)
+    try:
+        if checkpoint.carried is None:
+            vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
+            _warn_of_template(vocabulary)
+    except (LlamaliteError, FileNotFoundError) as error:
+        problems.append(error)
+    try:
+        _check_paths([path for layout in layouts for path in layout.paths] or paths, checkpoint, force=force)
+        _check_disk(paths[0].parent, sum(layout.n_data_bytes for layout in layouts))
+    except OSError as error:
+        problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if planned is None or problems:
+        raise CheckpointError("; and ".join(str(problem) for problem in problems)) from problems[0]
+    return planned, vocabulary, layouts
+
+
+def _warn_of_template(vocabulary: Vocabulary) -> None:
+    if vocabulary.chat_template is None:
+        return
+    try:
+        ChatTemplate(vocabulary.chat_template)
+    except TemplateError as error:
+        _logger.warning("the chat template is carried over, but will not work: %s", error)
+
+
+def _check_paths(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) -> None:
+    """Raise unless each file can be written, and none of them is the source."""
+    for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder: pass the name of the file to write with -o")
         if path.exists() and not path.is_file():  # the rename would put a file in the device's place
@@ -206,8 +251,10 @@ def _check_room(layouts: Sequence[output.Layout], checkpoint: Checkpoint, *, for
             raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or pass another -o")
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"the folder {path.parent} is not writable: pass another one with -o")
-    folder = layouts[0].paths[0].parent
-    needed, free = sum(layout.n_data_bytes for layout in layouts), shutil.disk_usage(folder).free
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             f"{folder} has {free / 1e6:,.1f} MB free, needed are {needed / 1e6:,.1f} MB: make room, or pass another -o"

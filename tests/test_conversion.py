@@ -151,6 +151,23 @@ def test_all_problems_are_told_at_once(checkpoint: Path, tmp_path: Path) -> None
     assert "model.layers.1.mlp.down_proj.weight has shape" in str(caught.value)
 
 
+def test_problems_of_weights_vocabulary_and_output_are_told_together(checkpoint: Path, tmp_path: Path) -> None:
+    _edit_config(checkpoint, intermediate_size=640)
+    (checkpoint / "tokenizer.model").unlink()
+    (tmp_path / "out.gguf").write_text("precious")
+    with pytest.raises(CheckpointError, match="gate_proj.*; and .*tokenizer.*; and .*pass --force"):
+        convert(checkpoint, tmp_path / "out.gguf")
+
+
+def test_a_template_that_cannot_be_parsed_is_told_and_carried_over(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{% if %}"}))
+    convert(checkpoint, tmp_path / "out.gguf", qtype="F16")
+    assert "the chat template is carried over, but will not work" in caplog.text
+
+
 def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "-t", "Q4KM")
     assert done.returncode == 2
