@@ -168,6 +168,18 @@ def test_a_template_that_cannot_be_parsed_is_told_and_carried_over(
     assert "the chat template is carried over, but will not work" in caplog.text
 
 
+def test_a_link_to_a_checkpoint_is_called_as_it_was_typed(
+    checkpoint: Path, tmp_path: Path, models_folder: Path, llamalite_command: Command
+) -> None:
+    try:
+        (tmp_path / "my-llama").symlink_to(checkpoint, target_is_directory=True)
+    except OSError:
+        pytest.skip("no links for this user")
+    done = llamalite_command("convert", tmp_path / "my-llama")
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in models_folder.iterdir()] == ["my-llama-Q4_K_M.gguf"]
+
+
 def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "-t", "Q4KM")
     assert done.returncode == 2

@@ -167,4 +167,4 @@ def model_name(source: Path) -> str:
         return path.parent.parent.name.rpartition("--")[2]
     if path.name == "original" and path.parent.name:  # where Hugging Face's repositories keep Meta's own form
         return model_name(path.parent)
-    return path.name
+    return source.name if source.name not in ("", "..") else path.name  # a link is called as it was typed
