@@ -134,7 +134,6 @@ def main() -> None:
             "eos_token_id": [id_of[END], id_of[EOT]],
             "pad_token_id": id_of[PAD],
             "do_sample": False,
-            "max_length": 1024,
         },
     )
 
