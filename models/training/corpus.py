@@ -140,7 +140,7 @@ def held_out_prompts(rng: Random) -> list[Example]:
 def main() -> None:
     """Writes the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=75_000)
+    parser.add_argument("--documents", type=int, default=85_000)
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
     WORK.mkdir(exist_ok=True)
