@@ -145,13 +145,19 @@ def convert(
             tokens = None
             if vocabulary is not None and allow_token_mismatch:
                 held[0].write(keys, recipe.importance)
-                tokens = _prove(checkpoint, held[0].first_part)
+                tokens = _prove(checkpoint, stack.enter_context(_vocabulary_file(held[0], keys)))
                 keys = [*keys, *_mismatch_recorded(tokens)]
             places = [one.write(keys, recipe.importance) for one in held]
-            to_prove = held[0].first_part if vocabulary is not None and tokens is None else None
+            to_prove = None
+            if vocabulary is not None and tokens is None:
+                to_prove = stack.enter_context(_vocabulary_file(held[0], keys))
             with _proof(checkpoint, to_prove) as proof:
                 watch = functools.partial(_watch, proof, progress)
-                pipeline.run(planned, places, n_threads=n_threads or _usable_cores(), progress=watch)
+                try:
+                    pipeline.run(planned, places, n_threads=n_threads or _usable_cores(), progress=watch)
+                except LlamaliteError:
+                    checkpoint.check_unchanged()  # a file that ends early, or NaN, may be one that is still written
+                    raise
                 if proof is not None:
                     tokens = proof.result()
                     tokens.check()
@@ -273,6 +279,18 @@ def _is_of_source(path: Path, checkpoint: Checkpoint) -> bool:
 
 def _prove(checkpoint: Checkpoint, part: Path) -> probe.ProbeReport:
     return probe.compare(checkpoint.tokenizer_folder, checkpoint.config, part)
+
+
+@contextlib.contextmanager
+def _vocabulary_file(files: output.PartFiles, keys: header.Keys) -> Iterator[Path]:
+    """Yield a file with the vocabulary that llama.cpp loads; it takes one of several only by its final name."""
+    if len(files.parts) == 1:
+        yield files.parts[0]
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "vocabulary.gguf"
+        header.write(path, keys, 0, [], (), 0)
+        yield path
 
 
 @contextlib.contextmanager

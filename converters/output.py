@@ -17,7 +17,7 @@ from pathlib import Path
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
-from llamalite.converters.pipeline import OutputFile, Place
+from llamalite.converters.pipeline import OutputFile, Place, named_errors
 from llamalite.converters.planning import Plan, PlannedTensor
 
 _logger = logging.getLogger(__name__)
@@ -71,11 +71,6 @@ class PartFiles:
         self.parts = parts
         self._files: list[OutputFile] = []
 
-    @property
-    def first_part(self) -> Path:
-        """The file that has the vocabulary."""
-        return self.parts[0]
-
     def write(self, keys: header.Keys, importance: Importance | None) -> list[Place]:
         """Write the headers, give the files their full length, and return each tensor's place."""
         self.close()
@@ -84,7 +79,8 @@ class PartFiles:
         for i, (part, tensors) in enumerate(zip(self.parts, layout.shards, strict=True)):
             split = header.Split(i, len(layout.shards), n_tensors) if len(layout.shards) > 1 else None
             last = _importance_keys(importance)
-            start = header.write(part, keys, ftype, last, tensors, layout.i_output, split)
+            with named_errors(part):
+                start = header.write(part, keys, ftype, last, tensors, layout.i_output, split)
             self._files.append(OutputFile(part, start))
             offset = 0
             for tensor in tensors:

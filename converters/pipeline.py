@@ -62,6 +62,15 @@ class _Chunk:
     n_rows: int
 
 
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an ``OSError`` of the block, of a full disk, say: the system does not tell the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 class OutputFile:
     """A file of known size that is written at positions, from several threads at once."""
 
@@ -73,7 +82,7 @@ class OutputFile:
 
     def write_at(self, offset: int, data: Bytes) -> None:
         view = data.data.cast("B")
-        with self._named_errors():
+        with named_errors(self.path):
             while view:
                 if hasattr(os, "pwrite"):
                     n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
@@ -86,19 +95,12 @@ class OutputFile:
 
     def reserve(self, n_bytes: int) -> None:
         """Give the file its full length, zeros until they are written over: the padding stays zero."""
-        with self._named_errors():
+        with named_errors(self.path):
             self._file.truncate(self.data_start + n_bytes)
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:  # of a full disk, say: the system does not tell the file
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def flush(self) -> None:
         """Return when what was written is on the disk."""
-        with self._named_errors():
+        with named_errors(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

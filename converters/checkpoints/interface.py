@@ -30,6 +30,9 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
 
 
+_SAMPLED_ROWS = 64
+
+
 class SourceFile:
     """An open file that is read at positions, from several threads at once."""
 
@@ -50,17 +53,21 @@ class SourceFile:
         while done < len(view):
             n = self._read_at(offset + done, view[done:])
             if not n:
+                self.check_unchanged()
                 raise CheckpointError(
                     f"{self.path} ends before byte {offset + done}, expected {len(view) - done} more: download it again"
                 )
             done += n
 
     def _read_at(self, offset: int, view: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [view], offset)
-        with self._lock:  # Windows has no positioned read
-            self._file.seek(offset)
-            return self._file.readinto(view) or 0
+        try:
+            if hasattr(os, "preadv"):
+                return os.preadv(self._file.fileno(), [view], offset)
+            with self._lock:  # Windows has no positioned read
+                self._file.seek(offset)
+                return self._file.readinto(view) or 0
+        except OSError as error:  # of a failing disk, say: the system does not tell the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def check_unchanged(self) -> None:
         """Raise `CheckpointError` if the file has been written since it was opened."""
@@ -107,6 +114,19 @@ class FileTensor(SourceTensor):
 
     def read_rows(self, first: int, count: int, into: npt.NDArray[np.uint8]) -> None:
         self.file.read_into(self.offset + first * self.row_bytes, into)
+
+
+def same_rows(one: SourceTensor, other: SourceTensor) -> bool:
+    """Whether rows spread over both matrices hold the same bytes: then one was copied from the other."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    a, b = np.empty(one.row_bytes, np.uint8), np.empty(one.row_bytes, np.uint8)
+    for row in range(0, one.n_rows, max(1, one.n_rows // _SAMPLED_ROWS)):
+        one.read_rows(row, 1, a)
+        other.read_rows(row, 1, b)
+        if not np.array_equal(a, b):
+            return False
+    return True
 
 
 @dataclass
