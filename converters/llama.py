@@ -10,6 +10,7 @@ This module reads no weights and knows nothing of quantization.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import numpy.typing as npt
 
 from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+
+_logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
@@ -89,6 +92,7 @@ class LlamaConfig:
         head_dim = _size(known, "head_dim", n_embd // n_head)
         if head_dim % 2:
             raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number for rotary positions")
+        _warn_of_window(architecture, known)
         activation = known.get("hidden_act", "silu")
         if activation != "silu":
             raise UnsupportedArchitectureError(f"config.json: hidden_act is {activation!r}, supported is 'silu'")
@@ -229,6 +233,24 @@ def _architecture(config: Mapping[str, Any]) -> str:
             f"this checkpoint is of the architecture {found or 'unknown'}; supported are {' and '.join(ARCHITECTURES)}"
         )
     return cast(str, found)
+
+
+def _warn_of_window(architecture: str, config: Mapping[str, Any]) -> None:
+    """Say it where the model looks back less far than its context is long, which llama.cpp's "llama" graph does not do.
+
+    llama.cpp's converter is silent (conversion/llama.py writes no window, src/models/llama.cpp reads none). Only
+    transformers' Mistral has one, at the layers' full width: LlamaConfig has no such key.
+    """
+    window, n_ctx_train = config.get("sliding_window"), config.get("max_position_embeddings")
+    if architecture != "MistralForCausalLM" or not isinstance(window, int) or not isinstance(n_ctx_train, int):
+        return
+    if 0 < window < n_ctx_train:
+        _logger.warning(
+            "config.json: sliding_window is %d, but llama.cpp attends to the whole context of %d tokens: beyond the "
+            "window its results are not the original's",
+            window,
+            n_ctx_train,
+        )
 
 
 def _refuse_quantized(config: Mapping[str, Any]) -> None:

@@ -267,6 +267,10 @@ def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool 
         for theirs, metas in _META_NAMES.items():
             name = name.replace(theirs, metas)
         axis = 1 if ".wo." in name or ".w2." in name or ("tok_emb" in name and not embedding_rows) else 0
+        if n_shards > config["num_key_value_heads"] and name.endswith((".wk.weight", ".wv.weight")):
+            # Llama 3.1 405B in 16 shards: a head stands in as many neighbours as share it.
+            heads_of = array.reshape(config["num_key_value_heads"], -1, array.shape[1])
+            array = heads_of.repeat(n_shards // len(heads_of), axis=0).reshape(-1, array.shape[1])
         parts = np.split(array, n_shards, axis) if array.ndim == 2 else [array] * n_shards
         for shard, part in zip(shards, parts, strict=True):
             shard[name] = Weights(one.dtype, np.ascontiguousarray(part))

@@ -82,9 +82,11 @@ def test_metas_llama_3_is_converted_with_its_own_tokenizer(tmp_path: Path) -> No
     assert fields["llama.rope.freq_base"].contents() == 500000.0
 
 
-@pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8)])
+@pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8), (16, 8)])
 def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_shards: int, n_head_kv: int) -> None:
-    folder = write_checkpoint(tmp_path / "hf", n_embd=256, n_head=8, n_head_kv=n_head_kv, n_ff=704, dtype="F16")
+    folder = write_checkpoint(
+        tmp_path / "hf", n_embd=256, n_head=max(8, n_shards), n_head_kv=n_head_kv, n_ff=704, dtype="F16"
+    )
     pad_vocabulary(folder, n_shards)
     meta = as_meta(folder, tmp_path / "meta", n_shards)
     (tmp_path / "tokenizer.model").write_bytes((meta / "tokenizer.model").read_bytes())

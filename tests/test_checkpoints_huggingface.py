@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import Weights, as_pickles, random_weights, save_safetensors, save_torch
+from checkpoint_files import Weights, as_pickles, load_safetensors, random_weights, save_safetensors, save_torch
 from toy_checkpoint import write_checkpoint
 
 from llamalite.converters import plan
@@ -347,6 +347,43 @@ def test_a_file_that_ends_early_is_told_wherever_it_ends(tmp_path: Path) -> None
         refused(folder, "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("null", "null"), ("[]", "a list"), ('"a"', "a text"), ("3", "a number"), ("true", "true or false")],
+)
+def test_json_that_is_no_object_is_told_in_jsons_words(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, f"config.json holds {found}, expected an object")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_output_matrix_of_its_own_is_kept_and_told_where_the_config_ties_it(
+    tmp_path: Path, same: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_layer=1)
+    tensors = load_safetensors(folder / "model.safetensors")
+    if same:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        save_safetensors(folder / "model.safetensors", tensors)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert "output.weight" in [tensor.name for tensor in plan(folder).tensors]
+    assert ("lm_head.weight is not the embedding: it is kept as it is" in caplog.text) is not same
+
+
+@pytest.mark.parametrize(
+    ("family", "window", "is_told"),
+    [("mistral", 64, True), ("mistral", None, False), ("mistral", 4096, False), ("llama", 64, False)],
+)
+def test_a_window_that_llama_cpp_does_not_have_is_told(
+    tmp_path: Path, family: str, window: int | None, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    architectures = ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"]
+    plan(write_checkpoint(tmp_path / "toy", n_layer=1, architectures=architectures, model_type=family,
+                          max_position_embeddings=2048, sliding_window=window))  # fmt: skip
+    assert ("sliding_window is 64, but llama.cpp attends to the whole context of 2048" in caplog.text) is is_told
+
+
 def test_a_json_file_of_unreasonable_size_is_not_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     os.truncate(folder / "config.json", MAX_BYTES + 1)
@@ -367,5 +404,5 @@ def test_a_file_cut_short_after_it_was_opened_is_told(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     with open_checkpoint(folder) as checkpoint:
         os.truncate(folder / "model.safetensors", 100)
-        with pytest.raises(CheckpointError, match="ends before byte 161, expected 8 more"):
+        with pytest.raises(CheckpointError, match="changed while it was read: convert again when it is complete"):
             checkpoint.tensors["v"].read_rows(0, 1, np.empty(8, np.uint8))

@@ -34,6 +34,7 @@ LAYOUTS: dict[str, tuple[int, int, int, bool, dict[str, Any]]] = {
     "2-70B": (8, 16, 8, False, {"ffn_dim_multiplier": 1.3}),
     "3-8B": (1, 8, 2, True, {"ffn_dim_multiplier": 1.3, "rope_theta": 500000.0}),
     "3-70B": (8, 16, 8, True, {"ffn_dim_multiplier": 1.3, "rope_theta": 500000.0}),
+    "3.1-405B": (16, 32, 8, True, {"ffn_dim_multiplier": 1.3, "rope_theta": 500000.0}),
 }
 
 
@@ -44,7 +45,7 @@ def write_pair(tmp_path: Path, layout: str, **more: Any) -> tuple[Path, Path]:
     folder = write_checkpoint(
         tmp_path / "hf", n_embd=256, n_head=n_head, n_head_kv=n_head_kv, n_ff=n_ff, dtype="F16", **more
     )
-    pad_vocabulary(folder, 8)
+    pad_vocabulary(folder, 16)
     return folder, as_meta(folder, tmp_path / "meta", n_shards, embedding_rows=by_rows, **params)
 
 
@@ -163,6 +164,23 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     save_torch(meta / "consolidated.01.pth", {"norm.weight": random_weights((256,))})
     with pytest.raises(CheckpointError, match=r"in one of consolidated\.00\.pth and \.01\.pth only"):
         open_checkpoint(meta)
+
+
+def test_shards_whose_copies_of_a_head_differ_are_refused(tmp_path: Path) -> None:
+    _, meta = write_pair(tmp_path, "3.1-405B")
+    (meta / "consolidated.03.pth").write_bytes((meta / "consolidated.05.pth").read_bytes())
+    with pytest.raises(CheckpointError, match=r"wk.weight differs between consolidated\.02\.pth and \.03\.pth, but 8"):
+        open_checkpoint(meta)
+
+
+def test_params_may_stand_under_model(tmp_path: Path) -> None:
+    _, meta = write_pair(tmp_path, "7B")
+    with open_checkpoint(meta) as checkpoint:
+        expected = checkpoint.config
+    params = json.loads((meta / "params.json").read_text())
+    (meta / "params.json").write_text(json.dumps({"model": params}))
+    with open_checkpoint(meta) as checkpoint:
+        assert checkpoint.config == expected
 
 
 def test_shards_of_other_sizes_are_refused(tmp_path: Path) -> None:

@@ -321,6 +321,14 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> No
         read_vocabulary(tmp_path, {})
 
 
+@pytest.mark.parametrize("name", ["tekken.json", "vocab.json"])
+def test_a_tokenizer_in_another_form_says_how_to_get_the_one_that_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "merges.txt").touch()
+    with pytest.raises(FileNotFoundError, match=rf"as {name} only.*AutoTokenizer.from_pretrained\(.*save_pretrained"):
+        read_vocabulary(tmp_path, {})
+
+
 def test_json_that_is_none_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):

@@ -9,6 +9,7 @@ Where a folder holds both forms the safetensors are read, as transformers does.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,17 @@ from typing import Any
 
 from llamalite.converters.checkpoints import safetensors, torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
-from llamalite.converters.checkpoints.interface import Checkpoint, FileTensor, SourceFile, SourceTensor
+from llamalite.converters.checkpoints.interface import (
+    Checkpoint,
+    FileTensor,
+    SourceFile,
+    SourceTensor,
+    same_rows,
+)
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,11 @@ def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor])
     is_same = (head.file, head.offset, head.shape) == (embedding.file, embedding.offset, embedding.shape)
     if is_same and config.get("tie_word_embeddings", True):
         del tensors["lm_head.weight"]
+    elif config.get("tie_word_embeddings") is True and not same_rows(head, embedding):
+        # As llama.cpp's converter and transformers 5 have it; transformers 4 puts the embedding in its place.
+        _logger.warning(
+            "config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept as it is"
+        )
 
 
 def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:

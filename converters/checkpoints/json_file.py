@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from llamalite.errors import CheckpointError
 
+_KINDS: dict[type, str] = {  # JSON's names, not Python's
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list",
+}  # fmt: skip
 MAX_BYTES = 256 << 20  # the largest real one, a tokenizer.json of 256k tokens, has about 35 MB
 
 
@@ -32,7 +35,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply to be a model's file") from None
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where} holds a {type(parsed).__name__}, expected an object")
+        raise CheckpointError(f"{where} holds {_KINDS[type(parsed)]}, expected an object")
     return parsed
 
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from llamalite.converters.checkpoints import torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
-from llamalite.converters.checkpoints.interface import Checkpoint, SourceTensor
+from llamalite.converters.checkpoints.interface import Checkpoint, SourceTensor, same_rows
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -50,7 +50,6 @@ _LAYER = {
     "ffn_norm.weight": ("post_attention_layernorm.weight", _WHOLE),
 }
 _LLAMA3_TOKENS = 128_000
-_SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,13 @@ class JoinedTensor(SourceTensor):
 def open_folder(folder: Path) -> Checkpoint:
     """Open the checkpoint of ``params.json`` and ``consolidated.NN.pth`` in `folder`, without reading weights."""
     params = read_object(member(folder, PARAMS))
+    if isinstance(params.get("model"), dict):  # as some releases of Llama 3.1 have it
+        params = params["model"]
     with contextlib.ExitStack() as on_error:
         files = [on_error.enter_context(contextlib.closing(open_member(folder, name))) for name in _shards(folder)]
         tensors = _join(folder, params, [torch_pickle.read_tensors(file) for file in files])
         config = _config(folder / PARAMS, params, tensors)
-        if "lm_head.weight" in tensors and _same_rows(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
+        if "lm_head.weight" in tensors and same_rows(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
             # Llama 3.2 1B and 3B: Meta's files hold the tied embedding twice, Hugging Face's once.
             del tensors["lm_head.weight"]
             config["tie_word_embeddings"] = True
@@ -117,8 +118,32 @@ def _join(folder: Path, params: Mapping[str, Any], shards: list[dict[str, Source
             continue
         target, split = _target(folder, name)
         parts = tuple(shard[name] for shard in shards)
+        if name.endswith((".wk.weight", ".wv.weight")):
+            parts = _without_copies(folder, params, name, parts)
         joined[target] = _joined(target, parts, split, dim)
     return joined
+
+
+def _without_copies(
+    folder: Path, params: Mapping[str, Any], name: str, parts: tuple[SourceTensor, ...]
+) -> tuple[SourceTensor, ...]:
+    """Leave out the copies of keys and values where there are more shards than key-value heads.
+
+    Llama 3.1 405B in 16 shards has each of its 8 heads twice, in neighbouring shards, where params.json says 8.
+    """
+    n_heads, n_head_kv = params.get("n_heads"), params.get("n_kv_heads")
+    if not isinstance(n_heads, int) or not isinstance(n_head_kv, int) or not 0 < n_head_kv < len(parts):
+        return parts
+    n_copies = len(parts) // n_head_kv
+    if len(parts) % n_head_kv or n_heads < 1 or parts[0].n_rows * n_heads != params["dim"]:
+        return parts  # not one head a shard: the shape is told by whoever knows the config
+    for i, part in enumerate(parts):
+        if not same_rows(part, parts[i - i % n_copies]):
+            raise CheckpointError(
+                f"{folder}: {name} differs between consolidated.{i - i % n_copies:02}.pth and .{i:02}.pth, but "
+                f"{n_head_kv} key-value heads in {len(parts)} files must be copies: the files are not of one model"
+            )
+    return parts[::n_copies]
 
 
 def _check_alike(folder: Path, shards: list[dict[str, SourceTensor]]) -> None:
@@ -157,19 +182,6 @@ def _joined(name: str, parts: tuple[SourceTensor, ...], split: str, dim: int) ->
 
 def _renamed(tensor: SourceTensor, name: str) -> SourceTensor:
     return JoinedTensor(name, tensor.dtype, tensor.shape, (tensor,), by_columns=False)
-
-
-def _same_rows(one: SourceTensor, other: SourceTensor) -> bool:
-    """Whether rows spread over both matrices hold the same bytes: then one was copied from the other."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    a, b = np.empty(one.row_bytes, np.uint8), np.empty(one.row_bytes, np.uint8)
-    for row in range(0, one.n_rows, max(1, one.n_rows // _SAMPLED_ROWS)):
-        one.read_rows(row, 1, a)
-        other.read_rows(row, 1, b)
-        if not np.array_equal(a, b):
-            return False
-    return True
 
 
 def _size(path: Path, params: Mapping[str, Any], key: str) -> int:

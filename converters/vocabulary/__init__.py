@@ -38,10 +38,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     if model is not None:
         vocabulary = sentencepiece.read_sentencepiece(files, model)
     elif tokenizer is None:
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Take them from the "
-            "model's repository, or save them with transformers' AutoTokenizer.save_pretrained"
-        )
+        raise FileNotFoundError(_no_tokenizer(folder))
     elif bpe.has_byte_fallback(tokenizer):
         vocabulary = bpe.read_byte_fallback(files)
     else:
@@ -54,6 +51,21 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         vocabulary.last.ids["eot"] = _CODELLAMA_EOT
     check_tokens(vocabulary)
     return vocabulary
+
+
+def _no_tokenizer(folder: Path) -> str:
+    """What is missing, and how to get it: transformers writes tokenizer.json from the forms that are not read here."""
+    save = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    other = next((name for name in ("tekken.json", "vocab.json") if (folder / name).is_file()), None)
+    if other is not None:
+        return (
+            f"{folder} has its tokenizer as {other} only, which is not read: take tokenizer.json from the model's "
+            f"repository, or let transformers write it: {save}"
+        )
+    return (
+        f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Take them from the "
+        "model's repository, or save them with transformers' AutoTokenizer.save_pretrained"
+    )
 
 
 def _space_prefix(files: TokenizerFiles, vocabulary: Vocabulary) -> bool | None:
