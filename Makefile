@@ -83,5 +83,5 @@ clean:
 	@touch $@
 
 .venv/.parity: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[parity]'
+	$(PIP) --quiet --no-build-isolation '.[parity,eval]'
 	@touch $@

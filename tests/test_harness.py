@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 import llamalite
 from llamalite.cli import cli
+from llamalite.evaluation.tasks import local
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not HARNESS, reason='needs the extra "eval" (lm-evaluation-harness)')
@@ -36,6 +38,51 @@ def test_a_missing_harness_names_the_extra(tmp_path: Path) -> None:
     failed = CliRunner().invoke(cli, ["eval", str(tmp_path / "m.gguf"), "arc_easy"], obj={})
     assert failed.exit_code == 1
     assert 'pip install "llamalite[eval]"' in failed.output
+
+
+def test_f1_of_bags_by_hand() -> None:
+    assert local.f1(["a", "b"], ["b", "c", "c"]) == pytest.approx(2 * 1 / 5)
+    assert local.f1(["a", "a"], ["a"]) == pytest.approx(2 / 3)
+    assert local.f1([], []) == 1.0
+    assert local.f1(["a"], []) == local.f1([], ["a"]) == 0.0
+
+
+def test_answers_are_compared_as_squad_does() -> None:
+    doc = {"expected": "Emma likes honey."}
+    assert local.answering(doc, ["emma likes the honey"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert local.answering(doc, ["Emma likes bread."]) == {"exact_match": 0.0, "f1": pytest.approx(2 / 3)}
+
+
+def test_a_sum_is_right_by_its_last_number() -> None:
+    doc = {"expected": "9 - 15 = -6."}
+    for answer, right in (("9 - 15 = -6.", 1.0), ("It is -6", 1.0), ("9 - 15 = 6.", 0.0), ("I do not know.", 0.0)):
+        assert local.arithmetic(doc, [answer]) == {"exact_match": right}
+
+
+def test_entities_are_told_apart_by_their_label() -> None:
+    assert local.entities("Names: Ann, Bo Lee. Places: Rome.") == ["names:ann", "names:bo lee", "places:rome"]
+    assert local.entities("Names: none. Places: St. Moritz.") == ["places:st. moritz"]
+    assert local.entities("I see nobody.") == []
+    doc = {"expected": "Names: Ann. Places: Rome."}
+    assert local.named_entities(doc, ["Places: Rome. Names: Ann."])["exact_match"] == 1.0
+    assert local.named_entities(doc, ["Names: Rome. Places: Rome."]) == {"exact_match": 0.0, "f1": 0.5}
+
+
+@needs_harness
+def test_the_tasks_that_come_along_run_by_name(tmp_path: Path) -> None:
+    path = toy.write_toy(tmp_path / "toy.gguf", chat_template=toy.CHATML)
+    settings = {"verbose": 0, "quiet": True}
+    found = CliRunner().invoke(
+        cli, ["eval", str(path), "llamalite_small", "--chat", "--limit", "2", "--json"], obj=settings
+    )
+    assert found.exit_code == 0, found.output
+    results = json.loads(found.stdout)["results"]
+    metrics = {task: {name.partition(",")[0] for name in values} for task, values in results.items()}
+    assert {"bleu", "chrf", "exact_match"} <= metrics["llamalite_translation"]
+    assert {"rouge1", "rouge2", "rougeL"} <= metrics["llamalite_summary"]
+    assert {"exact_match", "f1"} <= metrics["llamalite_names"] & metrics["llamalite_reading"]
+    assert "acc" in metrics["llamalite_sentiment"]
+    assert "exact_match" in metrics["llamalite_arithmetic"]
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import logging
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +27,9 @@ import click
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
 @click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_obj
 def command(
+    settings: dict[str, Any],
     model: str,
     tasks: tuple[str, ...],
     limit: int | None,
@@ -35,34 +42,43 @@ def command(
 ) -> None:
     """Evaluate MODEL on tasks of lm-evaluation-harness (the extra eval), by their names there.
 
-    Requests are batched, and a question's choices share one reading of it.
+    Requests are batched, and a question's choices share one reading of it. Six small tasks come with llamalite and
+    need no network, together called llamalite_small: sentiment, named entities, translation, summary, reading, sums.
 
     \b
     Examples:
-      llamalite eval demo arc_easy hellaswag --limit 200
-      llamalite eval demo my_task --include ./tasks --json
+      llamalite eval demo llamalite_small --chat
+      llamalite eval my-llama arc_easy hellaswag --limit 200
+      llamalite eval my-llama my_task --include ./tasks --json
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise click.ClickException('tasks need lm-evaluation-harness: pip install "llamalite[eval]"')
+    if settings["quiet"] or not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # the harness has bars of its own
+    if not settings["verbose"]:  # it tells of every default that a task leaves as it is
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    from llamalite.evaluation import tasks as own_tasks
     from llamalite.evaluation.harness import LlamaliteLM
 
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    folders = [Path(own_tasks.__file__).parent, *([include_path] if include_path else [])]
+    manager = TaskManager(include_path=[str(folder) for folder in folders])
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
-    found = lm_eval.simple_evaluate(
-        model=LlamaliteLM(model, exact=exact, n_threads=n_threads),
-        tasks=list(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        apply_chat_template=chat,
-        task_manager=manager,
-        log_samples=False,
-        bootstrap_iters=1000,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it bootstraps
+        found = lm_eval.simple_evaluate(
+            model=LlamaliteLM(model, exact=exact, n_threads=n_threads),
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=chat,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
     if as_json:
         wanted = {name: found[name] for name in ("results", "versions", "n-shot", "n-samples") if name in found}
         click.echo(json.dumps(wanted, indent=2, default=str))
