@@ -185,4 +185,10 @@ class ChatSession:
         messages = extra.get("messages")
         if not isinstance(messages, list):
             raise LlamaliteError(f"{path} holds a context without a conversation: use Model.load_session")
-        self.messages, self.n_dropped = messages, int(extra.get("n_dropped", 0))
+        n_dropped = extra.get("n_dropped", 0)
+        # Checked as a stranger may have written it: a message has a role, and content that the template looks at.
+        if not isinstance(n_dropped, int) or not all(
+            isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one for one in messages
+        ):
+            raise LlamaliteError(f"{path} holds no conversation of llamalite: begin a new one")
+        self.messages, self.n_dropped = messages, n_dropped

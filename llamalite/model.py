@@ -339,7 +339,8 @@ class Model:
         """Bring the context to hold what `save_session` wrote, and return its `extra`.
 
         Raises ``LlamaliteError`` for a file that is damaged, of another model, cache type or version of llama.cpp, and
-        ``ContextOverflowError`` for one that this context has no room for; the context is as it was then.
+        ``ContextOverflowError`` for one that this context has no room for; the context is as it was then, or, after a
+        file that was forged with a right digest, empty.
         """
         found = session.read(Path(path), self._session_facts())
         if len(found.tokens) > self.n_ctx:
@@ -349,11 +350,20 @@ class Model:
             )
         with self._engine.turn():
             self._engine.forget()
-            if found.tokens:
-                self._context.set_state(0, found.state)
+            try:
+                self.native.check_tokens(found.tokens)
+                if found.tokens:
+                    self._context.set_state(0, found.state)
+                first, last = self._context.seq_pos_min(0), self._context.seq_pos_max(0)
+                if last != len(found.tokens) - 1 or (found.tokens and first < 0):
+                    raise LlamaliteError(f"it goes from position {first} to {last}")
+            except (LlamaliteError, ValueError) as error:  # forged, as its digest is right: nothing of it stays
+                self._engine.forget()
+                what = f"the state of its {len(found.tokens)} tokens ({error})"
+                raise LlamaliteError(f"{path} does not hold {what}: begin a new session") from None
             self._engine.held = found.tokens
-        extra: dict[str, Any] = found.facts.get("extra", {})
-        return extra
+        extra = found.facts.get("extra")
+        return extra if isinstance(extra, dict) else {}
 
     def cancel(self) -> None:
         """End the generation that is running, within moments, from any thread; what was read stays."""

@@ -64,6 +64,8 @@ def write(path: Path, session: Session) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:  # of a full disk, say: the system does not tell the file
+        raise OSError(error.errno, error.strerror, str(part)) from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -337,6 +337,12 @@ class NativeContext:
         if self._memory:
             llama().llama_memory_seq_cp(self._memory, source, target, start, stop)
 
+    def seq_pos_min(self, seq_id: int) -> int:
+        """Return the first position that the cache holds of a sequence, -1 when it holds none."""
+        self.ptr  # noqa: B018
+        self._check_sequence(seq_id)
+        return int(llama().llama_memory_seq_pos_min(self._memory, seq_id)) if self._memory else -1
+
     def seq_pos_max(self, seq_id: int) -> int:
         """Return the last position that the cache holds of a sequence, -1 when it holds none."""
         self.ptr  # noqa: B018
