@@ -48,7 +48,8 @@ class Totals:
     """What one generation took. `n_cached` tokens of the prompt were in the context already and not read again.
 
     Times are spent computing: what the caller does between two pieces is not in them, except that `ttft_s` counts from
-    the first ``next()`` to the first token, waiting for the model's turn included.
+    the first ``next()`` to the first token, waiting for the model's turn included. Of `n_drafted` tokens that were
+    guessed ahead (`llamalite.speculation`), `n_accepted` were said.
     """
 
     n_prompt: int
@@ -58,6 +59,8 @@ class Totals:
     generation_s: float
     ttft_s: float
     seed: int
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def prompt_tok_per_s(self) -> float:

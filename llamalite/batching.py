@@ -24,7 +24,8 @@ import numpy as np
 
 from llamalite.answers import Answer, Completion, FinishReason, Piece, Totals
 from llamalite.errors import ContextOverflowError, GenerationCancelled
-from llamalite.generation import Context, Engine
+from llamalite.generation import Engine
+from llamalite.reading import Context
 from llamalite.sampling import SamplingParams
 
 MAX_PARALLEL = 255  # llama.cpp's LLAMA_MAX_SEQ (llama-cparams.h), less the one that holds the prefix

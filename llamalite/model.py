@@ -29,6 +29,7 @@ from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.native.sampler import NativeSampler
 from llamalite.prompts import Message, Prompt, Prompts
 from llamalite.sampling import SamplingParams
+from llamalite.speculation import factory, open_draft
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,6 +50,8 @@ class Model:
     - `n_gpu_layers`: "auto" uses the GPU where the installed llama.cpp has one, "all" or a number insists on it.
     - `kv_type`: the cache's type, `flash_attn`: "auto" or a bool; `exact`: F32 cache, flash attention off.
     - `lora`: adapters in GGUF form. `seed`: of generations that name none. `progress`: called with 0..1 while loading.
+    - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
+      (`llamalite.speculation`).
 
     Raises ``FileNotFoundError``, ``ModelLoadError`` in llama.cpp's words, and ``OutOfMemoryError`` with the numbers and
     the nearest setting that fits, before anything is loaded.
@@ -67,6 +70,7 @@ class Model:
         exact: bool = False,
         lora: Lora | Sequence[Lora] = (),
         seed: int | None = None,
+        draft: str | os.PathLike[str] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._native: NativeModel | None = None
@@ -79,7 +83,9 @@ class Model:
         n_gpu = _gpu_layers(n_gpu_layers)
         self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
         self._n_gpu = n_gpu
-        n_ctx = _fitting_n_ctx(self._header, n_ctx, "F32" if exact else kv_type, flash_attn and not exact, n_gpu)
+        helper = None if draft is None else check(store.resolve(draft))
+        cache = "F32" if exact else kv_type
+        n_ctx = _fitting_n_ctx(self._header, n_ctx, cache, flash_attn and not exact, n_gpu, helper)
         native = NativeModel(self.path, n_gpu_layers=n_gpu, progress=progress)
         try:
             if not native.has_decoder or native.has_encoder:
@@ -96,6 +102,7 @@ class Model:
             adapters = [lora] if isinstance(lora, (str, os.PathLike, LoraAdapter)) else list(lora)
             if adapters:
                 self._context.set_lora([one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in adapters])
+            drafting = open_draft(helper.path, self._context, n_gpu_layers=n_gpu) if helper else None
             self.defaults = SamplingParams.from_metadata(native.metadata).replace(seed=seed)
         except BaseException:
             native.close()
@@ -105,6 +112,7 @@ class Model:
             self._context,
             native,
             self._sampler,
+            make_speculator=factory(native, drafting),
             can_rewind=not native.is_recurrent,
             # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
             prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
@@ -399,15 +407,19 @@ def _gpu_layers(wanted: int | Literal["auto", "all"]) -> int:
     return wanted
 
 
-def _fitting_n_ctx(header: Header, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int) -> int:
+def _fitting_n_ctx(
+    header: Header, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int, draft: Header | None
+) -> int:
     """Return the context length to load with; a model whose layers are on a GPU is measured by llama.cpp alone."""
     if n_gpu != 0:
         return n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
     features = llama().llama_print_system_info().decode()
+    n_most = n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
+    drafts = hardware.memory_needed(draft, n_ctx=n_most).total_bytes if draft else 0
     need = hardware.fit(
         header,
         n_ctx=n_ctx,
-        free_bytes=hardware.free_memory_bytes(),
+        free_bytes=hardware.free_memory_bytes() - drafts,
         kv_type=kv_type,
         flash_attn=bool(flash_attn),
         repacked=hardware.repacked_types(features),

@@ -19,7 +19,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+Speculation = Literal["off", "lookup", "draft"]
 
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         grammar: str | None
         json_schema: Mapping[str, Any] | None
         reproducible: bool
+        speculate: Speculation | None
 
 
 _FROM_FILE = {  # llama_model_meta_key_str (llama-model.cpp) → our name
@@ -72,6 +75,9 @@ class SamplingParams:
     - `grammar` (GBNF) or `json_schema`: what the text must be; with a schema, text that ends with "stop" validates.
     - `reproducible`: a fresh cache and one sequence: the same call gives the same bytes, whatever ran before. Without
       a `seed`, seed 0.
+    - `speculate`: tokens are guessed and checked several a decode, where that is faster (`llamalite.speculation`):
+      "lookup" guesses what followed the last tokens when they occurred before, "draft" asks the model's draft model.
+      None: "draft" where the model was given one, else "off". Batches and `reproducible` go without.
     """
 
     max_tokens: int | None = None
@@ -90,6 +96,7 @@ class SamplingParams:
     grammar: str | None = None
     json_schema: Mapping[str, Any] | None = None
     reproducible: bool = False
+    speculate: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -106,6 +113,8 @@ class SamplingParams:
             self._whole("seed", 0, 2**32 - 2)  # 2**32 - 1 is llama.cpp's word for "draw one" (LLAMA_DEFAULT_SEED)
         if self.logprobs is not None:
             self._whole("logprobs", 0, 1000)
+        if self.speculate not in (None, "off", "lookup", "draft"):
+            raise ValueError(f"speculate must be 'off', 'lookup', 'draft' or None, found {self.speculate!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise ValueError(f"stop must hold texts that are not empty, found {self.stop!r}")

@@ -93,9 +93,13 @@ class FakeContext:
             assert int(position) == len(held), "positions go on where a sequence ends"
             held.append(int(token))
             if wanted:
-                row = np.zeros(N_VOCAB, np.float32)
-                row[EOG if len(held) in self.ends else next_token(held)] = 9.0
-                self._rows.append(row)
+                self._rows.append(self.row(held))
+
+    def row(self, held: list[int]) -> npt.NDArray[np.float32]:
+        """The logits after `held`."""
+        row = np.zeros(N_VOCAB, np.float32)
+        row[EOG if len(held) in self.ends else next_token(held)] = 9.0
+        return row
 
     def decode_next(self, token: int, position: int, seq_id: int = 0) -> None:
         self.decode([token], [position], seq_id, True)

@@ -20,7 +20,7 @@ from llamalite import cli, errors
 LEVELS = (
     {"errors", "quant_types"},
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
-    {"converters", "answers", "batching", "generation", "prompts", "session"},
+    {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
     {"model"},
     {"chat", "batch_file", "evaluation", "benchmark"},
@@ -29,7 +29,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "data", "info", "process", "common", "misc"}
 # Of one line, and never see each other:
-APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "session"})
+APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "reading", "session", "speculation"})
 MAX_LINES = 420
 
 

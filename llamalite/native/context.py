@@ -112,6 +112,7 @@ class NativeContext:
         kv_unified: bool = False,
         exact: bool = False,
         observer: MatrixObserver | None = None,
+        abort_flag: AbortFlag | None = None,
     ) -> None:
         self._ptr: Any = None
         lib = llama()
@@ -137,7 +138,7 @@ class NativeContext:
 
         self.model = model
         self.kv_type, self.flash_attn, self.kv_unified, self.exact = kv_type, flash_attn, kv_unified, exact
-        self.abort_flag = AbortFlag()
+        self.abort_flag = abort_flag or AbortFlag()  # one of two contexts that are stopped together
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_batch, n_ubatch, n_seq_max
         if n_threads is not None:

@@ -271,6 +271,18 @@ class NativeModel:
             known = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
         return known
 
+    def difference(self, other: NativeModel) -> str | None:
+        """Return in words where the vocabulary of `other` differs from this one, None where each token is the same."""
+        if self.n_vocab != other.n_vocab:
+            return f"it has {other.n_vocab} tokens, and {self.path.name} has {self.n_vocab}"
+        lib, mine, theirs = llama(), self.vocab, other.vocab
+        for token in range(self.n_vocab if self.has_vocab else 0):
+            texts = lib.llama_vocab_get_text(mine, token), lib.llama_vocab_get_text(theirs, token)
+            if texts[0] != texts[1]:
+                here, there = (text.decode("utf-8", "replace") for text in texts)
+                return f"token {token} is {there!r} there and {here!r} in {self.path.name}"
+        return None
+
     def control_tokens(self) -> dict[str, int]:
         """Return spelling → id of every control token; built once, in tens of milliseconds for a large vocabulary."""
         if self._control is None:
