@@ -28,15 +28,15 @@ WORK = HERE / "work"
 DEMO = HERE.parent / "demo"
 
 KINDS: dict[str, tuple[Callable[[Random], Example], float]] = {
-    "story": (stories.sample, 8.0),
-    "smalltalk": (smalltalk.sample, 17.0),
-    "arithmetic": (tasks.arithmetic, 22.0),
-    "facts": (tasks.facts, 14.0),
-    "sentiment": (tasks.sentiment, 6.0),
-    "names": (tasks.names_and_places, 8.0),
-    "shorten": (tasks.shorten, 6.0),
-    "reading": (tasks.reading, 11.0),
-    "phrases": (tasks.phrases, 20.0),
+    "story": (stories.sample, 9.0),
+    "smalltalk": (smalltalk.sample, 20.0),
+    "arithmetic": (tasks.arithmetic, 26.0),
+    "facts": (tasks.facts, 10.0),
+    "sentiment": (tasks.sentiment, 4.0),
+    "names": (tasks.names_and_places, 7.0),
+    "shorten": (tasks.shorten, 4.0),
+    "reading": (tasks.reading, 12.0),
+    "phrases": (tasks.phrases, 22.0),
 }
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
