@@ -1,7 +1,7 @@
 """The one door to the network: models of the Hugging Face hub, fetched by huggingface_hub into its cache.
 
     folder = fetch_checkpoint("HuggingFaceTB/SmolLM2-135M")      # then converters.convert(folder, ...)
-    path = fetch_gguf("bartowski/Llama-3.2-1B-Instruct-GGUF", "Q4_K_M")
+    path = fetch_model("bartowski/Llama-3.2-1B-Instruct-GGUF", "Q4_K_M")
 
 Only what a conversion reads is fetched: config, tokenizer, model card, and the weights in one form, safetensors where
 there are any. huggingface_hub checks, resumes and keeps the files, draws its own bars, and obeys ``HF_HOME``,
@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite import store
 from llamalite.errors import HubError
-from llamalite.quant_types import FILE_TYPES
+from llamalite.quant_types import FILE_TYPES, file_type
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ _WEIGHTS = (  # the first form that a repository has is taken
     (re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin"), ("pytorch_model.bin.index.json",)),
     (re.compile(r"consolidated\.\d{2}\.pth"), ("params.json",)),
 )
+_CONFIGS = ("config.json", "params.json")  # one of them is in every checkpoint
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 # Of a repository of ready-made files when no type is named: the usual choice, then upwards, then downwards.
 _GGUF_ORDER = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "IQ4_XS", "Q3_K_M", "BF16", "F16", "F32")
@@ -61,6 +61,13 @@ class _Listing:
 
     def n_bytes(self, names: Iterable[str]) -> int:
         return sum(self.files[name] or 0 for name in names)
+
+    def weights(self) -> list[str]:
+        """Return the files with the weights, and those that belong to them, in the first form there is."""
+        for pattern, beside in _WEIGHTS:
+            if found := [name for name in self.files if pattern.fullmatch(name)]:
+                return [*self.matching(beside), *found]
+        return []
 
 
 def is_repo_id(source: str | os.PathLike[str]) -> bool:
@@ -89,26 +96,10 @@ def fetch_checkpoint(
     What is in the cache already is not fetched again, and without the network, or with ``HF_HUB_OFFLINE=1``, the cache
     is all there is. `progress` draws huggingface_hub's bars. `HubError` says what is missing and what to do.
     """
-
-    def wanted(listing: _Listing) -> list[str]:
-        texts = listing.matching(_TEXTS)
-        for pattern, beside in _WEIGHTS:
-            weights = [name for name in listing.files if pattern.fullmatch(name)]
-            if weights:
-                return [*texts, *listing.matching(beside), *weights]
-        if ggufs := listing.matching(["*.gguf"]):
-            raise HubError(
-                f"{repo_id} holds GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}"
-            )
-        raise HubError(
-            f"{repo_id} holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top "
-            f"(found {_some(listing.files)}): pass a repository of a model's weights"
-        )
-
-    return _fetch(repo_id, revision, wanted, ("config.json", "params.json"), announce, progress)
+    return _fetch(repo_id, revision, lambda listing: _checkpoint(repo_id, listing), _CONFIGS, announce, progress)
 
 
-def fetch_gguf(
+def fetch_model(
     repo_id: str,
     qtype: str | None = None,
     revision: str | None = None,
@@ -118,53 +109,38 @@ def fetch_gguf(
 ) -> Path:
     """Return the path in the hub's cache of the GGUF file of type `qtype` in `repo_id`, of a split model the first.
 
-    Without `qtype` it is Q4_K_M, or what lies nearest to it. `HubError` lists the types that there are.
+    Without `qtype` it is Q4_K_M, or what lies nearest to it. Where the repository has no such file but weights, it is
+    the checkpoint's folder, to be converted. `HubError` says what there is.
     """
     chosen: list[str] = []
 
     def wanted(listing: _Listing) -> list[str]:
-        chosen[:] = _choose_gguf(repo_id, listing.matching(["*.gguf"]), qtype)
+        ggufs = listing.matching(["*.gguf"])
+        if not ggufs or (listing.weights() and not _has_type(ggufs, qtype)):
+            file_type(qtype or "Q4_K_M")  # what it could not be converted to is not fetched for
+            return _checkpoint(repo_id, listing)
+        chosen[:] = _choose_gguf(repo_id, ggufs, qtype)
         return chosen
 
-    folder = _fetch(repo_id, revision, wanted, ("*.gguf", "*/*.gguf"), announce, progress)
-    if not chosen:  # offline: what the cache has
+    folder = _fetch(repo_id, revision, wanted, ("*.gguf", "*/*.gguf", *_CONFIGS), announce, progress)
+    if not chosen:  # a checkpoint; or offline, and it is what the cache has
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
+        if not names or (any((folder / name).exists() for name in _CONFIGS) and not _has_type(names, qtype)):
+            return folder
         chosen = _choose_gguf(repo_id, names, qtype)
     return folder / chosen[0]
 
 
-def converted(
-    source: str | os.PathLike[str],
-    qtype: str = "Q4_K_M",
-    *,
-    revision: str | None = None,
-    announce: Announce | None = None,
-    progress: bool = False,
-) -> Path:
-    """Return `source`, a checkpoint's folder or ``org/name``, as a GGUF file in the models folder, made if need be.
-
-    A folder is converted anew when one of its files is newer than the result; an ``org/name`` once, as ``org--name``.
-    """
-    from llamalite.converters import convert
-    from llamalite.converters.checkpoints import model_name
-
-    from_hub = is_repo_id(source)
-    out = store.default_output(os.fspath(source).replace("/", "--") if from_hub else model_name(Path(source)), qtype)
-    if from_hub:
-        if out.is_file() and revision is None:
-            return out
-        folder = fetch_checkpoint(os.fspath(source), revision, announce=announce, progress=progress)
-    else:
-        folder = Path(source)
-        if out.is_file() and folder.exists() and _newest(folder) < out.stat().st_mtime_ns:
-            return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return convert(folder, out, qtype=qtype, force=True).path
-
-
-def _newest(source: Path) -> int:
-    files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
-    return max((path.stat().st_mtime_ns for path in files), default=0)
+def _checkpoint(repo_id: str, listing: _Listing) -> list[str]:
+    """Return the files of `repo_id` that a conversion reads."""
+    if weights := listing.weights():
+        return [*listing.matching(_TEXTS), *weights]
+    if ggufs := listing.matching(["*.gguf"]):
+        raise HubError(f"{repo_id} holds GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}")
+    raise HubError(
+        f"{repo_id} holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top "
+        f"(found {_some(listing.files)}): pass a repository of a model's weights, or of GGUF files"
+    )
 
 
 def _fetch(
@@ -272,24 +248,34 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
     )
 
 
-def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[str]:
-    """Return the names of the one model of type `qtype` among `names`, of a split model all, the first one first."""
+def _by_type(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the models among the files `names` by their type: of a split model all files, the first one first."""
     models: dict[str, list[str]] = {}
     for name in sorted(names):
         split = _SPLIT.fullmatch(name.removesuffix(".gguf"))
         if not Path(name).name.lower().startswith(("mmproj", "imatrix")):
             models.setdefault(split["stem"] if split else name.removesuffix(".gguf"), []).append(name)
-    if not models:
-        raise HubError(f"{repo_id} holds no GGUF file: llamalite convert {repo_id}")
-    by_type: dict[str, str] = {}
-    for stem in models:
-        by_type.setdefault(_type_of(stem) or stem, stem)
+    found: dict[str, list[str]] = {}
+    for stem, files in models.items():
+        found.setdefault(_type_of(stem) or stem, files)
+    return found
+
+
+def _has_type(names: Iterable[str], qtype: str | None) -> bool:
+    found = _by_type(names)
+    return bool(found) if qtype is None else qtype.upper() in found
+
+
+def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[str]:
+    """Return the names of the one model of type `qtype` among `names`, of a split model all, the first one first."""
+    by_type = _by_type(names)
+    if not by_type:
+        raise HubError(f"{repo_id} holds no GGUF file of a model ({_some(names)})")
     if qtype is not None:
         if qtype.upper() not in by_type:
             raise HubError(f"{repo_id} holds no {qtype.upper()}: there are {', '.join(by_type)}")
-        return models[by_type[qtype.upper()]]
-    best = next((one for one in _GGUF_ORDER if one in by_type), next(iter(by_type)))
-    return models[by_type[best]]
+        return by_type[qtype.upper()]
+    return by_type[next((one for one in _GGUF_ORDER if one in by_type), next(iter(by_type)))]
 
 
 def _type_of(stem: str) -> str | None:

@@ -24,6 +24,7 @@ from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
 from llamalite.gguf_check import Header, check
 from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
+from llamalite.native.devices import offload
 from llamalite.native.library import llama, version
 from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.native.sampler import NativeSampler
@@ -47,7 +48,8 @@ class Model:
     - `n_ctx`: tokens that the context holds; None takes the smallest of 8192, what the model was trained for and what
       free memory holds. `n_batch`: tokens read in one call.
     - `n_threads`: None takes the physical cores that this process may use.
-    - `n_gpu_layers`: "auto" uses the GPU where the installed llama.cpp has one, "all" or a number insists on it.
+    - `n_gpu_layers`: "auto" uses the GPU where the installed llama.cpp has one, "all" or a number insists on it;
+      `device` names which (`llamalite doctor` lists them), or several with commas.
     - `kv_type`: the cache's type, `flash_attn`: "auto" or a bool; `exact`: F32 cache, flash attention off.
     - `lora`: adapters in GGUF form. `seed`: of generations that name none. `progress`: called with 0..1 while loading.
     - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
@@ -64,6 +66,7 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_gpu_layers: int | Literal["auto", "all"] = "auto",
+        device: str | None = None,
         n_batch: int = 2048,
         kv_type: str = "F16",
         flash_attn: FlashAttention = "auto",
@@ -80,13 +83,13 @@ class Model:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number from 1 on, found {value!r}")
         self.path = store.resolve(path)
-        n_gpu = _gpu_layers(n_gpu_layers)
+        n_gpu = offload(n_gpu_layers, device)
         self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
         self._n_gpu = n_gpu
         helper = None if draft is None else check(store.resolve(draft))
         cache = "F32" if exact else kv_type
         n_ctx = _fitting_n_ctx(self._header, n_ctx, cache, flash_attn and not exact, n_gpu, helper)
-        native = NativeModel(self.path, n_gpu_layers=n_gpu, progress=progress)
+        native = NativeModel(self.path, n_gpu_layers=n_gpu, device=device, progress=progress)
         try:
             if not native.has_decoder or native.has_encoder:
                 raise LlamaliteError(f"{self.path.name} is an encoder ({native.desc}): it does not generate text")
@@ -125,9 +128,9 @@ class Model:
 
         `options` are those of `Model`.
         """
-        from llamalite import hub
+        from llamalite import kept
 
-        return cls(hub.converted(source, qtype), **options)
+        return cls(kept.obtain(source, qtype), **options)
 
     # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -395,16 +398,6 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _gpu_layers(wanted: int | Literal["auto", "all"]) -> int:
-    if wanted == "auto":
-        return -1 if llama().llama_supports_gpu_offload() else 0
-    if wanted == "all":
-        return -1
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < -1:
-        raise ValueError(f"n_gpu_layers must be 'auto', 'all' or a number of layers, found {wanted!r}")
-    return wanted
 
 
 def _fitting_n_ctx(

@@ -2,14 +2,16 @@
 
     demo  →  ~/.local/share/llamalite/models/demo-Q4_K_M.gguf     (several types lie there: the usual choice first)
 
-This module looks at names and at nothing inside a file; it neither converts nor downloads.
+This module looks at names and at nothing inside a file; it neither converts nor downloads: that is `llamalite.kept`.
 """
 
 from __future__ import annotations
 
-import difflib
+import glob
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from llamalite.quant_types import FILE_TYPES
@@ -17,6 +19,8 @@ from llamalite.quant_types import FILE_TYPES
 # Which file a bare name means when several types of it lie in the folder: 4 and 5 bits, then upwards, then the rest.
 _PREFERENCE = ("Q4_K_M", "Q5_K_M", "Q4_K_S", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
 _FORBIDDEN = set('<>:"/\\|?*')  # in a file name on Windows, and thereby in ours
+_SHARD = re.compile(r"(.*-)(\d{5})(-of-\d{5})")  # the stem of one file of a split model (llama_split_path, llama.cpp)
+SOURCE_SUFFIX = ".source"  # NAME.gguf.source says which checkpoint NAME.gguf was made of (`llamalite.kept`)
 
 
 def models_folder() -> Path:
@@ -50,11 +54,62 @@ def default_output(name: str, qtype: str) -> Path:
 
 
 def list_models() -> list[Path]:
-    """Return the GGUF files of the models folder, by name; none where there is no such folder."""
+    """Return the models of the models folder by name, a split one by its first file; none where there is no folder."""
     folder = models_folder()
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.glob("*.gguf") if path.is_file()), key=lambda path: path.name.casefold())
+    files = {path.name: path for path in folder.glob("*.gguf") if path.is_file()}
+    models = []
+    for path in files.values():
+        shard = _SHARD.fullmatch(path.stem)
+        # Without its first file a model is listed by the others: that something is amiss shall be seen.
+        if shard is None or shard[2] == "00001" or f"{shard[1]}00001{shard[3]}.gguf" not in files:
+            models.append(path)
+    return sorted(models, key=lambda path: path.name.casefold())
+
+
+def name_of(path: Path) -> str:
+    """Return what the model at `path` is called: its file's name without suffix and without a shard's number.
+
+    >>> name_of(Path("models/big-Q4_K_M-00001-of-00003.gguf"))
+    'big-Q4_K_M'
+    """
+    shard = _SHARD.fullmatch(path.stem)
+    return shard[1].removesuffix("-") if shard else path.stem
+
+
+def find(name: str) -> Path | None:
+    """Return the model that `name` means in the models folder, as `resolve` finds it; None where there is none."""
+    # Whatever has a separator is a path: a name never leaves the models folder.
+    if Path(name).name != name:
+        return None
+    wanted = name.casefold().removesuffix(".gguf")
+    candidates = {one: path for path in list_models() for one in (path.stem.casefold(), name_of(path).casefold())}
+    names = [wanted, *(f"{wanted}-{qtype}".casefold() for qtype in (*_PREFERENCE, *FILE_TYPES))]
+    return next((candidates[one] for one in names if one in candidates), None)
+
+
+def files_of(name: str) -> list[Path]:
+    """Return the files that the model `name` has in the models folder: what is deleted when it is removed.
+
+    All files of a split model, and what is kept beside it. ``ValueError`` for a path, or a bare name that several types
+    of a model bear; ``FileNotFoundError`` for a name that is not there.
+    """
+    if Path(name).name != name or "\\" in name:
+        raise ValueError(
+            f"{name!r} is a path: only names in the models folder are taken here, llamalite list shows them"
+        )
+    found = find(name)
+    if found is None:
+        raise FileNotFoundError(f"no model {name!r} in {models_folder()}: {_what_next(Path(name))}")
+    if name.casefold().removesuffix(".gguf") not in (name_of(found).casefold(), found.stem.casefold()):
+        same = [name_of(path) for path in list_models() if _bare(name_of(path)).casefold() == name.casefold()]
+        if len(same) > 1:
+            raise ValueError(f"{name!r} is the name of {len(same)} models: say which of {', '.join(same)}")
+    shard = _SHARD.fullmatch(found.stem)
+    pattern = f"{glob.escape(shard[1])}?????{shard[3]}.gguf" if shard else glob.escape(found.name)
+    beside = found.with_name(found.name + SOURCE_SUFFIX)
+    return [*sorted(found.parent.glob(pattern)), *([beside] if beside.is_file() else [])]
 
 
 def demo_checkpoint() -> Path:
@@ -76,38 +131,52 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     path = Path(model).expanduser()
     if path.is_file():
         return path
-    name = str(model)
-    # Whatever has a separator is a path: a name never leaves the models folder.
-    found = None if path.name != name else _in_folder(name)
-    if found is not None:
+    name = os.fspath(model)
+    if (found := find(name)) is not None:
         return found
-    if (path / "config.json").is_file() or (path / "params.json").is_file():
+    if is_checkpoint(path):
         raise FileNotFoundError(f"{name} is a checkpoint, not a GGUF file: llamalite convert {name}")
-    if path.is_dir():
-        raise FileNotFoundError(f"{name} is a folder; name the GGUF file in it")
-    raise FileNotFoundError(f"no model {name!r}: {_what_next(path)}")
+    raise missing(name)
 
 
-def _in_folder(name: str) -> Path | None:
-    wanted = name.casefold().removesuffix(".gguf")
-    candidates = {path.stem.casefold(): path for path in list_models()}
-    stems = [wanted, *(f"{wanted}-{qtype}".casefold() for qtype in (*_PREFERENCE, *FILE_TYPES))]
-    return next((candidates[stem] for stem in stems if stem in candidates), None)
+def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
+    """Return the error that says that there is no model `name`, and what lies nearest; `also` are names there are."""
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        inside = sorted(one.name for one in path.glob("*.gguf"))
+        held = f" ({', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''})" if inside else ""
+        return FileNotFoundError(f"{name} is a folder; name the GGUF file in it{held}")
+    return FileNotFoundError(f"no model {name!r}: {_what_next(path, also)}")
 
 
-def _what_next(path: Path) -> str:
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether `path` is the folder of a checkpoint, in Hugging Face's form or in Meta's."""
+    return (path / "config.json").is_file() or (path / "params.json").is_file()
+
+
+def _bare(name: str) -> str:
+    """Return a model's name without its type."""
+    head, _, last = name.rpartition("-")
+    return head if head and last.upper() in FILE_TYPES else name
+
+
+def _what_next(path: Path, also: Iterable[str] = ()) -> str:
+    import difflib  # for those who mistyped
+
     folder = path.parent
     if path.name != str(path):
         beside = [entry.name for entry in folder.glob("*.gguf")] if folder.is_dir() else []
         if near := difflib.get_close_matches(path.name, beside, n=1):
             return f"did you mean {folder / near[0]}?"
         return "no such file" if folder.is_dir() else f"there is no folder {folder}"
-    known = {path.stem.casefold(): path.stem for path in list_models()}
+    known = {name_of(one).casefold(): name_of(one) for one in list_models()}
     # The bare names are offered too, or the distance of "demmo" to "demo-Q4_K_M" would be too far.
-    bare = {stem.rpartition("-")[0].casefold(): stem.rpartition("-")[0] for stem in known.values()} | known
+    bare = {_bare(name).casefold(): _bare(name) for name in known.values()} | known
+    bare |= {name.casefold(): name for name in also}
     here = {entry.name.casefold(): entry.name for entry in Path().glob("*.gguf")}
     if near := difflib.get_close_matches(path.name.casefold(), [*bare, *here], n=1, cutoff=0.5):
         return f"did you mean {bare.get(near[0]) or here[near[0]]}?"
     if known:
-        return f"no such file, and {models_folder()} holds {', '.join(sorted(known.values())[:8])}"
+        some = ", ".join([*known.values()][:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+        return f"no such file, and {models_folder()} holds {some}"
     return f"no such file, and no models in {models_folder()} yet: llamalite convert CHECKPOINT"

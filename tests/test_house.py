@@ -22,6 +22,7 @@ LEVELS = (
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
+    {"kept"},
     {"model"},
     {"chat", "batch_file", "evaluation", "benchmark"},
     {"cli"},

@@ -26,12 +26,12 @@ Fetch = Callable[..., dict[str, Any]]
 # The client reads its settings when it is imported: each call is a process of its own, as an app's would be.
 PROGRAM = """
 import json, sys
-from llamalite import errors, hub
+from llamalite import errors, hub, kept
 name, arguments = json.loads(sys.argv[1])
 said = []
 try:
     arguments.setdefault("announce", said.append)
-    result = {"path": str(getattr(hub, name)(**arguments))}
+    result = {"path": str(getattr(kept if name == "obtain" else hub, name)(**arguments))}
 except errors.HubError as error:
     result = {"error": str(error)}
 print(json.dumps(result | {"said": said}))
@@ -264,18 +264,21 @@ def test_a_ready_made_file_is_fetched_by_its_type(
     server: HubServer, fetch: Fetch, qtype: str | None, fetched: list[str]
 ) -> None:
     server.repos["org/toy-GGUF"] = Repo(READY)
-    path = Path(fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype=qtype)["path"])
+    path = Path(fetch("fetch_model", repo_id="org/toy-GGUF", qtype=qtype)["path"])
     assert path.as_posix().endswith(fetched[0])
     assert path.read_bytes() == READY[fetched[0]]
     assert sorted(server.downloads()) == fetched
-    assert fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype=qtype, HF_HUB_OFFLINE="1")["path"] == str(path)
+    assert fetch("fetch_model", repo_id="org/toy-GGUF", qtype=qtype, HF_HUB_OFFLINE="1")["path"] == str(path)
 
 
 def test_a_type_that_is_not_there_is_told_with_those_that_are(server: HubServer, fetch: Fetch) -> None:
     server.repos["org/toy-GGUF"] = Repo(READY)
-    error = fetch("fetch_gguf", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
+    error = fetch("fetch_model", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
     assert error == "org/toy-GGUF holds no Q5_K_M: there are Q6_K, Q4_K_M, Q8_0, F16"
-    assert "org/toy holds no GGUF file: llamalite convert org/toy" in fetch("fetch_gguf", repo_id="org/toy")["error"]
+    server.repos["org/no-GGUF"] = Repo({"mmproj-toy.gguf": b"no", "README.md": b""})
+    told = fetch("fetch_model", repo_id="org/no-GGUF")["error"]
+    assert told == "org/no-GGUF holds no GGUF file of a model (mmproj-toy.gguf)"
+    assert Path(fetch("fetch_model", repo_id="org/toy")["path"]).is_dir()  # weights, to be converted
 
 
 @pytest.mark.parametrize(
@@ -289,22 +292,31 @@ def test_a_reference_names_a_repository_and_a_type(reference: str, parts: tuple[
 # -- once into the models folder --------------------------------------------------------------------------------------
 
 
-def test_a_repository_is_converted_once(server: HubServer, fetch: Fetch, models_folder: Path, toy: Path) -> None:
-    path = Path(fetch("converted", source="org/toy", qtype="Q8_0")["path"])
-    assert path == models_folder / "org--toy-Q8_0.gguf"
+def test_a_repository_of_weights_is_converted_once(
+    server: HubServer, fetch: Fetch, models_folder: Path, toy: Path
+) -> None:
+    told = fetch("obtain", reference="org/toy:q8_0")
+    path = models_folder / "org--toy-Q8_0.gguf"
+    assert Path(told["path"]) == path
+    assert told["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
     server.close()
-    assert Path(fetch("converted", source="org/toy", qtype="Q8_0")["path"]) == path
+    again = fetch("obtain", reference="org/toy", qtype="Q8_0")
+    assert (Path(again["path"]), again["said"]) == (path, [])
 
 
-def test_a_folder_is_converted_again_when_it_has_changed(toy: Path, models_folder: Path, tmp_path: Path) -> None:
-    folder = as_pickles(toy, tmp_path / "mine")
-    path = hub.converted(folder, "Q8_0")
-    assert path == models_folder / "mine-Q8_0.gguf"
-    made = path.stat().st_mtime_ns
-    assert hub.converted(folder, "Q8_0").stat().st_mtime_ns == made
-    later = made + 10**9
-    os.utime(folder / "config.json", ns=(later, later))
-    assert hub.converted(folder, "Q8_0").stat().st_mtime_ns != made
+def test_a_type_that_nobody_knows_fetches_nothing(server: HubServer, fetch: Fetch) -> None:
+    with pytest.raises(AssertionError, match="ValueError: unknown type 'Q9'"):
+        fetch("obtain", reference="org/toy:Q9")
+    assert server.downloads() == []
+
+
+def test_ready_made_files_beside_weights_are_taken_if_they_have_the_type(
+    server: HubServer, fetch: Fetch, toy: Path, models_folder: Path
+) -> None:
+    server.repos["org/both"] = Repo(files_of(toy) | {"both-Q4_K_M.gguf": b"ready"})
+    assert Path(fetch("obtain", reference="org/both")["path"]).read_bytes() == b"ready"
+    assert server.downloads() == ["both-Q4_K_M.gguf"]
+    assert Path(fetch("obtain", reference="org/both:F32")["path"]) == models_folder / "org--both-F32.gguf"
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -325,6 +337,11 @@ def test_convert_announces_and_fetches(
     )
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("error: org/toy is gated: accept its terms at ")
+    for verb in ("convert", "run"):
+        missing = llamalite_command(verb, "org/nothing", env=environment, input="")
+        assert missing.returncode == 1
+        assert f"{server.url} has no model org/nothing" in missing.stderr
+        assert missing.stderr.count("\n") == 1
 
 
 def test_run_fetches_a_ready_made_file(

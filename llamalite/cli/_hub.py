@@ -1,8 +1,10 @@
-"""What the verbs share about the hub: an ``org/name`` is fetched, and every request is announced on standard error."""
+"""What the verbs share about models: MODEL becomes a file, and what is fetched or converted for it is told."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,19 +18,73 @@ def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
         if revision is not None:
             raise click.UsageError(f"--revision is for a repository of the hub, and {source} is none")
         return Path(source)
-    return hub.fetch_checkpoint(source, revision, announce=_announcer(ctx), progress=_bars(ctx))
+    with _telling(ctx) as announce:
+        return hub.fetch_checkpoint(source, revision, announce=announce, progress=_bars(ctx))
 
 
-def model(ctx: click.Context, reference: str) -> str:
-    """Return what `reference` names: itself, or for ``org/name-GGUF[:TYPE]`` the path of the file that was fetched."""
+def model(ctx: click.Context, reference: str) -> Path:
+    """Return the GGUF file that `reference` means (`llamalite.kept.obtain`), fetched and converted where need be."""
+    from llamalite import kept
+
+    with _telling(ctx) as announce, contextlib.ExitStack() as stack:
+        bar = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                from tqdm import tqdm
+
+                bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc="converting", leave=False))
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return kept.obtain(reference, announce=announce, bars=_bars(ctx), progress=show if _bars(ctx) else None)
+
+
+def located(ctx: click.Context, reference: str) -> Path:
+    """Return the GGUF file or the checkpoint's folder that `reference` means, fetched where need be, not converted."""
+    from llamalite import kept
+
     repo_id, qtype = hub.split_type(reference)
     if not hub.is_repo_id(repo_id):
-        return reference
-    return str(hub.fetch_gguf(repo_id, qtype, announce=_announcer(ctx), progress=_bars(ctx)))
+        return kept.locate(reference)
+    with _telling(ctx) as announce:
+        return hub.fetch_model(repo_id, qtype, announce=announce, progress=_bars(ctx))
 
 
-def _announcer(ctx: click.Context) -> hub.Announce | None:
-    return None if ctx.obj["quiet"] else lambda line: click.echo(line, err=True)
+@contextlib.contextmanager
+def _telling(ctx: click.Context) -> Iterator[hub.Announce | None]:
+    """Yield what shows a line on standard error, None if quiet.
+
+    "asking ..." is shown while the answer is waited for, and stays only if there is one: what went wrong is one line.
+    """
+    if ctx.obj["quiet"]:
+        yield None
+        return
+    waiting, on_terminal = "", sys.stderr.isatty()
+
+    def say(line: str) -> None:
+        nonlocal waiting
+        settle()
+        if line.startswith("asking "):
+            waiting = line
+            click.echo(line if on_terminal else "", err=True, nl=False)
+        else:
+            click.echo(line, err=True)
+
+    def settle() -> None:
+        nonlocal waiting
+        if waiting:
+            click.echo("" if on_terminal else waiting, err=True)
+        waiting = ""
+
+    try:
+        yield say
+        settle()
+    except BaseException:
+        if waiting and on_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+        raise
 
 
 def _bars(ctx: click.Context) -> bool:

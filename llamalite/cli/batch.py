@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
+
+from llamalite.cli import _options
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
 
@@ -29,18 +30,21 @@ _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
     help="Where the answers are appended; lines answered there are not asked again.",
 )  # fmt: skip
 @click.option("--parallel", default=16, show_default=True, type=click.IntRange(1, 255), help="Answers at once.")
-@click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True, metavar="N",
+@click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
               help="Tokens an answer has at the most.")  # fmt: skip
-@click.option("--temp", "temperature", type=click.FloatRange(min=0), metavar="T", help="Default: the file's, else 0.8.")
-@click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.95.")
-@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Default: the file's, else 40.")
-@click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.05.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="For lines that name none.")
-@click.option("--ctx", "n_ctx", type=click.IntRange(min=1), metavar="N", help="The most that one line may come to.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
-@click.pass_obj
-def command(obj: dict[str, Any], /, model: str, source: Path, target: Path, **options: Any) -> None:
+@click.option("--temp", "temperature", type=_options.TEMPERATURE, metavar="T", help="Default: the file's, else 0.8.")
+@click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95.")
+@click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40.")
+@click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05.")
+@click.option("--seed", type=_options.SEED, metavar="N", help="For lines that name none.")
+@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="The most that one line may come to.")
+@_options.threads()
+@_options.gpu()
+@click.pass_context
+def command(ctx: click.Context, /, model: str, source: Path, target: Path, **options: Any) -> None:
     """Answer every line of a JSON Lines file, many at once.
+
+    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
 
     A run that was stopped goes on where it was. A line that cannot be used is told with its number and stops nothing;
     the exit code is then 1.
@@ -50,11 +54,15 @@ def command(obj: dict[str, Any], /, model: str, source: Path, target: Path, **op
       llamalite batch demo -i prompts.jsonl -o answers.jsonl
       llamalite batch demo -i prompts.jsonl -o answers.jsonl --parallel 32 -n 64 --temp 0
     """
+    from tqdm import tqdm
+
     from llamalite.batch_file import answer_file
+    from llamalite.cli import _hub
     from llamalite.model import Model
 
-    quiet = obj["quiet"]
-    with Model(model, n_ctx=options["n_ctx"], n_threads=options["threads"]) as loaded:
+    quiet = ctx.obj["quiet"]
+    offload = _options.offload(options)
+    with Model(_hub.model(ctx, model), n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
         chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
         began = time.perf_counter()
         with tqdm(unit="line", desc="answering", leave=False, disable=quiet or not sys.stderr.isatty()) as bar:

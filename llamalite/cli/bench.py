@@ -7,20 +7,27 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from llamalite.cli import _options
+
 _LISTED = ("n_batch", "n_ubatch", "kv_type", "n_gpu_layers")
 
 
-def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of whole numbers, such as 2,4,8") from None
+def _listed(one: Any) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    """Return a callback for a list with commas, each part of which is what `one` takes."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
+        return () if value is None else tuple(one.convert(part, param, ctx) for part in value.split(","))
+
+    return parse
+
+
+def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int | str, ...]:
+    return tuple(_options.layers(part) for part in value.split(","))
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -29,25 +36,28 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("-p", "--prompt", "n_prompt", default=512, show_default=True, metavar="N", help="Prompt tokens, 0: none.")
-@click.option("-n", "--generate", "n_generate", default=128, show_default=True, metavar="N",
-              help="Tokens to generate, 0: none.")  # fmt: skip
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+@click.option("-p", "--prompt", "n_prompt", type=_options.COUNT_OR_NONE, default=512, show_default=True,
+              metavar="N", help="Prompt tokens, 0: none.")  # fmt: skip
+@click.option("-n", "--generate", "n_generate", type=_options.COUNT_OR_NONE, default=128, show_default=True,
+              metavar="N", help="Tokens to generate, 0: none.")  # fmt: skip
+@click.option("-r", "--repetitions", type=_options.COUNT, default=5, show_default=True, metavar="N",
               help="How often each test is measured, after a warm-up.")  # fmt: skip
-@click.option("--threads", "n_threads", callback=_numbers, metavar="N,N", help="Threads (default: the physical cores).")
-@click.option("--batch", "n_batch", default="2048", show_default=True, callback=_numbers, metavar="N,N",
+@click.option("--threads", "n_threads", callback=_listed(_options.THREADS), metavar="N,N",
+              help="Threads (default: the physical cores).")  # fmt: skip
+@click.option("--batch", "n_batch", default="2048", show_default=True, callback=_listed(_options.COUNT), metavar="N,N",
               help="Tokens in a batch.")  # fmt: skip
-@click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_numbers, metavar="N,N",
+@click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_listed(_options.COUNT), metavar="N,N",
               help="Tokens computed together.")  # fmt: skip
 @click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_names, metavar="T,T",
               help="The cache's types: F32, F16, Q8_0, ...")  # fmt: skip
-@click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_numbers, metavar="N,N",
-              help="Layers on the GPU, -1 for all.")  # fmt: skip
+@click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_layers, metavar="N,N",
+              help="Layers on the GPU: auto, all, or numbers.")  # fmt: skip
+@click.option("--device", metavar="NAME", help="Which GPU, as llamalite doctor lists them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.pass_obj
+@click.pass_context
 def command(
-    settings: dict[str, Any],
+    ctx: click.Context,
     /,
     models: tuple[str, ...],
     as_json: bool,
@@ -56,7 +66,8 @@ def command(
 ) -> None:
     """Measure speed as llama-bench does: prompt (pp512) and generation (tg128), mean ± standard deviation.
 
-    The lists are combined with each other. Several models are measured in a process each, so that the peak of memory
+    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. The lists are
+    combined with each other. Several models are measured in a process each, so that the peak of memory
     is each one's own.
 
     \b
@@ -64,10 +75,13 @@ def command(
       llamalite bench demo
       llamalite bench demo-Q8_0 demo-Q4_K_M --threads 2,4 --json
     """
-    from llamalite import store
+    from llamalite.cli import _hub
 
-    paths = [str(store.resolve(model)) for model in models]
-    rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], settings, options)
+    wanted = options.pop("n_gpu_layers")
+    offload = [_options.offload({"gpu_layers": one, "device": options["device"]}) for one in wanted]
+    options["n_gpu_layers"] = tuple(one["n_gpu_layers"] for one in offload)
+    paths = [str(_hub.model(ctx, model)) for model in models]
+    rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], ctx.obj, options)
     if as_json:
         from llamalite.native import library
 
@@ -97,11 +111,13 @@ def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> l
 def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Run this command once for each model, each in a process of its own, and return all rows."""
     flags = {"n_prompt": "-p", "n_generate": "-n", "repetitions": "-r", "n_threads": "--threads", "n_batch": "--batch",
-             "n_ubatch": "--ubatch", "kv_types": "--kv-type", "n_gpu_layers": "--gpu-layers"}  # fmt: skip
+             "n_ubatch": "--ubatch", "kv_types": "--kv-type", "n_gpu_layers": "--gpu-layers",
+             "device": "--device"}  # fmt: skip
     typed = []
     for name, value in options.items():
-        if value != ():
-            typed += [flags[name], ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        if value != () and value is not None:
+            parts = value if isinstance(value, tuple) else (value,)
+            typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
     rows: list[dict[str, Any]] = []
     for path in paths:
         program = [sys.executable, "-m", "llamalite", "bench", path, "--json", *typed]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamalite.cli import _options
 from llamalite.cli.convert import complete_quant_types, quant_types
 
 if TYPE_CHECKING:
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
               help="Make a candidate of this type from REFERENCE; repeatable.")  # fmt: skip
 @click.option("--keep", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
               help="Keep what -t makes in DIR (default: it is removed at the end).")  # fmt: skip
-@click.option("--ctx", "n_ctx", default=512, show_default=True, metavar="N", help="Tokens in a chunk.")
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks (default: all).")
-@click.option("--batch", "n_batch", type=click.IntRange(min=1), default=2048, show_default=True, metavar="N",
+@click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
+              help="Tokens in a chunk.")  # fmt: skip
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--batch", "n_batch", type=_options.COUNT, default=2048, show_default=True, metavar="N",
               help="Tokens in a batch; several chunks share one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
-@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
-@click.option("--gpu-layers", "n_gpu_layers", type=int, default=0, show_default=True, metavar="N",
-              help="Layers on the GPU, -1 for all.")  # fmt: skip
-@click.option("--kld-budget", type=click.FloatRange(min=0), metavar="X",
+@_options.threads("n_threads")
+@_options.gpu("0")
+@click.option("--kld-budget", type=_options.Number(0), metavar="X",
               help="Name the smallest candidate whose mean KLD is at most X and that fits this machine.")  # fmt: skip
-@click.option("--budget-ctx", default=4096, show_default=True, metavar="N",
+@click.option("--budget-ctx", type=_options.COUNT, default=4096, show_default=True, metavar="N",
               help="The context that --kld-budget plans memory for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "csv_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the table as CSV.")
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
               help="Write one page with the table and charts, which needs nothing beside it.")  # fmt: skip
 @click.option("--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
               help="Draw a picture, .png, .svg or .pdf; needs matplotlib (the extra plot).")  # fmt: skip
-@click.pass_obj
+@click.pass_context
 def command(
-    settings: dict[str, Any],
+    ctx: click.Context,
     /,
     reference: str,
     models: tuple[str, ...],
@@ -63,8 +64,9 @@ def command(
 ) -> None:
     """Compare MODELs with REFERENCE over the same text: perplexity, KL divergence, top tokens, size and speed.
 
-    REFERENCE is a GGUF file, a name in the models folder, or the folder of a checkpoint; -t makes candidates from it.
-    All models are computed in lockstep, and no logits are stored. Ctrl-C prints what stands.
+    MODELs are GGUF files, names in the models folder, folders of checkpoints, or org/name[:TYPE], and so is REFERENCE,
+    whose checkpoint is compared with as it is, not quantized; -t makes candidates from it. All models are computed in
+    lockstep, and no logits are stored. Ctrl-C prints what stands.
 
     \b
     Examples:
@@ -72,6 +74,7 @@ def command(
       llamalite compare ./checkpoint -t Q8_0 -t Q4_K_M -t Q2_K -f wiki.test.raw --html study.html
       llamalite compare ./checkpoint -t Q6_K -t Q4_K_M -t Q3_K_M -f wiki.test.raw --kld-budget 0.05
     """
+    from llamalite.cli import _hub
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import Protocol
     from llamalite.evaluation.plots import check_plot
@@ -81,14 +84,16 @@ def command(
         raise click.UsageError("nothing to compare REFERENCE with: name models, or types to make with -t")
     if options["plot_file"]:
         check_plot(options["plot_file"])  # now, not after an hour
+    offload = _options.offload(options)
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = Protocol(**{name: options[name] for name in names})
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    hidden = settings["quiet"] or not sys.stderr.isatty()
+    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     standing: Standing | None = None
     interrupted = False
-    with _candidates(reference, qtypes, folder, hidden) as (base, made):
-        run = iter_compare(base, [*made, *models], without_newline(raw), protocol, n_gpu_layers=options["n_gpu_layers"])
+    named = [_hub.model(ctx, model) for model in models]
+    with _candidates(ctx, reference, qtypes, folder, hidden) as (base, made):
+        run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
         from tqdm import tqdm
 
         with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
@@ -109,20 +114,18 @@ def command(
 
 @contextlib.contextmanager
 def _candidates(
-    reference: str, qtypes: tuple[str, ...], folder: Path | None, hidden: bool
+    ctx: click.Context, reference: str, qtypes: tuple[str, ...], folder: Path | None, hidden: bool
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Yield the reference's path and those of the candidates that `qtypes` ask for, which last as long as the block."""
     from tqdm import tqdm
 
-    from llamalite import store
+    from llamalite.cli import _hub
     from llamalite.evaluation.study import make_candidates
 
-    source = Path(reference)
-    if not source.is_dir():
-        source = store.resolve(reference)
-        if not qtypes:
-            yield source, []
-            return
+    source = Path(reference) if Path(reference).is_dir() else _hub.located(ctx, reference)
+    if source.is_file() and not qtypes:
+        yield source, []
+        return
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llamalite-")))

@@ -36,6 +36,8 @@ def tensor_types(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, TensorType], ...]:
     """Return (regular expression, type) of each ``REGEX=TYPE``, in lower case as llama-quantize has it."""
+    from llamalite.converters.patterns import Pattern
+
     parsed = []
     for value in values:
         pattern, _, name = value.rpartition("=")
@@ -43,8 +45,8 @@ def tensor_types(
             known = ", ".join(TENSOR_TYPES)
             raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {known}", ctx, param)
         try:
-            re.compile(pattern.lower())
-        except re.error as error:
+            Pattern(pattern.lower())
+        except ValueError as error:
             raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
         parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
     return tuple(parsed)
@@ -58,6 +60,9 @@ def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None)
     if not match or not int(match[1]):
         raise click.BadParameter(f"expected a size such as 500M or 2G, found {value!r}", ctx, param)
     return int(match[1]) * (10**6 if match[2].upper() == "M" else 10**9)
+
+
+_NOT_PLAIN = ("metadata", "split_max_bytes", "allow_token_mismatch")  # what `llamalite.kept` would not do again
 
 
 def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -158,7 +163,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
       llamalite convert TinyLlama-1.1B-F16.gguf -t Q5_K_M
       llamalite convert HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    from llamalite import store
+    from llamalite import kept, store
     from llamalite.cli import _hub, _plan
     from llamalite.converters import Importance, Recipe, convert
     from llamalite.converters.checkpoints import model_name
@@ -174,6 +179,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     if options["dry_run"]:
         _plan.show(folder, types, recipe, options["split_max_bytes"])
         return
+    kept_there = output is None
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
@@ -200,6 +206,10 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
             allow_token_mismatch=options["allow_token_mismatch"],
             progress=show,
         )
+    if kept_there:
+        plain = recipe == Recipe() and not any(options[name] for name in _NOT_PLAIN)
+        for one in report.outputs:
+            kept.note(one.path, folder, one.qtype, plain=plain)
     if not quiet:
         _print_report(report)
     if options["verify"]:
@@ -226,12 +236,24 @@ def _print_report(report: ConversionReport) -> None:
     if report.tokens and report.tokens.differences:
         click.echo(f"  {report.tokens.describe()}")
     for output in report.outputs:
-        click.echo(f"{output.path}: llamalite run {shlex.quote(str(output.path))}")
+        click.echo(_next_step(output.path))
+
+
+def _next_step(path: Path) -> str:
+    """How the file is run: by its name where the models folder has it, else by its path."""
+    from llamalite import store
+
+    if store.find(store.name_of(path)) == path:
+        return f"{path}: llamalite run {shlex.quote(store.name_of(path))}"
+    return f"llamalite run {shlex.quote(str(path))}"
 
 
 def bytes_text(n_bytes: int) -> str:
     """Return a size for people, in decimal units as disks are sold."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= unit / 10:
+            return f"{n_bytes / unit:.2f} {name}"
+    return f"{n_bytes} bytes"
 
 
 def _list_types(ctx: click.Context) -> None:

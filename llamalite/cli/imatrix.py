@@ -8,21 +8,23 @@ from typing import Any
 
 import click
 
+from llamalite.cli import _options
+
 
 @click.command("imatrix")
-@click.argument("model")
+@click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT", type=click.Path(path_type=Path),
               help="The text, taken as bytes.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path, dir_okay=False),
               help="The file to write, in GGUF form.")  # fmt: skip
-@click.option("--ctx", "n_ctx", default=512, show_default=True, metavar="N", help="Tokens in a chunk.")
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
+              help="Tokens in a chunk.")  # fmt: skip
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
 @click.option("--process-output", is_flag=True, help="Include the output matrix, which llama.cpp leaves out.")
-@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
-@click.option("--gpu-layers", "n_gpu_layers", type=int, default=0, show_default=True, metavar="N",
-              help="Layers on the GPU, -1 for all.")  # fmt: skip
-@click.pass_obj
-def command(settings: dict[str, Any], /, model: str, text_file: Path, output: Path, **options: Any) -> None:
+@_options.threads("n_threads")
+@_options.gpu("0")
+@click.pass_context
+def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **options: Any) -> None:
     """Collect an importance matrix of MODEL over a text, for better quantization at 4 bits and below.
 
     MODEL should be unquantized, or Q8_0; the text like what the model will read. 32 to 128 chunks are enough.
@@ -34,21 +36,23 @@ def command(settings: dict[str, Any], /, model: str, text_file: Path, output: Pa
     """
     from tqdm import tqdm
 
-    from llamalite import store
+    from llamalite.cli import _hub
     from llamalite.evaluation.imatrix import collect_imatrix
     from llamalite.evaluation.windows import read_text
 
-    text, path = read_text(text_file), store.resolve(model)
+    offload = _options.offload(options)
+    text = read_text(text_file)
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.absolute().parent}")  # now, not after an hour
-    hidden = settings["quiet"] or not sys.stderr.isatty()
+    path = _hub.model(ctx, model)
+    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        matrix = collect_imatrix(path, text, progress=show, **options)
+        matrix = collect_imatrix(path, text, progress=show, **offload, **options)
     matrix.save(output, dataset=str(text_file))
-    if not settings["quiet"]:
+    if not ctx.obj["quiet"]:
         click.echo(f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens: {output}")

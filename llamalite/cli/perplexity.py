@@ -10,42 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamalite.cli import _options
+
 if TYPE_CHECKING:
     from llamalite.evaluation.perplexity import PerplexityResult
 
 
 @click.command("perplexity")
-@click.argument("model")
+@click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
               help="The text, taken as bytes; - reads standard input.")  # fmt: skip
-@click.option("--ctx", "n_ctx", default=512, show_default=True, metavar="N", help="Tokens in a chunk.")
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks (default: all).")
-@click.option("--stride", type=click.IntRange(min=1), metavar="N",
+@click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
+              help="Tokens in a chunk.")  # fmt: skip
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--stride", type=_options.COUNT, metavar="N",
               help="Slide a window of --ctx tokens by N, instead of scoring half of each chunk.")  # fmt: skip
-@click.option("--batch", "n_batch", type=click.IntRange(min=1), default=2048, show_default=True, metavar="N",
+@click.option("--batch", "n_batch", type=_options.COUNT, default=2048, show_default=True, metavar="N",
               help="Tokens in a batch; several chunks share one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
-@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
-@click.option("--gpu-layers", "n_gpu_layers", type=int, default=0, show_default=True, metavar="N",
-              help="Layers on the GPU, -1 for all.")  # fmt: skip
+@_options.threads("n_threads")
+@_options.gpu("0")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, the protocol spelled out in it.")
-@click.pass_obj
-def command(
-    settings: dict[str, Any],
-    model: str,
-    text_file: str,
-    n_ctx: int,
-    chunks: int | None,
-    stride: int | None,
-    n_batch: int,
-    exact: bool,
-    n_threads: int | None,
-    n_gpu_layers: int,
-    as_json: bool,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **options: Any) -> None:
     """Measure the perplexity of MODEL on a text, by llama-perplexity's protocol and to its digits.
 
-    MODEL is a GGUF file, or a name in the models folder. Ctrl-C prints what stands.
+    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. Ctrl-C prints
+    what stands.
 
     \b
     Examples:
@@ -54,18 +45,19 @@ def command(
     """
     from tqdm import tqdm
 
-    from llamalite import store
+    from llamalite.cli import _hub
     from llamalite.evaluation.decoding import Protocol, opened
     from llamalite.evaluation.perplexity import iter_perplexity
     from llamalite.evaluation.windows import without_newline
 
-    path = store.resolve(model)
+    offload = _options.offload(options)
+    protocol = Protocol(**options)
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    protocol = Protocol(n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, stride=stride, exact=exact, n_threads=n_threads)
+    path = _hub.model(ctx, model)
     result: PerplexityResult | None = None
     interrupted = False
-    hidden = settings["quiet"] or not sys.stderr.isatty()
-    with opened(path, n_gpu_layers=n_gpu_layers) as native, tqdm(unit="chunk", leave=False, disable=hidden) as bar:
+    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
+    with opened(path, **offload) as native, tqdm(unit="chunk", leave=False, disable=hidden) as bar:
         try:
             for result in iter_perplexity(native, without_newline(raw), protocol):
                 bar.total = result.n_chunks

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamalite.cli import _options
+
 if TYPE_CHECKING:
     from llamalite.answers import Completion
     from llamalite.model import Model
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-def _gpu_layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str:
-    if value in ("auto", "all"):
-        return value
-    if value.isdigit():
-        return int(value)
-    raise click.BadParameter(f"{value!r} is neither 'auto', 'all' nor a number of layers")
 
 
 def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -43,24 +37,24 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 @click.option(
     "-n",
     "--max-tokens",
-    type=click.IntRange(min=0),
+    type=_options.COUNT_OR_NONE,
     metavar="N",
     help="Tokens at the most. Default: until the model ends or the context is full.",
 )
 @click.option(
     "--temp",
     "temperature",
-    type=click.FloatRange(min=0),
+    type=_options.TEMPERATURE,
     metavar="T",
     help="0 takes the likeliest token every time. Default: the file's, else 0.8.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.95; 1 is off.")
-@click.option("--top-k", type=click.IntRange(min=0), metavar="K", help="Default: the file's, else 40; 0 is off.")
-@click.option("--min-p", type=click.FloatRange(0, 1), metavar="P", help="Default: the file's, else 0.05; 0 is off.")
+@click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95; 1 is off.")
+@click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40; 0 is off.")
+@click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05; 0 is off.")
 @click.option(
-    "--repeat-penalty", type=click.FloatRange(0.01, 100), metavar="R", help="Default: the file's, else 1: off."
+    "--repeat-penalty", type=_options.Number(0.01, 100), metavar="R", help="Default: the file's, else 1: off."
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="The same seed draws the same tokens.")
+@click.option("--seed", type=_options.SEED, metavar="N", help="The same seed draws the same tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT comes; repeatable.")
 @click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that validates against this JSON Schema.")
 @click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this grammar (GBNF).")
@@ -76,19 +70,12 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 @click.option(
     "--ctx",
     "n_ctx",
-    type=click.IntRange(min=1),
+    type=_options.COUNT,
     metavar="N",
     help="Tokens the context holds. Default: 8192, or what the model or free memory allows.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: the physical cores usable here.")
-@click.option(
-    "--gpu-layers",
-    default="auto",
-    show_default=True,
-    metavar="auto|all|N",
-    callback=_gpu_layers,
-    help="How many layers run on the GPU.",
-)
+@_options.threads()
+@_options.gpu()
 @click.option(
     "--lora", multiple=True, metavar="FILE[=SCALE]", callback=_adapters, help="A LoRA adapter in GGUF form; repeatable."
 )
@@ -107,14 +94,21 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     help="Attention in one pass over the cache: faster, and K and V rounded to F16.",
 )
 @click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
+@click.option(
+    "--lookup",
+    is_flag=True,
+    help="Guess what followed the last tokens when they came before: faster where an answer repeats its input.",
+)
+@click.option("--draft", metavar="MODEL", help="Guess with a small model of the same vocabulary.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer, how it ended, its counts.")
 @click.pass_context
 def command(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
     """Let MODEL answer PROMPT, or chat with it.
 
-    MODEL is a GGUF file, a name in the models folder, or org/name-GGUF[:TYPE], a repository of the Hugging Face hub
-    with ready-made files. An instruct model gets PROMPT as a user's message in its chat template, a base model
+    MODEL is a GGUF file, a name in the models folder, demo (the model that ships with llamalite), the folder of a
+    checkpoint, or org/name[:TYPE], a repository of the Hugging Face hub. A checkpoint is converted once and kept in the
+    models folder. An instruct model gets PROMPT as a user's message in its chat template, a base model
     continues the text. Without PROMPT the text comes from standard input; on a terminal that is a chat, with commands
     that /help lists. Into a pipe goes the answer alone.
 
@@ -122,6 +116,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     Examples:
       llamalite run demo "Once upon a time"
       llamalite run TinyLlama-1.1B-Q4_K_M.gguf
+      llamalite run ./TinyLlama-1.1B
       llamalite run bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       cat question.txt | llamalite run demo -n 200 --temp 0 --stats
       llamalite run demo -f letter.txt --schema letter.schema.json --json
@@ -137,15 +132,17 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     sampling = _sampling(options)
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json is for one answer: give a PROMPT, -f FILE or standard input")
+    offload = _options.offload(options)
     with Model(
         _hub.model(ctx, model),
         n_ctx=options["n_ctx"],
         n_threads=options["threads"],
-        n_gpu_layers=options["gpu_layers"],
+        **offload,
         kv_type=options["kv_type"],
         flash_attn={"auto": "auto", "on": True, "off": False}[options["flash_attn"]],  # type: ignore[arg-type]
         lora=[LoraAdapter(path, scale) for path, scale in options["lora"]],
         exact=options["exact"],
+        draft=_hub.model(ctx, options["draft"]) if options["draft"] else None,
     ) as loaded:
         as_chat = loaded.has_chat_template and not options["raw"]
         if not as_chat and (system or options["session"]):
@@ -166,6 +163,10 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
+    if options["lookup"] and options["draft"]:
+        raise click.UsageError("--lookup and --draft both guess: give one")
+    if options["lookup"]:
+        chosen["speculate"] = "lookup"
     if options["stop"]:
         chosen["stop"] = options["stop"]
     if options["grammar"]:
@@ -226,4 +227,6 @@ def _record(found: Completion, model: Model) -> dict[str, Any]:
         "prompt_tok_per_s": totals.prompt_tok_per_s,
         "tok_per_s": totals.tok_per_s,
         "seed": totals.seed,
+        "n_drafted": totals.n_drafted,
+        "n_accepted": totals.n_accepted,
     }

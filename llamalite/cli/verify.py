@@ -44,11 +44,11 @@ def command(
       llamalite verify TinyLlama-1.1B-Q4_K_M --against ./TinyLlama-1.1B
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
-    from llamalite import store
+    from llamalite.cli import _hub
     from llamalite.converters import Importance, Recipe
 
     recipe = Recipe(importance=Importance.load(imatrix) if imatrix else None)
-    if not run(ctx, store.resolve(model), against, recipe, threads, as_json=as_json):
+    if not run(ctx, _hub.model(ctx, model), against, recipe, threads, as_json=as_json):
         ctx.exit(1)
 
 

@@ -181,6 +181,7 @@ def iter_compare(
     protocol: Protocol,
     *,
     n_gpu_layers: int = 0,
+    device: str | None = None,
     free_bytes: int | None = None,
 ) -> Generator[Standing, None, None]:
     """Yield what stands after each batch. `free_bytes` is what the models may take together (default: what is free)."""
@@ -200,7 +201,7 @@ def iter_compare(
         for group in passes:
             with contextlib.ExitStack() as stack:
                 for one in (base, *group):
-                    context = stack.enter_context(_loaded(one, protocol, n_gpu_layers, thread))
+                    context = stack.enter_context(_loaded(one, protocol, (n_gpu_layers, device), thread))
                     _check_vocabulary(base, one, context.model, text, tokens)
                     described = described or protocol.described(context.model, context) | {"n_tokens": len(tokens)}
                 workers = stack.enter_context(RowWorkers(context.n_threads))
@@ -234,10 +235,14 @@ def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: Batch, w
 
 @contextlib.contextmanager
 def _loaded(
-    one: _Subject, protocol: Protocol, n_gpu_layers: int, thread: ThreadPoolExecutor
+    one: _Subject, protocol: Protocol, offload: tuple[int, str | None], thread: ThreadPoolExecutor
 ) -> Iterator[NativeContext]:
     before, start = resident_bytes(), time.perf_counter()
-    with opened(one.path, n_gpu_layers=n_gpu_layers) as model, protocol.context(model) as context:
+    n_gpu_layers, device = offload
+    with (
+        opened(one.path, n_gpu_layers=n_gpu_layers, device=device) as model,
+        protocol.context(model) as context,
+    ):
         one.load_s = time.perf_counter() - start
         one.decoder = Decoder(context, thread)
         if not one.n_decoded:

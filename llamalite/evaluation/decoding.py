@@ -102,7 +102,7 @@ class Protocol:
 
 
 @contextlib.contextmanager
-def opened(model: AnyModel, *, n_gpu_layers: int = 0) -> Iterator[NativeModel]:
+def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None) -> Iterator[NativeModel]:
     """Open a path, or a name in the models folder, for the ``with`` block; a loaded model is used and left open.
 
     The file is checked first: on some damages llama.cpp ends the process.
@@ -112,7 +112,7 @@ def opened(model: AnyModel, *, n_gpu_layers: int = 0) -> Iterator[NativeModel]:
         return
     path = store.resolve(model)
     check(path)
-    native = NativeModel(path, n_gpu_layers=n_gpu_layers)
+    native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
     try:
         yield native
     finally:

@@ -110,6 +110,7 @@ def collect_imatrix(
     process_output: bool = False,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportanceMatrix:
     """Return the importance matrix of `model` over `text`, cut into chunks of `n_ctx` tokens, `chunks` at the most.
@@ -121,7 +122,7 @@ def collect_imatrix(
     matrix = ImportanceMatrix(n_ctx)
     collector = _Collector(matrix, process_output=process_output)
     observer = MatrixObserver(collector.wanted, collector.see)
-    with opened(model, n_gpu_layers=n_gpu_layers) as native:
+    with opened(model, n_gpu_layers=n_gpu_layers, device=device) as native:
         scored = protocol.windows(tokens_of(text, native, protocol.tokens_needed()), native)
         # Logits of every token are asked for: of the others the last layer's feed-forward part is never computed.
         windows = [Window(one.tokens, 0, np.full(n_ctx, NOT_SCORED, dtype=np.int32)) for one in scored]

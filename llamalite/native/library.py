@@ -159,13 +159,22 @@ def llama() -> Any:
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
     """Return libggml-base, which holds ggml's quantization kernels; llama-cpp-python ships it beside libllama."""
+    return _beside_libllama("ggml-base")
+
+
+@functools.cache
+def ggml() -> ctypes.CDLL:
+    """Return libggml, which knows the backends and their devices."""
+    return _beside_libllama("ggml")
+
+
+def _beside_libllama(name: str) -> ctypes.CDLL:
     folder = Path(str(_package().__file__)).parent / "lib"
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
-    for path in (folder / name for name in names):
+    for path in (folder / one for one in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
         if path.exists():
             return ctypes.CDLL(str(path))
     found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"no ggml-base library in {folder}, found {found}: reinstall llama-cpp-python")
+    raise FileNotFoundError(f"no {name} library in {folder}, found {found}: reinstall llama-cpp-python")
 
 
 def version() -> str:

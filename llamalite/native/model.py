@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import check, check_adapter
+from llamalite.native import devices
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
 
 TokenIds = npt.NDArray[np.int32]
@@ -32,11 +33,6 @@ _VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
 # of a match: without a deep stack a text of some ten thousand letters or digits in a row would end the process.
 _FLAT_PRE_TOKENIZERS = frozenset("llama-bpe llama3 llama-v3 gpt-2 qwen2 deepseek-r1-qwen smollm".split())
 _STACK_A_BYTE = 2048  # of text; libstdc++ takes about 500 a character, and other libraries more
-_NO_GPU = (
-    "{n} layers were to run on a GPU, but the installed llama-cpp-python has no GPU backend: use n_gpu_layers=0, or "
-    'reinstall it with one, as in CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir '
-    "llama-cpp-python==0.3.36"
-)
 
 
 class LoraAdapter(NamedTuple):
@@ -53,11 +49,11 @@ class _Freed(Protocol):
 class NativeModel:
     """Weights and vocabulary of one GGUF file, in llama.cpp's memory.
 
-    `n_gpu_layers` is how many layers go to the GPU (-1: all); asking for any where the build has no GPU backend raises
-    ``ModelLoadError``, as does every file that llama.cpp refuses, in its words; a file that contradicts itself is
-    ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp. `use_mmap` maps the file instead of
-    copying it (llama.cpp's default). `progress` is called with a fraction in 0..1; raising in it stops the load.
-    `vocab_only` leaves the weights out. Close the contexts of a model before the model; `close` does it for those
+    `n_gpu_layers` is how many layers go to the GPU (-1: all), `device` which GPU (`llamalite.native.devices`); asking
+    for any where the build has no GPU backend raises ``ModelLoadError``, as does every file that llama.cpp refuses, in
+    its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
+    `use_mmap` maps the file instead of copying it (llama.cpp's default). `progress` is called with a fraction in
+    0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the model; `close` does it for those
     that register themselves with `own`.
     """
 
@@ -66,6 +62,7 @@ class NativeModel:
         path: str | os.PathLike[str],
         *,
         n_gpu_layers: int = 0,
+        device: str | None = None,
         use_mmap: bool = True,
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
@@ -76,11 +73,11 @@ class NativeModel:
         self.path = Path(path)
         check(self.path, vocab_only=vocab_only)  # llama.cpp ends the process on some files that contradict themselves
         lib = llama()
-        if n_gpu_layers and not lib.llama_supports_gpu_offload():
-            raise ModelLoadError(_NO_GPU.format(n="all" if n_gpu_layers < 0 else n_gpu_layers))
-
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params.n_gpu_layers = devices.offload(n_gpu_layers, device)
+        if device is not None:
+            chosen = devices.chosen(device)
+            params.devices = ctypes.cast(chosen, ctypes.c_void_p)
         params.vocab_only = vocab_only
         if not use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE

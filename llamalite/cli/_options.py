@@ -1,0 +1,92 @@
+"""Options that several verbs have, each written once: the same name, the same bounds, the same words when it is wrong.
+
+What an option can never take is wrong usage (exit code 2, click's words); what this model or this machine cannot do is
+told by the library (exit code 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h)
+
+
+class Count(click.IntRange):
+    """A whole number from `least` on, and no larger than C's int."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(min=least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if number >= 2**31:
+            self.fail(f"{number} is more than llama.cpp can count.", param, ctx)
+        return number
+
+
+class Number(click.FloatRange):
+    """A number within bounds; click's own takes NaN and, without bounds, infinity."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number that can be computed with.", param, ctx)
+        return number
+
+
+COUNT, COUNT_OR_NONE = Count(1), Count(0)
+SEED = click.IntRange(0, 2**32 - 2)
+THREADS = click.IntRange(1, MOST_THREADS)
+TEMPERATURE = Number(0, 1000)
+PROBABILITY = Number(0, 1)
+
+
+def threads(name: str = "threads") -> Callable[[F], F]:
+    return click.option("--threads", name, type=THREADS, metavar="N", help="Default: the physical cores usable here.")
+
+
+def gpu(default: str = "auto") -> Callable[[F], F]:
+    """Add ``--gpu-layers`` and ``--device``: the values for `offload`."""
+
+    def add(command: F) -> F:
+        command = click.option("--device", metavar="NAME", help="Which GPU, as llamalite doctor lists them.")(command)
+        return click.option(
+            "--gpu-layers", default=default, show_default=True, metavar="auto|all|N", callback=_layers,
+            help="Layers on the GPU; auto is all of them where there is one.",
+        )(command)  # fmt: skip
+
+    return add
+
+
+def layers(value: str) -> int | str:
+    """Return ``auto``, ``all`` or the number that was typed; ``click.BadParameter`` for anything else."""
+    if value in ("auto", "all"):
+        return value
+    if value.isascii() and value.isdigit() and int(value) < 2**31:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither 'auto', 'all' nor a number of layers")
+
+
+def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str:
+    return layers(value)
+
+
+def offload(options: dict[str, Any]) -> dict[str, Any]:
+    """Take ``gpu_layers`` and ``device`` out of `options`; return them as the library's arguments.
+
+    Refuses, before anything is fetched, converted or read, what the installed llama.cpp cannot do.
+    """
+    wanted, device = options.pop("gpu_layers"), options.pop("device")
+    if wanted == 0 and device is None:
+        return {"n_gpu_layers": 0, "device": None}
+    from llamalite.native import devices
+
+    return {"n_gpu_layers": devices.offload(wanted, device), "device": device}

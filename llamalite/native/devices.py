@@ -1,0 +1,142 @@
+"""What llama.cpp can compute on here: the devices of the backends that the installed library was built with.
+
+    [device.name for device in devices()]        # ['CUDA0', 'CPU'], or ['CPU'] where it was built without a GPU
+    offload("auto")                              # -1 (all layers) where there is a GPU, else 0
+    offload(20, "CUDA0")                         # 20; ModelLoadError where there is no GPU, or none of that name
+
+The signatures are those of ggml-backend.h, as llama-cpp-python 0.3.36 carries it, whose own bindings leave them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llamalite.errors import ModelLoadError
+from llamalite.native.library import ggml, llama
+
+Layers = int | Literal["auto", "all"]
+_KINDS = ("cpu", "gpu", "igpu", "accelerator", "meta")  # enum ggml_backend_dev_type (ggml-backend.h)
+_PACKAGE = "llama-cpp-python==0.3.36"
+_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor that a backend computes on; of memory 0 bytes where the backend does not tell."""
+
+    name: str  # as `--device` takes it: CUDA0, Metal, Vulkan1
+    description: str
+    kind: str  # cpu, gpu, igpu (integrated: in the machine's own memory), accelerator (helps the CPU)
+    backend: str
+    free_bytes: int
+    total_bytes: int
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind in ("gpu", "igpu")
+
+
+def devices() -> list[Device]:
+    """Return the devices, in llama.cpp's order."""
+    return [_described(pointer) for pointer in _pointers()]
+
+
+def backends() -> list[str]:
+    """Return the names of the backends, such as ``["CUDA", "CPU"]``."""
+    return list(dict.fromkeys(device.backend for device in devices()))
+
+
+def _pointers() -> list[int]:
+    llama()  # registers the backends
+    lib = _bound()
+    return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
+
+
+def _bound() -> Any:
+    """Return libggml with the signatures of the functions used here (ggml-backend.h)."""
+    lib = ggml()
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, arguments, result in (
+        ("ggml_backend_dev_count", [], size),
+        ("ggml_backend_dev_get", [size], pointer),
+        ("ggml_backend_dev_name", [pointer], ctypes.c_char_p),
+        ("ggml_backend_dev_description", [pointer], ctypes.c_char_p),
+        ("ggml_backend_dev_type", [pointer], ctypes.c_int),
+        ("ggml_backend_dev_memory", [pointer, ctypes.POINTER(size), ctypes.POINTER(size)], None),
+        ("ggml_backend_dev_backend_reg", [pointer], pointer),
+        ("ggml_backend_reg_name", [pointer], ctypes.c_char_p),
+    ):
+        function = getattr(lib, name)
+        function.argtypes, function.restype = arguments, result
+    return lib
+
+
+def _described(pointer: int) -> Device:
+    lib = _bound()
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    lib.ggml_backend_dev_memory(pointer, ctypes.byref(free), ctypes.byref(total))
+    kind = lib.ggml_backend_dev_type(pointer)
+    return Device(
+        name=lib.ggml_backend_dev_name(pointer).decode(),
+        description=lib.ggml_backend_dev_description(pointer).decode("utf-8", "replace"),
+        kind=_KINDS[kind] if 0 <= kind < len(_KINDS) else "unknown",
+        backend=lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(pointer)).decode(),
+        free_bytes=free.value,
+        total_bytes=total.value,
+    )
+
+
+def offload(layers: Layers, device: str | None = None) -> int:
+    """Return how many layers are to run on a GPU, -1 for all; `device` is one name, or several with commas.
+
+    "auto" is all where the installed llama.cpp has a GPU, else none; naming a device asks for a GPU too. Asking for one
+    where there is none, or for a device that is not there, is ``ModelLoadError``, and says what to do.
+    """
+    if layers not in ("auto", "all") and (isinstance(layers, bool) or not isinstance(layers, int) or layers < -1):
+        raise ValueError(f"n_gpu_layers must be 'auto', 'all' or a number of layers, found {layers!r}")
+    there = llama().llama_supports_gpu_offload()
+    if (device is not None or layers not in ("auto", 0)) and not there:
+        asked = f"device {device}" if device is not None else f"{'all' if layers in ('all', -1) else layers} layers"
+        raise ModelLoadError(
+            f"{asked} on a GPU: the installed llama-cpp-python has no GPU backend (it has {', '.join(backends())}): "
+            f"use none, or install it with one: {reinstall()}"
+        )
+    if device is not None:
+        chosen(device)
+    if layers == "auto":
+        return -1 if there else 0
+    return -1 if layers == "all" else int(layers)
+
+
+def chosen(names: str) -> Any:
+    """Return the devices called `names` (with commas between) as C wants them: pointers, and NULL after the last."""
+    there = {
+        device.name.casefold(): pointer for pointer in _pointers() if (device := _described(pointer)).kind != "cpu"
+    }
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name.casefold() not in there:
+            known = ", ".join(device.name for device in devices() if device.kind != "cpu") or "none"
+            raise ModelLoadError(f"there is no device {name!r} to run layers on: this machine has {known}")
+    return (ctypes.c_void_p * (len(wanted) + 1))(*(there[name.casefold()] for name in wanted), None)
+
+
+def reinstall() -> str:
+    """Return the command that installs llama-cpp-python with a GPU backend on this machine, as its shell takes it."""
+    if sys.platform == "darwin":
+        flags, wheels = "-DGGML_METAL=on", "metal"
+    elif shutil.which("nvidia-smi") or not Path("/dev/kfd").exists():
+        flags, wheels = "-DGGML_CUDA=on", "cu124"
+    else:  # AMD's driver is there, and NVIDIA's is not
+        flags, wheels = "-DGGML_HIP=on", "rocm72"
+    pip = f"pip install --force-reinstall --no-cache-dir --no-deps {_PACKAGE}"
+    built = f'$env:CMAKE_ARGS="{flags}"; {pip}' if sys.platform == "win32" else f'CMAKE_ARGS="{flags}" {pip}'
+    return (
+        f"{built} (ready-made, in place of CMAKE_ARGS: --only-binary :all: --extra-index-url {_WHEELS}/{wheels}; "
+        "other GPUs: docs/install.md)"
+    )

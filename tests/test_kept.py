@@ -1,0 +1,125 @@
+"""kept: what MODEL may be, and checkpoints that are converted once, again when they change, and over nobody's file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from toy_checkpoint import write_checkpoint
+
+from llamalite import kept, store
+from llamalite.errors import LlamaliteError
+from llamalite.model import Model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_checkpoint(tmp_path / "mine", n_layer=1, n_embd=64, n_ff=192)
+
+
+def stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def later(path: Path) -> None:
+    os.utime(path, ns=(stamp(path) + 10**9,) * 2)
+
+
+def test_a_checkpoint_is_converted_once_and_says_so(checkpoint: Path, models_folder: Path) -> None:
+    said: list[str] = []
+    path = kept.obtain("mine", "Q8_0", announce=said.append)
+    assert path == models_folder / "mine-Q8_0.gguf"
+    assert said == [f"converting mine to Q8_0, once: {path}"]
+    made = stamp(path)
+    for reference in ("mine", "./mine", str(checkpoint)):
+        assert kept.obtain(reference, "Q8_0", announce=said.append) == path
+    assert (stamp(path), len(said)) == (made, 1)
+
+
+@pytest.mark.parametrize("name", ["mine", "./mine", "mine-Q4_K_M"])
+def test_it_is_converted_again_when_a_file_has_changed(checkpoint: Path, name: str) -> None:
+    made = stamp(path := kept.obtain("./mine"))
+    (checkpoint / "train.log").write_text("no part of the model")
+    assert stamp(kept.obtain(name)) == made
+    later(checkpoint / "config.json")
+    said: list[str] = []
+    if name == "mine-Q4_K_M":  # a file by its own name is what it is
+        assert (stamp(kept.obtain(name, announce=said.append)), said) == (made, [])
+        return
+    assert stamp(kept.obtain(name, announce=said.append)) > made
+    assert said == [f"converting {said[0].split()[1][:-1]}, which has changed (config.json), to Q4_K_M, once: {path}"]
+    (checkpoint / "generation_config.json").write_text("{}")
+    kept.obtain(name, announce=said.append)
+    assert "has changed (generation_config.json)" in said[1]
+    kept.obtain(name, announce=said.append)
+    assert len(said) == 2
+
+
+def test_another_folder_of_the_same_name_has_a_file_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "elsewhere" / "mine", n_layer=2, n_embd=64, n_ff=192)
+    first, second = kept.obtain("./mine", "F32"), kept.obtain(other, "F32")
+    assert first.name == "mine-F32.gguf"
+    assert second.name.startswith("mine-")
+    assert first != second
+    assert (kept.obtain("./mine", "F32"), kept.obtain(other, "F32")) == (first, second)
+
+
+def test_a_file_that_was_made_otherwise_is_never_replaced(checkpoint: Path, models_folder: Path) -> None:
+    models_folder.mkdir()
+    (models_folder / "mine-F32.gguf").write_bytes(b"somebody's own")
+    path = kept.obtain("./mine", "F32")
+    assert path != models_folder / "mine-F32.gguf"
+    assert (models_folder / "mine-F32.gguf").read_bytes() == b"somebody's own"
+    path.write_bytes(b"and this one too")  # no longer what is written beside it
+    with pytest.raises(LlamaliteError, match="was not made of"):
+        kept.obtain("./mine", "F32")
+    assert path.read_bytes() == b"and this one too"
+
+
+def test_what_convert_made_is_used_and_made_again_only_without_options(
+    checkpoint: Path, llamalite_command: Run, models_folder: Path
+) -> None:
+    assert llamalite_command("convert", "mine").returncode == 0
+    made = stamp(models_folder / "mine-Q4_K_M.gguf")
+    assert stamp(kept.obtain("./mine")) == made
+    later(checkpoint / "config.json")
+    assert stamp(kept.obtain("./mine")) > made
+    assert llamalite_command("convert", "mine", "--pure", "--force").returncode == 0
+    made = stamp(models_folder / "mine-Q4_K_M.gguf")
+    assert kept.obtain("./mine") == models_folder / "mine-Q4_K_M.gguf"
+    later(checkpoint / "config.json")
+    assert kept.obtain("./mine") != models_folder / "mine-Q4_K_M.gguf"
+    assert stamp(models_folder / "mine-Q4_K_M.gguf") == made
+
+
+def test_a_damaged_note_is_no_note(checkpoint: Path) -> None:
+    path = kept.obtain("./mine", "F32")
+    note = path.with_name(path.name + store.SOURCE_SUFFIX)
+    for text in ("", "[]", "{}", json.dumps({"made": None}), "\x00"):
+        note.write_text(text)
+        assert kept.obtain("mine-F32") == path
+        assert kept.obtain("./mine", "F32") != path
+
+
+def test_demo_is_the_model_that_ships_with_llamalite(models_folder: Path, tmp_path: Path) -> None:
+    assert kept.locate("demo") == store.demo_checkpoint()
+    assert kept.obtain("demo-Q8_0") == models_folder / "demo-Q8_0.gguf"
+    assert kept.obtain("DEMO") == models_folder / "demo-Q8_0.gguf"  # the one there is
+    assert kept.obtain("demo", "Q2_K") == models_folder / "demo-Q2_K.gguf"
+
+
+def test_a_miss_offers_the_demo_too(checkpoint: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model 'dmeo': did you mean demo?"):
+        kept.obtain("dmeo")
+    with pytest.raises(FileNotFoundError, match="^no model '': "):
+        kept.obtain("")
+
+
+def test_from_pretrained_keeps_its_conversion_in_the_same_place(checkpoint: Path, models_folder: Path) -> None:
+    with Model.from_pretrained("./mine", "F32", n_threads=1) as model:
+        assert model.path == models_folder / "mine-F32.gguf"
+    assert kept.obtain("./mine", "F32") == models_folder / "mine-F32.gguf"
