@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import toy
+from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -516,3 +518,24 @@ def test_recurrent_models_are_refused(tmp_path: Path) -> None:
         assert model.generate("once", max_tokens=2).finish_reason in ("length", "stop")
     with pytest.raises(LlamaliteError, match="cannot take back what it has read"):
         Model(mamba, draft=mamba)
+
+
+# ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_line_takes_lookup_or_a_draft_model(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
+    asked = ("run", path, "once upon a time " * 6, "-n", "40", "--temp", "0", "--threads", "1", "--exact", "--json")
+    plain = json.loads(llamalite_command(*asked).stdout)
+    assert (plain["n_drafted"], plain["n_accepted"]) == (0, 0)
+    for option in (["--lookup"], ["--draft", path]):
+        ran = llamalite_command(*asked, *option)
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads(ran.stdout)["text"] == plain["text"]
+    other = tmp_path / "other.gguf"
+    other.write_bytes(path.read_bytes().replace("▁story".encode(), "▁stary".encode()))
+    ran = llamalite_command(*asked, "--draft", other)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
+    assert "a draft model needs the same vocabulary" in ran.stderr
+    ran = llamalite_command(*asked, "--lookup", "--draft", path)
+    assert ran.returncode == 2
+    assert "--lookup and --draft both guess: give one" in ran.stderr

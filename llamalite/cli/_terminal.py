@@ -53,9 +53,10 @@ def show(pieces: Iterable[Piece]) -> Totals | None:
 def told(totals: Totals) -> str:
     """Return one line of counts and speeds."""
     cached = f" ({totals.n_cached} held already)" if totals.n_cached else ""
+    guessed = f" ({totals.n_accepted} of {totals.n_drafted} guesses right)" if totals.n_drafted else ""
     return (
         f"prompt {totals.n_prompt} tokens{cached}, {totals.prompt_tok_per_s:.1f} tok/s; "
-        f"answer {totals.n_generated} tokens, {totals.tok_per_s:.1f} tok/s; "
+        f"answer {totals.n_generated} tokens{guessed}, {totals.tok_per_s:.1f} tok/s; "
         f"first token after {totals.ttft_s:.2f} s; seed {totals.seed}"
     )
 
