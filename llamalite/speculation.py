@@ -150,6 +150,27 @@ class Draft:
             reader.extend([token])
 
 
+class Odds:
+    """How often guesses of a grade were right: the last thirty or so of each, and four that are presumed."""
+
+    def __init__(self, priors: Sequence[float]) -> None:
+        self._right = [4 * prior for prior in priors]
+        self._seen = [4.0] * len(priors)
+
+    def of(self, grade: int) -> float:
+        return self._right[grade] / self._seen[grade]
+
+    def count(self, grade: int, right: bool) -> None:
+        self._right[grade] = self._right[grade] * 0.97 + right
+        self._seen[grade] = self._seen[grade] * 0.97 + 1
+
+    def fade(self) -> None:
+        """Let what was counted weigh as eight observations at the most: another answer may be another kind of text."""
+        for grade, seen in enumerate(self._seen):
+            share = min(1.0, 8 / seen)
+            self._right[grade], self._seen[grade] = share * self._right[grade], share * seen
+
+
 class Speculator:
     """Decides, token by token, how many drafted ones to check in the next decode of one answer.
 
@@ -159,12 +180,11 @@ class Speculator:
     that: when checking has cost more time than it won, it pauses, for longer each time.
     """
 
-    def __init__(self, proposer: Proposer, prompt: Sequence[int], costs: Costs) -> None:
-        self._proposer, self._costs = proposer, costs
+    def __init__(self, proposer: Proposer, prompt: Sequence[int], costs: Costs, odds: Odds | None = None) -> None:
+        self._proposer, self._costs, self._odds = proposer, costs, odds or Odds(proposer.priors)
+        self._odds.fade()
         self._prompt = prompt
         self._n_said: int | None = None  # how many tokens of the answer the proposer has; None: not the prompt either
-        self._right = [4 * prior for prior in proposer.priors]  # priors count as four observations
-        self._seen = [4.0] * len(proposer.priors)
         self._proposed: list[tuple[int, int]] = []
         self._most = SIZES[1] - 1  # tokens drafted at once: more as soon as all of so many were right
         self._n_drafted = 0  # in the decode that is being learned from
@@ -189,7 +209,7 @@ class Speculator:
         chances: list[float] = []  # that all tokens up to this one are right
         chance = 1.0
         for token, grade in itertools.islice(self._proposer.proposals(), min(room, self._most)):
-            chance *= self._right[grade] / self._seen[grade]
+            chance *= self._odds.of(grade)
             self._proposed.append((token, grade))
             chances.append(chance)
             if chance < _LEAST or chance * one < self._proposer.step_s:
@@ -224,8 +244,7 @@ class Speculator:
             self._proposer.push(token)
         n_right = 0
         for token, (guess, grade) in zip(new, self._proposed, strict=False):
-            self._right[grade] = self._right[grade] * 0.97 + (token == guess)
-            self._seen[grade] = self._seen[grade] * 0.97 + 1
+            self._odds.count(grade, token == guess)
             if token != guess:
                 break
             n_right += 1
@@ -250,6 +269,8 @@ def factory(
 ) -> Callable[[SamplingParams, Sequence[int], Costs], Speculator | None]:
     """Return what makes a generation's speculator as its parameters ask; ``ValueError`` for what `model` cannot do."""
 
+    odds = {"lookup": Odds(Lookup.priors), "draft": Odds(Draft.priors)}
+
     def make(params: SamplingParams, prompt: Sequence[int], costs: Costs) -> Speculator | None:
         kind = params.speculate or ("draft" if draft else "off")
         if kind == "off":
@@ -261,7 +282,7 @@ def factory(
         if params.reproducible:
             return None
         proposer = Lookup() if kind == "lookup" or draft is None else Draft(draft)
-        return Speculator(proposer, prompt, costs)
+        return Speculator(proposer, prompt, costs, odds[kind])
 
     return make
 
