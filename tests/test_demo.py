@@ -31,12 +31,16 @@ def test_the_demo_converts_asks_and_measures(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert sorted(path.name for path in models_folder.iterdir()) == sorted(f"toy-{t}.gguf" for t in demo.TYPES)
-    rows = re.findall(r"^   (\w+) +([\d.]+) MB +([\d.]+) +([\d.]+) ± ([\d.]+)( +[+-][\d.]+%)?$", done.stdout, re.M)
+    rows = re.findall(
+        r"^   (\w+) +([\d.]+) MB +([\d.]+) +([\d.]+) ± ([\d.]+)(?: +([\d.]+) +([\d.]+)%)?$", done.stdout, re.M
+    )
     assert [row[0] for row in rows] == list(demo.TYPES)
     bits = [float(row[2]) for row in rows]
     assert bits == sorted(bits, reverse=True)
-    assert rows[0][5] == ""
-    assert all(row[5] for row in rows[1:])
+    assert rows[0][5:] == ("", "")
+    klds, tops = ([float(row[n]) for row in rows[1:]] for n in (5, 6))
+    assert 0 < klds[0] < klds[2]
+    assert tops[0] > tops[2]
     assert done.stdout.count("\n   > ") == 3
     following = done.stdout.partition("Next:\n")[2].splitlines()
     assert len(following) == 3

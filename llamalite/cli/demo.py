@@ -123,25 +123,26 @@ def _say(stream: Iterable[Piece], width: int) -> Totals:
 
 
 def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, settings: dict[str, Any]) -> None:
-    from llamalite.evaluation.perplexity import perplexity
+    from llamalite.evaluation.comparison import iter_compare
+    from llamalite.evaluation.decoding import Protocol
 
-    _heading(3, f"Measure what it cost: perplexity on {name}, lower is better")
+    _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
+    base, *others = report.outputs
+    with _bar(settings["quiet"], total=1, desc="   comparing", bar_format=_PERCENT) as bar:
+        for standing in iter_compare(base.path, [one.path for one in others], text, Protocol(chunks=chunks)):
+            bar.total = standing.n_chunks
+            bar.update(standing.chunks_done - bar.n)
+    found = [one.divergence for one in standing.comparison().candidates]
+    first = found[0]
+    assert first is not None  # only the reference has none
     click.secho(
-        f"   {'type':8}{'size':>12}{'bits a weight':>16}{'perplexity':>20}{f'against {TYPES[0]}':>16}", dim=True
+        f"   {'type':8}{'size':>10}{'bits/weight':>13}{'perplexity':>21}{'mean KLD':>11}{'same top':>10}", dim=True
     )
-    first = None
-    for output in report.outputs:
-        with _bar(settings["quiet"], total=1, desc=f"   {output.qtype:8}", bar_format=_PERCENT) as bar:
-
-            def show(result: Any, bar: Any = bar) -> None:
-                bar.total = result.n_chunks
-                bar.update()
-
-            result = perplexity(output.path, text, chunks=chunks, progress=show)
-        first = first or result
-        cost = "" if result is first else f"{result.ppl / first.ppl - 1:+.2%}"
-        line = f"   {output.qtype:8}{output.n_bytes / 1e6:>9.2f} MB{output.bits_per_weight:>16.2f}"
-        click.echo(f"{line}{f'{result.ppl:.4f} ± {result.ppl_err:.4f}':>20}{cost:>16}".rstrip())
+    for output, one in zip(report.outputs, [None, *found], strict=True):
+        ppl, error = (one.ppl, one.ppl_err) if one else (first.ppl_base, first.ppl_base_err)
+        cost = f"{one.mean_kld:>11.5f}{one.same_top_p:>10.1%}" if one else ""
+        line = f"   {output.qtype:8}{output.n_bytes / 1e6:>7.2f} MB{output.bits_per_weight:>13.2f}"
+        click.echo(f"{line}{f'{ppl:.4f} ± {error:.4f}':>21}{cost}")
 
 
 def _say_what_next(path: Path, seconds: float) -> None:
@@ -151,7 +152,7 @@ def _say_what_next(path: Path, seconds: float) -> None:
     click.secho(f"\nDone in {seconds:.0f} s. Next:", bold=True)
     click.echo(f"   {program} run {model}")
     click.echo(f"   {program} convert PATH/TO/YOUR/CHECKPOINT")
-    click.echo(f"   {program} perplexity {model} -f YOUR-TEXT.txt")
+    click.echo(f"   {program} compare PATH/TO/YOUR/CHECKPOINT -t Q8_0 -t Q4_K_M -f YOUR-TEXT.txt")
 
 
 def _shown(path: Path) -> str:
