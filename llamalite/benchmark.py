@@ -174,7 +174,7 @@ def _row(
     return Row(
         model=header.path.name,
         qtype=header.file_type,
-        n_bytes=header.n_bytes_file,
+        n_bytes=header.model_bytes,
         n_params=header.n_params,
         test=f"pp{n_prompt}" if n_prompt else f"tg{n_generate}",
         n_threads=context.n_threads,

@@ -77,6 +77,17 @@ def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparis
     assert found.rms_delta_p == pytest.approx(math.sqrt(np.mean(np.square(delta))), rel=1e-4)
 
 
+def test_a_split_model_is_one_model(base: Path, quantized: list[Path], tmp_path: Path) -> None:
+    report = llamalite.convert(
+        base, tmp_path / "parts.gguf", qtype="Q8_0", split_max_bytes=quantized[0].stat().st_size // 3
+    )
+    assert report.outputs[0].n_files > 1
+    whole, split = compare(base, [quantized[0], report.path], TEXT, **SETTINGS).candidates
+    assert split.n_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert split.bits_per_weight == whole.bits_per_weight
+    assert split.divergence == whole.divergence
+
+
 def test_perplexities_are_those_of_separate_runs(base: Path, quantized: list[Path], comparison: Comparison) -> None:
     for one, path in zip(comparison.candidates, quantized, strict=True):
         assert one.divergence is not None

@@ -28,7 +28,7 @@ from llamalite.evaluation.decoding import Decoder, Protocol, check_finite, decod
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Batch, Text, TokenIds, batches, sequences, tokens_of
-from llamalite.gguf_check import Header, read_header
+from llamalite.gguf_check import Header, check
 from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked_types
 from llamalite.native.context import NativeContext
 from llamalite.native.library import llama
@@ -96,7 +96,7 @@ class _Subject:
 
     def __init__(self, path: Path, n_tokens: int) -> None:
         self.path = path
-        self.header: Header = read_header(path)
+        self.header: Header = check(path)
         self.tokens = TokenDivergence(n_tokens)
         self.n_scored = 0
         self.load_s = self.tg_tok_per_s = self.decode_s = 0.0
@@ -121,7 +121,7 @@ class _Subject:
             name=self.path.stem,
             path=self.path,
             qtype=self.header.file_type,
-            n_bytes=self.header.n_bytes_file,
+            n_bytes=self.header.model_bytes,
             bits_per_weight=self.header.bits_per_weight,
             running=running,
             divergence=divergence,

@@ -17,7 +17,7 @@ from typing import Any
 from llamalite.converters import convert
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.evaluation.comparison import Candidate, Comparison, needed
-from llamalite.gguf_check import read_header
+from llamalite.gguf_check import check
 from llamalite.hardware import MemoryNeeded
 
 _REFERENCE_TYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -77,7 +77,7 @@ def judge(comparison: Comparison, *, kld_budget: float, n_ctx: int, free_bytes: 
     found = False
     for one in sorted(comparison.candidates, key=lambda candidate: candidate.n_bytes):
         assert one.divergence is not None  # only the reference has none
-        need = needed(read_header(one.path), n_ctx)
+        need = needed(check(one.path), n_ctx)
         within, fits = one.divergence.mean_kld <= kld_budget, need.total_bytes <= free_bytes
         verdicts.append(Verdict(one, one.divergence.mean_kld, need, within, fits, within and fits and not found))
         found = found or verdicts[-1].chosen

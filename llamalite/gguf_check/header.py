@@ -162,6 +162,11 @@ class Header:
         return sum(tensor.nbytes for tensor in self.all_tensors)
 
     @property
+    def model_bytes(self) -> int:
+        """The size of all files of the model."""
+        return self.n_bytes_file + sum(other.n_bytes_file for other in self.rest)
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of tensor data a weight; 0.0 for a file without tensors (a vocabulary alone)."""
         return 8 * self.tensor_bytes / self.n_params if self.all_tensors else 0.0
