@@ -1,11 +1,12 @@
 """Writes the corpus: training conversations, plain texts, and the part that is kept aside.
 
-    python corpus.py        # → work/train.jsonl, ../demo/heldout.jsonl, ../demo/heldout.txt
+    python corpus.py        # → work/train.jsonl, work/calibration.txt, ../demo/heldout.jsonl, ../demo/heldout.txt
 
 `train.jsonl` has one document a line: `{"turns": [[role, text], ...]}` for a conversation of one to four questions,
 `{"text": ...}` for plain text. Everything is drawn from one seeded generator, so the same Python version writes the
 same bytes. An example whose key falls into the held-out tenth (`Example.held_out`), or whose prompt is
-in `heldout.jsonl` up to case and outer marks, is never written to `train.jsonl`.
+in `heldout.jsonl` up to case and outer marks, is never written to `train.jsonl`. `calibration.txt` is plain text from
+the training side, for an importance matrix.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ COPYING = ("names", "shorten", "reading")
 EARLY_SHARE = 0.12  # of the documents, at the start: half of their questions are about copying words
 N_HELD_OUT = 60  # prompts of each kind in heldout.jsonl
 HELD_OUT_TEXT_BYTES = 60_000
+CALIBRATION_BYTES = 120_000
 
 
 def draw(rng: Random, held_out: bool, kind: str | None = None) -> Example:
@@ -137,8 +139,16 @@ def held_out_prompts(rng: Random) -> list[Example]:
     return found
 
 
+def write_text(path: Path, rng: Random, held_out: bool, n_bytes: int) -> None:
+    """Writes plain texts from one side of the split until there are `n_bytes`."""
+    text = ""
+    while len(text.encode()) < n_bytes:
+        text += plain(rng, held_out) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def main() -> None:
-    """Writes the three files."""
+    """Writes the four files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=85_000)
     parser.add_argument("--seed", type=int, default=2026)
@@ -152,10 +162,8 @@ def main() -> None:
         for example in kept_aside:
             row = {"kind": example.kind, "prompt": example.prompt, "expected": example.answer, "rule": example.rule}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    text = ""
-    while len(text.encode()) < HELD_OUT_TEXT_BYTES:
-        text += plain(rng, True) + "\n"
-    (DEMO / "heldout.txt").write_text(text, encoding="utf-8", newline="\n")
+    write_text(DEMO / "heldout.txt", rng, held_out=True, n_bytes=HELD_OUT_TEXT_BYTES)
+    write_text(WORK / "calibration.txt", Random(arguments.seed + 2), held_out=False, n_bytes=CALIBRATION_BYTES)
 
     rng = Random(arguments.seed)
     forbidden = {bare(example.prompt) for example in kept_aside}
