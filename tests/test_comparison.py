@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import toy
 import toy_checkpoint
+import toy_importance
 
 import llamalite
 from llamalite.errors import EvaluationError
@@ -233,6 +234,19 @@ def test_the_command_studies_a_checkpoint(llamalite_command: Run, tmp_path: Path
     assert (said.stderr, len(document["candidates"]), document["complete"]) == ("", 2, True)
     assert document["budget"]["chosen"] is not None
     assert llamalite_command("compare", source, "-f", "text.txt").returncode == 2
+
+
+def test_candidates_are_made_with_an_importance_matrix(llamalite_command: Run, tmp_path: Path) -> None:
+    source = toy_checkpoint.write_checkpoint(tmp_path / "checkpoint")
+    matrix = toy_importance.write_importance(tmp_path / "imatrix.gguf", source, seed=1)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    args = ["compare", source, "-t", "IQ2_XS", "-f", "text.txt", "--ctx", "32", "--threads", "1", "--json"]
+    without = llamalite_command(*args)
+    assert without.returncode == 1
+    assert "importance matrix" in without.stderr
+    found = llamalite_command(*args, "--imatrix", matrix)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["candidates"][0]["qtype"] == "IQ2_XS"
 
 
 # ── the real thing ──────────────────────────────────────────────────────────────────────────────────────────────────

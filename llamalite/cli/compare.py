@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @click.option("-t", "--type", "qtypes", multiple=True, metavar="TYPE", callback=quant_types,
               shell_complete=complete_quant_types,
               help="Make a candidate of this type from REFERENCE; repeatable.")  # fmt: skip
+@click.option("--imatrix", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="An importance matrix for what -t makes.")  # fmt: skip
 @click.option("--keep", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
               help="Keep what -t makes in DIR (default: it is removed at the end).")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
@@ -56,6 +58,7 @@ def command(
     models: tuple[str, ...],
     text_file: str,
     qtypes: tuple[str, ...],
+    imatrix: Path | None,
     folder: Path | None,
     kld_budget: float | None,
     budget_ctx: int,
@@ -90,9 +93,9 @@ def command(
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     standing: Standing | None = None
-    interrupted = False
+    stopped: BaseException | None = None
     named = [_hub.model(ctx, model) for model in models]
-    with _candidates(ctx, reference, qtypes, folder, hidden) as (base, made):
+    with _candidates(ctx, reference, qtypes, imatrix, folder, hidden) as (base, made):
         run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
         from tqdm import tqdm
 
@@ -103,25 +106,27 @@ def command(
                     name, kld = list(standing.mean_kld().items())[-1]
                     bar.set_postfix_str(f"{name} KLD {kld:.5f}", refresh=False)
                     bar.update(standing.chunks_done - bar.n)
-            except KeyboardInterrupt:
-                interrupted = True
+            except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: what stands is printed
+                stopped = signalled
         if standing is not None:
             text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
             _show(standing.comparison(), text, kld_budget, budget_ctx, as_json, options)
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped is not None:
+        raise stopped
 
 
 @contextlib.contextmanager
 def _candidates(
-    ctx: click.Context, reference: str, qtypes: tuple[str, ...], folder: Path | None, hidden: bool
+    ctx: click.Context, reference: str, qtypes: tuple[str, ...], imatrix: Path | None, folder: Path | None, hidden: bool
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Yield the reference's path and those of the candidates that `qtypes` ask for, which last as long as the block."""
     from tqdm import tqdm
 
     from llamalite.cli import _hub
+    from llamalite.converters import Importance
     from llamalite.evaluation.study import make_candidates
 
+    importance = Importance.load(imatrix) if imatrix else None
     source = Path(reference) if Path(reference).is_dir() else _hub.located(ctx, reference)
     if source.is_file() and not qtypes:
         yield source, []
@@ -135,7 +140,7 @@ def _candidates(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            made = make_candidates(source, qtypes, folder, progress)
+            made = make_candidates(source, qtypes, folder, progress, importance)
         yield made
 
 

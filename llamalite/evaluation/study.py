@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite.converters import convert
+from llamalite.converters import Importance, Recipe, convert
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.evaluation.comparison import Candidate, Comparison, needed
 from llamalite.gguf_check import check
@@ -28,16 +28,18 @@ def make_candidates(
     qtypes: Sequence[str],
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    importance: Importance | None = None,
 ) -> tuple[Path, list[Path]]:
     """Convert `source` to a reference and one candidate for each of `qtypes`, all in one read, into `folder`.
 
     Return the reference and the candidates. A checkpoint's reference has the dtype of most of its weights; a GGUF file
-    is its own. `progress` is called with bytes done and in all. Raises what `llamalite.convert` raises.
+    is its own. `progress` is called with bytes done and in all; `importance` weighs the columns. Raises what
+    `llamalite.convert` raises.
     """
-    path = Path(source)
+    path, recipe = Path(source), Recipe(importance=importance)
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        made = convert(path, folder, qtype=list(qtypes), progress=progress) if qtypes else None
+        made = convert(path, folder, qtype=list(qtypes), recipe=recipe, progress=progress) if qtypes else None
         return path, [output.path for output in made.outputs] if made else []
     with open_checkpoint(path) as checkpoint:
         weights: collections.Counter[str] = collections.Counter()
@@ -45,7 +47,8 @@ def make_candidates(
             weights[tensor.dtype] += tensor.n_bytes
     own = _REFERENCE_TYPES.get(weights.most_common(1)[0][0], "F32")
     wanted = [own, *(qtype for qtype in qtypes if qtype != own)]
-    outputs = {output.qtype: output.path for output in convert(path, folder, qtype=wanted, progress=progress).outputs}
+    made = convert(path, folder, qtype=wanted, recipe=recipe, progress=progress)
+    outputs = {output.qtype: output.path for output in made.outputs}
     return outputs[own], [outputs[qtype] for qtype in wanted[1:]]
 
 
