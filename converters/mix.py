@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llamalite.converters.patterns import Pattern
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, FileType, TensorType
 
@@ -109,11 +110,11 @@ def choose_types(
 ) -> dict[str, Choice]:
     """Return the type of every tensor of a file of type `file_type`, in llama.cpp's order of tensors.
 
-    `overrides` are (regular expression, type) pairs, searched in the tensor's name; the first that matches decides, in
-    place of the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
+    `overrides` are (`Pattern`, type) pairs, searched in the tensor's name; the first that matches decides, in place of
+    the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
     """
     rules = _Rules(file_type, model, has_importance, tensors)
-    patterns = [(re.compile(pattern), kind) for pattern, kind in overrides]
+    patterns = [(Pattern(pattern), kind) for pattern, kind in overrides]
     chosen = {}
     for tensor in sorted(tensors, key=lambda t: layer_order(t.name)):
         if not allows_quantization(tensor):
