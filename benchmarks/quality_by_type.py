@@ -1,9 +1,11 @@
-"""What each type costs on one checkpoint and one text: size, bits a weight, perplexity. Prints the README's table.
+"""What each type costs on one checkpoint and one text: size, perplexity, KL divergence. Prints the README's table.
 
     python benchmarks/quality_by_type.py models/demo -f models/demo/heldout.txt --exact
+    python benchmarks/quality_by_type.py models/demo -f models/demo/heldout.txt --exact --calibration calibration.txt
 
-All files are made in one read and measured with llama-perplexity's protocol; `--exact` gives digits that hold on any
-machine. The bits count tensors only. Lines are ordered by size.
+All files are made in one read and compared with the checkpoint in lockstep; `--exact` gives digits that hold on any
+machine. The bits count tensors only. Lines are ordered by size. With `--calibration` an importance matrix is collected
+on that text, and a column says what each type costs when it is made with it.
 """
 
 from __future__ import annotations
@@ -12,36 +14,56 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import llamalite
+from llamalite.converters import Importance
+from llamalite.evaluation.comparison import Comparison, compare
+from llamalite.evaluation.imatrix import collect_imatrix
+from llamalite.evaluation.study import make_candidates
+from llamalite.evaluation.windows import read_text
 
-TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_0",
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_0",
          "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K")  # fmt: skip
+
+
+def study(options: argparse.Namespace, folder: Path, importance: Importance | None) -> Comparison:
+    """Make every type of the checkpoint in `folder` and compare them with it."""
+    reference, made = make_candidates(options.checkpoint, TYPES, folder, importance=importance)
+    return compare(reference, made, read_text(options.file), chunks=options.chunks, exact=options.exact)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("-f", "--file", type=Path, required=True, help="the text")
+    parser.add_argument("-f", "--file", type=Path, required=True, help="the text to measure on")
+    parser.add_argument("--calibration", type=Path, help="another text, to collect an importance matrix on")
     parser.add_argument("--chunks", type=int, help="stop after that many chunks of 512 tokens")
     parser.add_argument("--exact", action="store_true", help="F32 cache and no flash attention")
     options = parser.parse_args()
-    text = options.file.read_bytes().removesuffix(b"\n")
-    with tempfile.TemporaryDirectory() as folder:
-        report = llamalite.convert(options.checkpoint, folder, qtype=TYPES)
-        print(
-            f"{report.n_params / 1e6:,.1f} million weights, {len(TYPES)} files in one read of {report.seconds:.1f} s\n"
-        )
-        print("| type | size | bits a weight | perplexity | against BF16 |")
-        print("| --- | ---: | ---: | ---: | ---: |")
-        first = None
-        for output in sorted(report.outputs, key=lambda output: -output.n_bytes):
-            result = llamalite.perplexity(output.path, text, chunks=options.chunks, exact=options.exact)
-            first = first or result
-            print(
-                f"| {output.qtype} | {output.n_bytes / 1e6:,.2f} MB | {output.bits_per_weight:.2f} | "
-                f"{result.ppl:.4f} ± {result.ppl_err:.4f} | {result.ppl / first.ppl - 1:+.2%} |",
-                flush=True,
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain = study(options, folder / "plain", None)
+        weighed: dict[str | None, float] = {}
+        if options.calibration:
+            path = folder / "imatrix.gguf"
+            collect_imatrix(plain.reference.path, read_text(options.calibration)).save(
+                path, dataset=str(options.calibration)
             )
+            found = study(options, folder / "weighed", Importance.load(path)).candidates
+            weighed = {one.qtype: one.divergence.mean_kld for one in found if one.divergence}
+    first = plain.candidates[0].divergence
+    assert first is not None  # only the reference has none
+    base = plain.reference
+    print("| type | size | bits a weight | perplexity | mean KLD | same top |" + " with a matrix |" * bool(weighed))
+    print("| --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * bool(weighed))
+    size = f"{base.n_bytes / 1e6:,.2f} MB | {base.bits_per_weight:.2f}"
+    print(f"| {base.qtype} | {size} | {first.ppl_base:.4f} ± {first.ppl_base_err:.4f} | | |" + " |" * bool(weighed))
+    for one in sorted(plain.candidates, key=lambda candidate: -candidate.n_bytes):
+        assert one.divergence is not None
+        line = f"| {one.qtype} | {one.n_bytes / 1e6:,.2f} MB | {one.bits_per_weight:.2f} "
+        line += f"| {one.divergence.ppl:.4f} ± {one.divergence.ppl_err:.4f} "
+        line += (
+            f"| {one.divergence.mean_kld:.5f} ± {one.divergence.mean_kld_err:.5f} | {one.divergence.same_top_p:.1%} |"
+        )
+        print(line + (f" {weighed[one.qtype]:.5f} |" if weighed else ""))
 
 
 if __name__ == "__main__":
