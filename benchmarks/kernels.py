@@ -1,8 +1,8 @@
 """The fast kernels beside ggml's, on one core: the same rows, interleaved, the same bytes.
 
-    python benchmarks/kernels.py [-t Q4_K ...] [--dtype BF16] [--rounds 9] [--json FILE] [--cold]
+    python benchmarks/kernels.py [-t Q4_K ...] [--dtype BF16] [--pairs 9] [--json FILE] [--cold]
 
-A round quantizes the same rows once with ggml's kernel and once with ours; its ratio is the one time over the other.
+A pair quantizes the same rows once with ggml's kernel and once with ours; its ratio is our time over ggml's.
 Times are CPU time of the one thread that works, so that a busy machine disturbs little. From BF16 or F16 rows the
 widening is counted on both sides: NumPy's before ggml's kernel, ours within. `--cold` also measures, in processes of
 their own, what loading the kernels costs with an empty cache, when they are compiled, and what with a warm one.
@@ -10,19 +10,16 @@ their own, what loading the kernels costs with an empty cache, when they are com
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import side_by_side as bench
+from side_by_side import Figure
 
 from llamalite.converters import kernels
 from llamalite.converters.kernels import fast
@@ -31,6 +28,7 @@ from llamalite.native.quantize import quantize_rows
 from llamalite.quant_types import TENSOR_TYPES
 
 N_COLUMNS = 2048
+TYPES = [name for name in RECIPES if name != "F32"]
 COLD = """
 import time; start = time.process_time(); clock = time.perf_counter()
 from llamalite.converters.kernels import fast
@@ -48,7 +46,7 @@ def cpu_time(action: Callable[[], object]) -> float:
     return time.thread_time() - start
 
 
-def measure(name: str, dtype: str, weighted: bool, n_rows: int, rounds: int) -> dict[str, Any]:
+def measure_one(name: str, dtype: str, weighted: bool, n_rows: int, rounds: int) -> Figure:
     tensor_type = TENSOR_TYPES[name]
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((n_rows, N_COLUMNS)).astype(np.float32) * np.float32(0.02)
@@ -70,18 +68,25 @@ def measure(name: str, dtype: str, weighted: bool, n_rows: int, rounds: int) -> 
     ours_does()
     if not np.array_equal(theirs, ours):
         sys.exit(f"{name}: the bytes differ")
-    times = [(cpu_time(ggml), cpu_time(ours_does)) for _ in range(rounds)]
-    ratios = [a / b for a, b in times]
-    return {
-        "type": name,
-        "dtype": dtype,
-        "importance": weighted,
-        "ggml_ns_per_weight": statistics.median(a for a, _ in times) / rows.size * 1e9,
-        "ours_ns_per_weight": statistics.median(b for _, b in times) / rows.size * 1e9,
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
+    nanoseconds = 1e9 / rows.size
+    times = bench.in_turns(rounds, lambda: cpu_time(ours_does) * nanoseconds, lambda: cpu_time(ggml) * nanoseconds)
+    return Figure(
+        f"{name} from {dtype}{' with importance' if weighted else ''}", "ggml's kernel", "ns a weight", *times
+    )
+
+
+def measure(types: Sequence[str], dtype: str, n_rows: int, rounds: int) -> Iterator[Figure]:
+    """Yield a figure for each type, and one with importance weights where the kernels have them."""
+    before = os.environ.get("LLAMALITE_KERNELS")
+    try:
+        for name in types:
+            for weighted in (False, True):
+                if not weighted or RECIPES[name].weighted is not None:
+                    yield measure_one(name, dtype, weighted, n_rows, rounds)
+    finally:
+        os.environ.pop("LLAMALITE_KERNELS", None)
+        if before is not None:
+            os.environ["LLAMALITE_KERNELS"] = before
 
 
 def loading(names: list[str]) -> dict[str, dict[str, float]]:
@@ -98,35 +103,17 @@ def loading(names: list[str]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-t", "--type", dest="types", action="append", choices=[n for n in RECIPES if n != "F32"])
+    parser = bench.arguments(__doc__, pairs=9, peers=False)
+    parser.add_argument("-t", "--type", dest="types", action="append", choices=TYPES)
     parser.add_argument("--dtype", choices=list(fast.SOURCES), default="BF16", help="what the rows are held in")
     parser.add_argument("--rows", type=int, default=256, help=f"rows of {N_COLUMNS} weights (default: 256)")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--cold", action="store_true", help="also measure loading and compiling")
-    args = parser.parse_args()
-    os.environ["LLAMALITE_KERNELS"] = "fast"
-    found = []
-    print(f"from {args.dtype}; nanoseconds of CPU time a weight; ratio: median (smallest to largest of {args.rounds})")
-    print(f"{'type':6} {'importance':10} {'ggml':>8} {'ours':>8}   ratio")
-    for name in args.types or [n for n in RECIPES if n != "F32"]:
-        for weighted in (False, True):
-            if weighted and RECIPES[name].weighted is None:
-                continue
-            one = measure(name, args.dtype, weighted, args.rows, args.rounds)
-            found.append(one)
-            print(f"{name:6} {'yes' if weighted else 'no':10} {one['ggml_ns_per_weight']:8.2f} "
-                  f"{one['ours_ns_per_weight']:8.2f}   {one['ratio']:.1f} "
-                  f"({one['ratio_min']:.1f} to {one['ratio_max']:.1f})", flush=True)  # fmt: skip
-    loads = {}
-    if args.cold:
+    options = parser.parse_args()
+    bench.report(measure(options.types or TYPES, options.dtype, options.rows, options.pairs), options.json)
+    if options.cold:
         for names in (["Q4_K", "Q6_K"], ["Q8_0"]):
-            loads["+".join(names)] = figures = loading(names)
-            for state, figure in figures.items():
+            for state, figure in loading(names).items():
                 print(f"loading {', '.join(names)}, {state}: {figure['cpu_s']:.1f} s CPU, {figure['wall_s']:.1f} s")
-    if args.json:
-        args.json.write_text(json.dumps({"kernels": found, "loading": loads}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

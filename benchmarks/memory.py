@@ -10,7 +10,7 @@ the model.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -19,12 +19,16 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import side_by_side as bench
+from side_by_side import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 SHAPES = {"1.1B": (2048, 5632, 22, 32, 4), "7B": (4096, 11008, 32, 32, 32)}
+FORMS = ("safetensors", "bin")
 N_VOCAB = 32000
 SHARD_BYTES = 1900 << 20
 
@@ -116,7 +120,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
-def measure(folder: Path, qtype: str) -> tuple[float, int, int]:
+def convert(folder: Path, qtype: str) -> tuple[float, int, int]:
     """Convert and return (peak MiB, largest bytes on disk on the way, bytes of the result)."""
     out = folder.parent / "out"
     out.mkdir()
@@ -126,7 +130,8 @@ def measure(folder: Path, qtype: str) -> tuple[float, int, int]:
     )
     largest = 0
     while process.poll() is None:
-        largest = max(largest, sum(path.stat().st_size for path in out.iterdir()))
+        with contextlib.suppress(FileNotFoundError):  # renamed at this moment
+            largest = max(largest, sum(path.stat().st_size for path in out.iterdir()))
         time.sleep(0.05)
     assert process.stdout is not None
     printed = re.search(r"\d+", process.stdout.read())
@@ -137,23 +142,28 @@ def measure(folder: Path, qtype: str) -> tuple[float, int, int]:
     return int(printed[0]) / 1024, max(largest, result), result
 
 
+def measure(qtype: str, shapes: Sequence[str], forms: Sequence[str], scratch: Path | None = None) -> Iterator[Figure]:
+    """Yield, for each form, the peak of each larger shape beside that of the first one."""
+    for form in forms:
+        first: float | None = None
+        for size in shapes:
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                write_checkpoint(Path(folder) / "model", size, form)
+                peak, largest, result = convert(Path(folder) / "model", qtype)
+            first = first or peak
+            note = f"at most {largest / result:.3f} of the result's {result / 1e9:.2f} GB on disk on the way"
+            yield Figure(f"{qtype} of {size} ({form}), peak memory", shapes[0], "MiB", [peak], [first], None, note)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.arguments(__doc__, pairs=1, peers=False)
     parser.add_argument("-t", "--type", default="Q4_K_M")
     parser.add_argument("--shape", action="append", choices=SHAPES)
+    parser.add_argument("--form", action="append", choices=FORMS)
     parser.add_argument("--scratch", type=Path)
-    args = parser.parse_args()
-    print("| shape | form | peak memory, MiB | result, GB | largest on disk / result |\n|---|---|---|---|---|")
-    peaks: dict[str, list[float]] = {}
-    for form in ("safetensors", "bin"):
-        for size in args.shape or SHAPES:
-            with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-                write_checkpoint(Path(scratch) / "model", size, form)
-                peak, largest, result = measure(Path(scratch) / "model", args.type)
-            peaks.setdefault(form, []).append(peak)
-            print(f"| {size} | {form} | {peak:.0f} | {result / 1e9:.2f} | {largest / result:.3f} |", flush=True)
-    for form, values in peaks.items():
-        print(f"{form}: largest peak / smallest peak = {max(values) / min(values):.3f}")
+    options = parser.parse_args()
+    figures = measure(options.type, options.shape or list(SHAPES), options.form or FORMS, options.scratch)
+    bench.report(figures, options.json)
 
 
 if __name__ == "__main__":

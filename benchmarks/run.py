@@ -1,0 +1,262 @@
+"""All that this project claims about speed and memory, measured: one command, resumable, and the tables made of it.
+
+    python benchmarks/run.py --checkpoint FOLDER --llama-cpp FOLDER --work FOLDER [--only conversion,generation]
+    python benchmarks/run.py --quick --llama-cpp FOLDER --work FOLDER          # a small model, minutes: does it all run
+    python benchmarks/run.py --tables benchmarks/README.md README.md --work FOLDER
+
+Every figure is a ratio to a peer that took turns with llamalite: llama.cpp's own tools, llama-cpp-python's `Llama`,
+transformers on the CPU. `side_by_side.py` says how the tools are built. A group of figures that is done stands in
+WORK/figures.json, with the machine's description, and is not measured again (`--again` does); a run that was stopped
+goes on where it was. `--tables` writes those figures between the markers ``<!-- figures: GROUP -->`` and
+``<!-- end -->`` of Markdown files.
+
+The files that are measured on are made of the checkpoint, in WORK. FOLDER of the checkpoint is any LLaMA in Hugging
+Face's form that llama.cpp's converter takes; the weights' values do not matter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import beside_transformers
+import conversion
+import generation
+import kernels
+import memory
+import perplexity
+import side_by_side as bench
+import speculation
+import where_time_goes
+from side_by_side import ROOT, Figure, Peers
+
+DEMO = ROOT / "models" / "demo"
+TEXT = DEMO / "heldout.txt"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the groups measure on, and how long."""
+
+    checkpoint: Path
+    peers: Peers
+    work: Path
+    n_threads: int
+    pairs: int | None
+    quick: bool
+
+    def n_pairs(self, usual: int) -> int:
+        return self.pairs or (1 if self.quick else usual)
+
+    def model(self, qtype: str, checkpoint: Path | None = None) -> Path:
+        """Return a GGUF of this type, made of the checkpoint once."""
+        source = checkpoint or self.checkpoint
+        path = self.work / f"{source.name}-{qtype}.gguf"
+        if not path.exists():
+            bench.process(bench.llamalite("-q", "convert", source, "-t", qtype, "-o", path))
+        return path
+
+
+def measure_conversion(on: Bench) -> Iterator[Figure]:
+    types = ["Q4_K_M", "Q8_0"] if on.quick else ["Q4_K_M", "Q8_0", "Q4_0"]
+    yield from conversion.measure(on.checkpoint, on.peers, types, on.n_pairs(2), on.work)
+
+
+def measure_kernels(on: Bench) -> Iterator[Figure]:
+    types = ["Q4_K", "Q8_0"] if on.quick else kernels.TYPES
+    yield from kernels.measure(types, "BF16", 32 if on.quick else 128, on.n_pairs(3) + 2)
+
+
+def measure_memory(on: Bench) -> Iterator[Figure]:
+    shapes = ["1.1B"] if on.quick else ["1.1B", "7B"]
+    yield from memory.measure("Q8_0" if on.quick else "Q4_K_M", shapes, ("safetensors",), on.work)
+
+
+def measure_generation(on: Bench) -> Iterator[Figure]:
+    new = (8,) if on.quick else (32, 128)
+    yield from generation.measure(on.model("Q4_K_M"), on.peers, on.n_pairs(3), n_threads=on.n_threads, new=new)
+
+
+def measure_perplexity(on: Bench) -> Iterator[Figure]:
+    chunks = 2 if on.quick else 4
+    yield from perplexity.measure(
+        on.model("Q4_K_M"), TEXT, on.peers, on.n_pairs(3), n_threads=on.n_threads, chunks=chunks
+    )
+
+
+def measure_compare(on: Bench) -> Iterator[Figure]:
+    """Perplexity and divergence of Q4_K_M against Q8_0: in lockstep, beside logits on the disk and a second run."""
+    chunks = 2 if on.quick else 4
+    reference, candidate, logits = on.model("Q8_0"), on.model("Q4_K_M"), on.work / "logits.kld"
+    shared = ["-f", TEXT, "--chunks", chunks]
+
+    def ours() -> float:
+        return bench.process(
+            bench.llamalite("compare", reference, candidate, *shared, "--threads", on.n_threads, "--json")
+        ).seconds
+
+    def theirs() -> float:
+        common = [*shared, "-t", on.n_threads, "-c", "512", "--kl-divergence-base", logits]
+        tool = on.peers.program("llama-perplexity")
+        first = bench.process([tool, "-m", reference, *common])
+        second = bench.process([tool, "-m", candidate, "--kl-divergence", *common])
+        logits.unlink()
+        return first.seconds + second.seconds
+
+    times = bench.in_turns(on.n_pairs(2), ours, theirs, "compare")
+    yield Figure("compare two files", "llama-perplexity, both runs", "s", *times)
+
+
+def measure_startup(on: Bench) -> Iterator[Figure]:
+    """From the start of a process to its end: the help text, and one token."""
+    n = 3 * on.n_pairs(3)
+    times = bench.in_turns(
+        n,
+        lambda: bench.process(bench.llamalite("--help")).seconds,
+        lambda: bench.process([sys.executable, "-c", "pass"]).seconds,
+    )
+    yield Figure("llamalite --help", "python -c pass", "s", *times)
+    model = on.model("Q4_K_M")
+    asked = ["-n", "1", "--temp", "0"]
+    prompt = "Once upon a time"
+    theirs = [on.peers.program("llama-completion"), "-m", model, "-p", prompt, "-no-cnv", "-t", on.n_threads, *asked]
+    ours = bench.llamalite("run", model, prompt, "--raw", "--threads", on.n_threads, *asked)
+    times = bench.in_turns(
+        on.n_pairs(5), lambda: bench.process(ours).seconds, lambda: bench.process(theirs).seconds, "first token"
+    )
+    yield Figure("the first token of a process", "llama-completion", "s", *times)
+
+
+def measure_speculation(on: Bench) -> Iterator[Figure]:
+    text = TEXT.read_text(encoding="utf-8")
+    yield from speculation.measure_prescribed(
+        on.model("Q4_K_M"), text, on.n_pairs(3), n_threads=on.n_threads, n_tokens=60 if on.quick else 160
+    )
+
+
+def measure_demo(on: Bench) -> Iterator[Figure]:
+    """The demo model's own answers with lookup, and with a smaller quantization of itself as the draft."""
+    asked, per_kind = DEMO / "heldout.jsonl", 3 if on.quick else 20
+    yield from speculation.measure_asked(
+        on.model("Q8_0", DEMO), asked, on.n_pairs(3), n_threads=on.n_threads, per_kind=per_kind
+    )
+
+
+def measure_transformers(on: Bench) -> Iterator[Figure]:
+    yield from beside_transformers.measure(
+        on.checkpoint, on.model("Q4_K_M"), on.n_pairs(2), n_threads=on.n_threads, n_prompt=128, n_new=16
+    )
+
+
+GROUPS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "conversion": measure_conversion,
+    "speculation": measure_speculation,
+    "generation": measure_generation,
+    "perplexity": measure_perplexity,
+    "startup": measure_startup,
+    "demo": measure_demo,
+    "compare": measure_compare,
+    "transformers": measure_transformers,
+    "kernels": measure_kernels,
+    "memory": measure_memory,
+}
+
+
+def small_checkpoint(work: Path) -> Path:
+    """Write a checkpoint of 70 million weights, once: what `--quick` measures on."""
+    folder = work / "small"
+    if not (folder / "config.json").exists():
+        sys.path.insert(0, str(ROOT / "tests"))
+        import toy_checkpoint
+
+        toy_checkpoint.write_checkpoint(folder, n_layer=6, n_embd=1024, n_head=16, n_head_kv=4, n_ff=2816)
+    return folder
+
+
+def load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def as_figures(rows: list[dict[str, Any]]) -> list[Figure]:
+    return [Figure(**row) for row in rows]
+
+
+def write_tables(document: dict[str, Any], files: list[Path]) -> None:
+    """Put the tables of all groups that were measured, and the machine, between the markers of `files`."""
+    machine = document["machine"]
+    texts = {name: bench.table(as_figures(rows)) for name, rows in document.get("groups", {}).items()}
+    if "profile" in document:
+        texts["profile"] = document["profile"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    texts["machine"] = (
+        f"Measured on {machine['date']}, commit {machine['commit']}: {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']:.0f} GiB; {machine['system']}, Python {machine['python']}; {versions}."
+    )
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        for name, table in texts.items():
+            pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__, pairs=0)
+    next(one for one in parser._actions if one.dest == "llama_cpp").required = False
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="GGUF files and figures.json")
+    parser.add_argument("--only", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}, profile")
+    parser.add_argument("--again", action="store_true", help="measure what is measured already")
+    parser.add_argument("--quick", action="store_true", help="a small model and one pair")
+    parser.add_argument("--tables", type=Path, nargs="+", metavar="FILE", help="only write the tables into FILEs")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = options.work / ("figures-quick.json" if options.quick else "figures.json")
+    document = load(results)
+    if options.tables:
+        write_tables(document, options.tables)
+        return
+    if options.llama_cpp is None or (options.checkpoint is None and not options.quick):
+        parser.error("give --llama-cpp, and --checkpoint or --quick")
+    names = options.only.split(",") if options.only else [*GROUPS, "profile"]
+    if unknown := set(names) - {*GROUPS, "profile"}:
+        parser.error(f"there is no group {', '.join(unknown)}")
+    on = Bench(
+        options.checkpoint or small_checkpoint(options.work),
+        Peers.given(options),
+        options.work,
+        bench.threads(options),
+        options.pairs or None,
+        options.quick,
+    )
+    document["machine"] = bench.machine()
+    groups = document.setdefault("groups", {})
+    for name in names:
+        if not options.again and (name in groups or (name == "profile" and name in document)):
+            print(f"{name}: measured already (--again measures it anew)")
+            continue
+        began = time.perf_counter()
+        print(f"\n== {name}", flush=True)
+        if name == "profile":
+            document["profile"] = where_time_goes.table(on.checkpoint, on.model("Q4_K_M"), TEXT, on.n_threads)
+            print(document["profile"])
+        else:
+            rows = []
+            for figure in GROUPS[name](on):
+                print(figure, flush=True)
+                rows.append(asdict(figure))
+            groups[name] = rows
+        bench.write_json(results, document)
+        print(f"({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
