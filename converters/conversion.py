@@ -88,6 +88,7 @@ def preview(
     qtype: str | Sequence[str] = "Q4_K_M",
     *,
     recipe: Recipe = _AS_IT_IS,
+    metadata: str | os.PathLike[str] | None = None,
     split_max_bytes: int | None = None,
 ) -> tuple[Plan, list[list[gguf_check.Header]]]:
     """Return the plan and, for each type, the headers of the files that `convert` would write."""
@@ -97,7 +98,7 @@ def preview(
         vocabulary = None
         if checkpoint.carried is None:
             vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
-        keys = header.keys_of(checkpoint, planned, vocabulary)
+        keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         headers = []
         for i, path in enumerate(output_paths(checkpoint.name, Path(scratch), file_types, is_folder=True)):
             layout = output.lay_out(planned, i, path, split_max_bytes)

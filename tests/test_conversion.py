@@ -177,7 +177,7 @@ def test_a_link_to_a_checkpoint_is_called_as_it_was_typed(
         pytest.skip("no links for this user")
     done = llamalite_command("convert", tmp_path / "my-llama")
     assert done.returncode == 0, done.stderr
-    assert [p.name for p in models_folder.iterdir()] == ["my-llama-Q4_K_M.gguf"]
+    assert [p.name for p in models_folder.glob("*.gguf")] == ["my-llama-Q4_K_M.gguf"]
 
 
 def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
@@ -255,7 +255,7 @@ def test_without_an_output_it_goes_into_the_models_folder(
 ) -> None:
     done = llamalite_command("convert", checkpoint)
     assert done.returncode == 0, done.stderr
-    assert [p.name for p in models_folder.iterdir()] == ["toy-model-Q4_K_M.gguf"]
+    assert [p.name for p in models_folder.glob("*.gguf")] == ["toy-model-Q4_K_M.gguf"]
     assert "bits per weight" in done.stdout
     assert str(models_folder / "toy-model-Q4_K_M.gguf") in done.stdout.splitlines()[-1]
 
@@ -459,3 +459,59 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(checkpoint: Path, 
 
 def test_an_absurd_number_of_threads_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
     assert llamalite_command("convert", checkpoint, "--threads", 10**20).returncode == 2
+
+
+# -- the plan of --dry-run --------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    checkpoint: Path, tmp_path: Path, models_folder: Path, llamalite_command: Command
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = llamalite_command("convert", checkpoint, "-t", "Q4_K_M", "-t", "F16", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not models_folder.exists()
+    planned = plan(checkpoint, ["Q4_K_M", "F16"])
+    lines = done.stdout.splitlines()
+    row = next(line.split() for line in lines if line.startswith("blk.1.attn_v.weight"))
+    assert row == ["blk.1.attn_v.weight", "128", "x", "256", "BF16", "->", "Q6_K", "26.88", "kB", "F16", "65.54", "kB"]
+    assert [line.split()[0] for line in lines[: len(planned.tensors)]] == [tensor.name for tensor in planned.tensors]
+    norm = next(line for line in lines if line.startswith("blk.0.attn_norm.weight"))
+    assert "1.02 kB" in norm  # no size is 0.00 of something
+    files = convert(checkpoint, tmp_path, qtype=["Q4_K_M", "F16"]).outputs
+    assert f"disk needed: {sum(one.n_bytes for one in files) / 1e6:.2f} MB; nothing was written" in lines[-1]
+    for one in files:
+        assert any(line.startswith(f"{one.qtype}: ") and f"{one.bits_per_weight:.2f} bits" in line for line in lines)
+    assert sum("memory to run it" in line for line in lines) == 2
+
+
+def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llamalite_command: Command) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_embd=96, n_ff=160, n_layer=3)
+    few = llamalite_command("convert", folder, "--dry-run").stdout.splitlines()
+    why = "as rows do not fill the 256 weights of a block of"
+    assert [line for line in few if why in line] == [
+        f"  20 tensors, such as token_embd.weight: Q5_0, {why} Q4_K (-v: all)",
+        f"  2 tensors, such as blk.2.attn_v.weight: Q8_0, {why} Q6_K (-v: all)",
+    ]
+    every = llamalite_command("convert", folder, "--dry-run", "-v").stdout.splitlines()
+    listed = [line.partition(":")[0].strip() for line in every if "a block of" in line]
+    assert sorted(listed) == sorted(tensor.name for tensor in plan(folder).tensors if tensor.types[0].instead_of)
+    done = llamalite_command("convert", folder)
+    assert "% larger than Q4_K_M promises" in done.stdout
+
+
+def test_a_dry_run_checks_the_metadata_and_counts_it(
+    checkpoint: Path, tmp_path: Path, llamalite_command: Command
+) -> None:
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(json.dumps({"general.description": "x" * 200_000}))
+    sizes = [
+        llamalite_command("convert", checkpoint, "--dry-run", *more).stdout.splitlines()[-1]
+        for more in ([], ["--metadata", metadata])
+    ]
+    assert sizes[0] != sizes[1]
+    metadata.write_text('{"llama.block_count": 3}')
+    refused = llamalite_command("convert", checkpoint, "--dry-run", "--metadata", metadata)
+    assert refused.returncode == 1
+    assert "'llama.block_count' cannot be set" in refused.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -11,15 +11,23 @@ import click
 from llamalite import hardware
 from llamalite.cli.convert import bytes_text
 from llamalite.converters import Plan, Recipe, preview
+from llamalite.converters.mix import Choice
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import Header
 
 CONTEXTS = (2048, 8192, 32768)
 
 
-def show(source: Path, qtype: str | Sequence[str], recipe: Recipe, split_max_bytes: int | None) -> None:
-    """Print the plan for `source`, tensor by tensor, and a summary of each file."""
-    plan, headers = preview(source, qtype, recipe=recipe, split_max_bytes=split_max_bytes)
+def show(
+    ctx: click.Context,
+    source: Path,
+    qtype: str | Sequence[str],
+    recipe: Recipe,
+    metadata: Path | None,
+    split_max_bytes: int | None,
+) -> None:
+    """Print the plan for `source`, tensor by tensor, and a summary of each file; with -v every fallback."""
+    plan, headers = preview(source, qtype, recipe=recipe, metadata=metadata, split_max_bytes=split_max_bytes)
     names = [one.name for one in plan.file_types]
     width = max(len(tensor.name) for tensor in plan.tensors)
     for tensor in plan.tensors:
@@ -30,23 +38,18 @@ def show(source: Path, qtype: str | Sequence[str], recipe: Recipe, split_max_byt
         click.echo(f"{tensor.name:{width}}  {shape:>15}  {tensor.stored.name} -> {sizes}")
     click.echo(f"{plan.n_params:,} weights in {len(plan.tensors)} tensors, {bytes_text(plan.source_bytes)} to read")
     for i, (name, files) in enumerate(zip(names, headers, strict=True)):
-        _summary(plan, i, name, files)
+        _summary(plan, i, name, files, every_fallback=ctx.obj["verbose"] > 0)
     total = sum(one.n_bytes_file for files in headers for one in files)
     click.echo(f"disk needed: {bytes_text(total)}; nothing was written")
 
 
-def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header]) -> None:
+def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header], *, every_fallback: bool) -> None:
     n_bytes = sum(one.n_bytes_file for one in files)
     shards = f" in {len(files)} files" if len(files) > 1 else ""
     counts = Counter(tensor.types[i_output].type.name for tensor in plan.tensors)
     kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
     click.echo(f"{name}: {bytes_text(n_bytes)}{shards}, {plan.bits_per_weight(i_output):.2f} bits per weight ({kinds})")
-    for tensor, choice in plan.fallbacks(i_output).items():
-        if choice.instead_of:
-            click.echo(
-                f"  {tensor}: {choice.type.name}, as its rows do not fill the {choice.instead_of.block_size} weights "
-                f"of a block of {choice.instead_of.name}"
-            )
+    _fallbacks(plan.fallbacks(i_output), every=every_fallback)
     try:
         trained = files[0].n_ctx_train or CONTEXTS[-1]
         contexts = [n for n in CONTEXTS if n < trained] + [min(trained, CONTEXTS[-1])]
@@ -55,3 +58,19 @@ def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header]) -> N
         return  # not a LLaMA model: a GGUF source of another family, whose memory is not known
     memory = ", ".join(f"{bytes_text(need.total_bytes)} at {n} tokens" for n, need in needs)
     click.echo(f"  memory to run it: {memory} of context")
+
+
+def _fallbacks(found: Mapping[str, Choice], *, every: bool) -> None:
+    """Print which tensors get another type than the rules gave them, and why: a line for each kind, or each tensor."""
+    kinds: dict[Choice, list[str]] = {}
+    for tensor, choice in found.items():
+        kinds.setdefault(choice, []).append(tensor)
+    for choice, tensors in kinds.items():
+        assert choice.instead_of is not None
+        block = f"do not fill the {choice.instead_of.block_size} weights of a block of {choice.instead_of.name}"
+        if every:
+            for tensor in tensors:
+                click.echo(f"  {tensor}: {choice.type.name}, as its rows {block}")
+        else:
+            count = f"{len(tensors)} tensors, such as {tensors[0]}" if len(tensors) > 1 else tensors[0]
+            click.echo(f"  {count}: {choice.type.name}, as rows {block}" + ("" if len(tensors) == 1 else " (-v: all)"))

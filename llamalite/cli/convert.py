@@ -177,7 +177,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         allow_requantize=options["allow_requantize"],
     )
     if options["dry_run"]:
-        _plan.show(folder, types, recipe, options["split_max_bytes"])
+        _plan.show(ctx, folder, types, recipe, options["metadata"], options["split_max_bytes"])
         return
     kept_there = output is None
     if output is None:
