@@ -42,6 +42,34 @@ class Context(Protocol):
     def clear_abort(self) -> None: ...
 
 
+class _Task:
+    """One call of a worker, whose end can be waited for again after an interrupt.
+
+    Not a ``threading.Event``: it is written in Python, and an interrupt inside it leaves its lock in disorder.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            self._failure = error
+        self._ended = True
+        self._wake.release()
+
+    def wait(self) -> BaseException | None:
+        """Wait for the end, and return what the call raised."""
+        while not self._ended:
+            self._wake.acquire(timeout=0.1)  # in steps: Windows wakes no wait for a signal
+        return self._failure
+
+
 class Worker:
     """A thread that computes for the main thread, so that the main thread hears Ctrl-C.
 
@@ -50,47 +78,54 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._tasks: queue.SimpleQueue[_Task | None] | None = None  # None: no thread was needed yet
 
     def run(self, call: Callable[[], None], abort: Callable[[], None]) -> None:
         """Run `call` there; when this thread is interrupted meanwhile, `abort` it, wait for its end, and raise."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="llamalite-decode", daemon=True)
-            self._thread.start()
-        self._calls.put(call)
+        tasks = self._tasks or self._start()
+        task = _Task(call)
         try:
-            failure = self._end()
+            tasks.put(task)
+            failure = task.wait()
         except BaseException:
-            abort()
-            while True:  # a second Ctrl-C must not leave the first call's end behind for the next call to find
-                with contextlib.suppress(KeyboardInterrupt):
-                    self._end()
-                    break
+            self._stop(tasks, abort)
             raise
         if failure is not None:
             raise failure
 
-    def _end(self) -> BaseException | None:
-        while True:
-            with contextlib.suppress(queue.Empty):  # in steps: Windows wakes no wait for a signal
-                return self._ends.get(timeout=0.1)
+    def _start(self) -> queue.SimpleQueue[_Task | None]:
+        """Return the tasks of a new thread; one whose start is interrupted ends, and is not heard of again."""
+        tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        try:
+            threading.Thread(target=self._work, args=(tasks,), name="llamalite-decode", daemon=True).start()
+            self._tasks = tasks
+        except BaseException:
+            self._tasks = None
+            tasks.put(None)
+            raise
+        return tasks
 
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            self._ends.put(_failure_of(call))
+    @staticmethod
+    def _work(tasks: queue.SimpleQueue[_Task | None]) -> None:
+        while (task := tasks.get()) is not None:
+            task.run()
+
+    @staticmethod
+    def _stop(tasks: queue.SimpleQueue[_Task | None], abort: Callable[[], None]) -> None:
+        """Return when no call runs, whether or not the interrupt came before it was handed over."""
+        while True:
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a second signal must not leave the call running
+                abort()
+                last = _Task(lambda: None)  # calls end in their order
+                tasks.put(last)
+                last.wait()
+                return
 
     def close(self) -> None:
-        self._calls.put(None)
-
-
-def _failure_of(call: Callable[[], None]) -> BaseException | None:
-    try:
-        call()
-    except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-        return error
-    return None
+        """End the thread."""
+        tasks, self._tasks = self._tasks, None
+        if tasks is not None:
+            tasks.put(None)
 
 
 class Costs:

@@ -18,6 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import toy
+from gguf_bytes import GgufBytes
+
 import llamalite
 
 START = "import runpy, sys\nsys.argv[0] = 'llamalite'\nrunpy.run_module('llamalite', run_name='__main__')\n"
@@ -76,3 +80,14 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
     assert lines[0].startswith("error: ")
     missing = [word for word in words if word not in lines[0]]
     assert not missing, f"{missing} not in {lines[0]}"
+
+
+def write_endless(path: Path) -> Path:
+    """Write a toy model that never ends an answer by itself when it answers with the likeliest token."""
+    file = GgufBytes.of(toy.write_toy(path, chat_template=toy.CHATML, n_ctx_train=8192, n_layer=4, n_embd=256))
+    tensor = next(one for one in file.tensors if one.name == b"output.weight")
+    rows = np.frombuffer(tensor.content, "<f4").reshape(-1, 256).copy()  # float32 [n_vocab, n_embd]
+    rows[[toy.EOS, -1]] = 0  # the ends of a text and of a turn: other logits lie above 0
+    tensor.content = rows.tobytes()
+    path.write_bytes(file.dump())
+    return path

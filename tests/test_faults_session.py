@@ -1,4 +1,4 @@
-"""A session file that is cut short, foreign or forged is refused in one line, and the model goes on as if it never was."""
+"""A session file that is cut short, foreign or forged is refused in one line, and the model goes on without it."""
 
 from __future__ import annotations
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import fake
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamalite import reading
 from llamalite.answers import Completion, HeldText, score
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine
@@ -212,7 +215,7 @@ def test_a_waiting_stream_can_be_cancelled() -> None:
     first.close()
 
 
-def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable() -> None:
+def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     context = fake.FakeContext()
     one = engine(context)
     entered, aborted = threading.Event(), threading.Event()
@@ -225,11 +228,11 @@ def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable() -> None
         assert entered.wait(5)
         raise KeyboardInterrupt
 
-    real = one._worker._end
-    answers = iter([interrupted, real])
-    one._worker._end = lambda: next(answers)()  # type: ignore[method-assign]
+    real = reading._Task.wait
+    answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real, real])
+    monkeypatch.setattr(reading._Task, "wait", lambda task: next(answers)(task))
     context.abort = aborted.set  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         one.compute(slow, context, long=True)
-    one._worker._end = real  # type: ignore[method-assign]
+    monkeypatch.undo()
     assert list(run(one).tokens) == fake.story(PROMPT, 6)

@@ -420,7 +420,7 @@ def test_closing_gives_the_memory_back(path: Path) -> None:
         with Model(path, n_threads=1) as model:
             model.generate("once", max_tokens=1)
         sizes.append(resident())
-    assert sizes[-1] - sizes[2] < 2**20  # a model that stays would add its cache of megabytes each time
+    assert sizes[-1] - sizes[2] < 2**23  # the heap settles; a model that stays would add its megabytes each time
 
 
 PROMPTS = ["Once upon a time", "The little dog", "Lily and Tom", "One day, a big", "There was a red"]

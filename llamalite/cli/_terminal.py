@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,8 +35,8 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def show(pieces: Iterable[Piece]) -> Totals | None:
-    """Print a stream as it comes, with a line's end after it, and return its totals."""
+def show(pieces: Iterator[Piece]) -> Totals | None:
+    """Print a stream as it comes, with a line's end after it, and return its totals; the stream is closed then."""
     totals, last = None, ""
     try:
         for piece in pieces:
@@ -45,6 +45,7 @@ def show(pieces: Iterable[Piece]) -> Totals | None:
                 last = piece.text
             totals = piece.totals
     finally:
+        pieces.close()  # type: ignore[attr-defined] # a generator, or a Stream: whoever goes on may ask the model again
         if not last.endswith("\n"):
             write("\n")
     return totals
@@ -121,7 +122,7 @@ class Terminal:
         self._asked = text
         self._say(self._chat.stream(text) if self._chat else self._model.stream(text, **self._options))
 
-    def _say(self, pieces: Iterable[Piece]) -> None:
+    def _say(self, pieces: Iterator[Piece]) -> None:
         self._last = None
         self._last = show(pieces)
         if self._stats and self._last:

@@ -55,7 +55,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
     path = _hub.model(ctx, model)
     result: PerplexityResult | None = None
-    interrupted = False
+    stopped: BaseException | None = None
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     with opened(path, **offload) as native, tqdm(unit="chunk", leave=False, disable=hidden) as bar:
         try:
@@ -63,16 +63,16 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
                 bar.total = result.n_chunks
                 bar.set_postfix_str(f"PPL {result.ppl:.4f} ± {result.ppl_err:.4f}", refresh=False)
                 bar.update()
-        except KeyboardInterrupt:
-            interrupted = True
+        except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: what stands is printed
+            stopped = signalled
     if result is not None and as_json:
         text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
         about = {"path": str(path), "n_bytes": path.stat().st_size, "description": native.desc}
         click.echo(json.dumps({"model": about, "text": text} | result.to_json(), indent=2, allow_nan=False))
     elif result is not None:
         _print(result)
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped is not None:
+        raise stopped
 
 
 def _print(result: PerplexityResult) -> None:

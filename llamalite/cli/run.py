@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from llamalite.cli import _options
 
 if TYPE_CHECKING:
     from llamalite.answers import Completion
+    from llamalite.chat import ChatSession
     from llamalite.model import Model
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
@@ -195,21 +198,34 @@ def _talk(
         if options["session"] and options["session"].exists():
             chat.load(options["session"])
             chat.system = system or chat.system
-    if prompt is None:
-        _terminal.Terminal(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
-    else:
+    with _kept(chat, options["session"]):
+        if prompt is None:
+            _terminal.Terminal(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
+            return
         # Refuses what cannot work, before a word is printed.
         pieces = chat.stream(prompt) if chat else model.stream(prompt, **sampling)
         if options["as_json"]:
-            click.echo(json.dumps(_record(Completion.of(pieces), model), ensure_ascii=False))
+            with contextlib.closing(pieces):  # type: ignore[type-var] # a generator, or a Stream
+                click.echo(json.dumps(_record(Completion.of(pieces), model), ensure_ascii=False))
         else:
             if chat is None and sys.stdout.isatty():
                 _terminal.write(prompt)
             totals = _terminal.show(pieces)
             if options["stats"] and totals:
                 click.echo(_terminal.told(totals), err=True)
-    if chat and options["session"]:
-        chat.save(options["session"])
+
+
+@contextlib.contextmanager
+def _kept(chat: ChatSession | None, path: Path | None) -> Iterator[None]:
+    """Save the conversation at the block's end, also where a signal or a closed pipe ends it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+        if chat and path:
+            chat.save(path)
+        raise
+    if chat and path:
+        chat.save(path)
 
 
 def _record(found: Completion, model: Model) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Forged session files, whose digest and facts are right, taken up and answered from: does llama.cpp survive their state?
+"""Forged session files, whose digest and facts are right, taken up and answered from: does llama.cpp survive them?
 
     python tests/fuzz/session_load.py --files 20000 --seed 0
 

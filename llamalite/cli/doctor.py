@@ -1,0 +1,188 @@
+"""``llamalite doctor``: what this machine has, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llamalite.cli import _options
+
+if TYPE_CHECKING:
+    from llamalite.benchmark import Row
+    from llamalite.diagnosis import Fitting, Machine
+
+_ROOM = 12  # columns of a label
+_PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # of the measurement: seconds, not minutes, on a model of some billions
+
+
+@click.command("doctor")
+@click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--threads", is_flag=True, help="Measure which number of threads is best, on MODEL; takes a minute.")
+@click.option("--ctx", "n_ctx", type=_options.COUNT, default=8192, show_default=True, metavar="N",
+              help="The context that memory is planned for.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as_json: bool) -> None:
+    """Tell what this machine has, and what follows: threads, the models that fit, the speed to expect.
+
+    The bandwidth of the memory is measured, for about a second. Generation reads every weight once a token: expected
+    tokens a second are the bandwidth by those bytes, which a measurement comes close to and does not exceed. With MODEL
+    it is told of that one; --threads measures it (without MODEL the largest in the models folder, else demo).
+
+    \b
+    Examples:
+      llamalite doctor
+      llamalite doctor TinyLlama-1.1B
+      llamalite doctor TinyLlama-1.1B --threads
+    """
+    from llamalite import diagnosis
+    from llamalite.gguf_check import check
+
+    path = _measured_model(ctx, model, threads)
+    machine = diagnosis.examine()
+    of_model = None
+    if path is not None:
+        header = check(path)
+        of_model = diagnosis.fitting(header, machine, n_ctx=min(n_ctx, header.n_ctx_train))
+    rows = _measure(ctx, path, diagnosis.thread_counts(machine)) if threads and path is not None else []
+    best = diagnosis.best_threads(row for _, row in rows) if rows else None
+    largest = diagnosis.shapes_that_fit(machine, n_ctx=n_ctx)
+    usual = diagnosis.usual_type(machine, n_ctx=n_ctx)
+    if as_json:
+        document = machine.to_json() | {"threads": best.n_threads if best else machine.n_usable}
+        document |= {"largest": [vars(one) for one in largest], "usual": [vars(one) for one in usual]}
+        document |= {"model": vars(of_model) if of_model else None}
+        document |= {"measured": [row.to_json() for both in rows for row in both]}
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    _machine(machine)
+    _follows(machine, largest, of_model, n_ctx, best)
+    _fitting(largest, usual)
+    if best is not None and of_model is not None:
+        _threads(rows, best, of_model)
+
+
+def _measured_model(ctx: click.Context, model: str | None, threads: bool) -> Path | None:
+    """Return the file of MODEL; where threads are to be measured without one, the largest that there is."""
+    from llamalite import hardware, store
+    from llamalite.cli import _hub
+
+    if model is not None or not threads:
+        return _hub.model(ctx, model) if model is not None else None
+    most = hardware.free_memory_bytes() // 2
+    fitting = [path for path in store.list_models() if path.stat().st_size < most]
+    found = max(fitting, key=lambda path: path.stat().st_size, default=None) or _hub.model(ctx, "demo")
+    if found.stat().st_size < 100e6 and not ctx.obj["quiet"]:
+        click.echo(f"{found.name} is small, and the caches hold it: name a larger MODEL to know what counts", err=True)
+    return found
+
+
+def _measure(ctx: click.Context, path: Path, counts: list[int]) -> list[tuple[Row, Row]]:
+    """Return for each number of threads how fast a prompt is read, and how fast tokens are generated."""
+    from tqdm import tqdm
+
+    from llamalite.benchmark import Plan, iter_bench
+
+    plan = Plan(n_prompt=_PROMPT, n_generate=_GENERATED, repetitions=_REPETITIONS, n_threads=counts)
+    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
+    with tqdm(total=2 * len(counts), desc=path.name, unit="test", leave=False, disable=hidden) as bar:
+        rows = []
+        for row in iter_bench(path, plan):
+            bar.update()
+            rows.append(row)
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def _line(label: str, text: str) -> None:
+    """Print a label and its text, wrapped between words."""
+    import textwrap
+
+    from llamalite.cli import _text
+
+    lines = textwrap.wrap(_text.clean(text), max(30, min(_text.width(), 100) - _ROOM - 3), break_on_hyphens=False)
+    for n, one in enumerate(lines or [""]):
+        click.echo(f"  {label if n == 0 else '':{_ROOM}}{one}")
+
+
+def _machine(machine: Machine) -> None:
+    from llamalite.cli import _text
+    from llamalite.native import devices
+
+    cores = f"{machine.n_cores} physical" if machine.n_cores else "physical unknown"
+    click.secho("This machine", bold=True)
+    _line("processor", machine.processor)
+    _line("cores", f"{cores}, {machine.n_usable} usable here; {_text.count(machine.n_hardware_threads, 'thread')}")
+    _line("uses", " ".join(one.name for one in machine.features if one.used) or "no vector instructions known")
+    _line("misses", " ".join(machine.missed) or ("nothing" if machine.features else "unknown"))
+    if machine.unknown:
+        _line("unknown", f"whether there is {' '.join(machine.unknown)}: this system does not tell")
+    total = _text.size(machine.total_bytes) if machine.total_bytes else "size unknown"
+    _line("memory", f"{total}, {_text.size(machine.free_bytes)} free; {machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s "
+                    f"measured with {_text.count(machine.n_usable, 'thread')}")  # fmt: skip
+    _line("backends", ", ".join(devices.backends()))
+    for one in machine.devices:
+        if one.kind != "cpu":
+            memory = f", {_text.size(one.free_bytes)} of {_text.size(one.total_bytes)} free" if one.total_bytes else ""
+            _line("device", f"{one.name}: {one.description} ({one.kind}){memory}")
+    _line("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items()))
+
+
+def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, n_ctx: int, best: Row | None) -> None:
+    from llamalite.cli import _text
+    from llamalite.native import devices
+
+    click.secho("\nWhat follows", bold=True)
+    if best is None:
+        _line("threads", f"{machine.n_usable}, the default; llamalite doctor MODEL --threads measures it")
+    if machine.missed:
+        _line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: pip install "
+                              "--force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python "
+                              "llama-cpp-python==0.3.36")  # fmt: skip
+    if machine.supports_gpu:
+        _line("GPU", "used for all layers; --gpu-layers and --device say otherwise")
+    elif devices.gpu_at_hand():
+        _line("GPU", f"this build does not use it; for one that does: {devices.reinstall()}")
+    else:
+        _line("GPU", "none found, and none in this build; with one see docs/install.md, A GPU")
+    if of_model is not None:
+        fits = "fits" if of_model.fits else "does not fit"
+        _line("model", f"{of_model.name} needs {_text.size(of_model.needed_bytes)} with {of_model.n_ctx:,} tokens of "
+                       f"context and {fits}; expected: at most {_speed(of_model.tok_per_s)} tokens/s")  # fmt: skip
+    largest = max((one for one in found if one.fits), key=lambda one: one.n_params, default=None)
+    if largest is None:
+        _line("models", f"not even {found[0].name} as {found[0].qtype} fits: free memory, or plan a shorter --ctx")
+    else:
+        _line("largest", f"{largest.name} as {largest.qtype}, with {n_ctx:,} tokens of context")
+
+
+def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
+    from llamalite.cli import _text
+
+    def cells(one: Fitting) -> tuple[str, str]:
+        return _text.size(one.needed_bytes), _speed(one.tok_per_s) if one.fits else "too large"
+
+    click.echo()
+    rows = [(one.name, one.qtype or "-", *cells(one), *cells(other)) for one, other in zip(largest, usual, strict=True)]
+    _text.table(("MODEL", "LARGEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 1))
+    click.echo("TOKENS/S: what the memory allows at most; llamalite bench MODEL measures it.")
+
+
+def _threads(rows: list[tuple[Row, Row]], best: Row, of_model: Fitting) -> None:
+    from llamalite.cli import _text
+
+    click.secho(f"\nThreads, measured on {_text.clean(of_model.name)}", bold=True)
+    shown = [
+        (str(row.n_threads), f"{prompt.tok_per_s:.1f}", f"{row.tok_per_s:.1f} ± {row.tok_per_s_sd:.1f}",
+         f"{row.bandwidth_share:.0%}" if row.bandwidth_share is not None else "-", "best" if row is best else "")
+        for prompt, row in rows
+    ]  # fmt: skip
+    _text.table(("THREADS", "PROMPT", "TOKENS/S", "OF THE BANDWIDTH", ""), shown, left=(4,))
+    click.echo(f"\nNext: llamalite run {Path(of_model.name).stem} --threads {best.n_threads}")
+
+
+def _speed(tok_per_s: float) -> str:
+    return f"{tok_per_s:,.1f}" if tok_per_s < 20 else f"{tok_per_s:,.0f}"

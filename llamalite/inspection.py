@@ -1,0 +1,211 @@
+"""What a GGUF file is, read from its header alone: for ``llamalite list`` and ``llamalite inspect``.
+
+    found = inspect("models/demo-Q4_K_M.gguf")
+    found.header.bits_per_weight, found.n_bytes, found.has_template
+    for need in found.needs(): ...                    # memory at several contexts, `llamalite.hardware.MemoryNeeded`
+
+Any GGUF file has a header: other families' models, adapters, importance matrices too. What llama.cpp would not load has
+a `problem`; what cannot be read at all is ``GGUFError``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamalite import hardware, store
+from llamalite.errors import GGUFError, OutOfMemoryError
+from llamalite.gguf_check import Header, check, read_header
+from llamalite.native.library import llama
+
+CONTEXTS = (2048, 8192, 32768, 131072)
+"""Tokens that a context may hold, of which those are shown that the model was trained for."""
+
+
+@dataclass(frozen=True)
+class TypeShare:
+    """The tensors of one type, and what they take."""
+
+    name: str
+    n_tensors: int
+    n_params: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A header, and why llama.cpp would not load the file, None where it would."""
+
+    header: Header
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called in the models folder: its file's name, without a shard's number."""
+        return store.name_of(self.header.path)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file, and the others of a split model."""
+        return [self.header.path, *(one.path for one in self.header.rest)]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.header.model_bytes
+
+    @property
+    def qtype(self) -> str | None:
+        """The file's type, such as Q4_K_M; where it does not say, the type of most of its weights."""
+        shares = self.types()
+        return self.header.file_type or (max(shares, key=lambda one: one.n_params).name if shares else None)
+
+    @property
+    def has_template(self) -> bool:
+        return self.header.chat_template is not None
+
+    @property
+    def n_ctx_train(self) -> int | None:
+        try:
+            return self.header.n_ctx_train
+        except GGUFError:
+            return None
+
+    def types(self) -> list[TypeShare]:
+        """Return the tensors by type, the largest part first."""
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        for tensor in self.header.all_tensors:
+            for i, n in enumerate((1, tensor.n_params, tensor.nbytes)):
+                counts[tensor.type.name][i] += n
+        return sorted((TypeShare(name, *n) for name, n in counts.items()), key=lambda one: -one.n_bytes)
+
+    def needs(self) -> Iterator[hardware.MemoryNeeded]:
+        """Yield what it needs at each of `CONTEXTS` that it was trained for, and at its own; nothing for no model."""
+        trained = self.n_ctx_train
+        if self.problem is not None or not trained or not self.header.all_tensors:
+            return
+        for n_ctx in sorted({n for n in CONTEXTS if n < trained} | {trained}):
+            yield hardware.memory_needed(self.header, n_ctx=n_ctx, repacked=repacked())
+
+    def fitting(self, free_bytes: int) -> hardware.MemoryNeeded:
+        """Return what it takes with the context that `llamalite run` gives it; ``OutOfMemoryError`` if none fits."""
+        return hardware.fit(self.header, n_ctx=None, free_bytes=free_bytes, repacked=repacked())
+
+    def fits(self, free_bytes: int) -> bool | None:
+        """Tell whether it runs in `free_bytes`; None for what is no model."""
+        if self.problem is not None or not self.n_ctx_train:
+            return None
+        try:
+            self.fitting(free_bytes)
+        except OutOfMemoryError:
+            return False
+        return True
+
+    def vocabulary(self) -> dict[str, Any]:
+        """Return what is said of the vocabulary: its kind, size, and the special tokens with their ids."""
+        metadata = self.header.metadata
+        n = metadata.length_of("tokenizer.ggml.tokens")
+        tokens = metadata["tokenizer.ggml.tokens"] if n else []
+        special = {}
+        for key in metadata:
+            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+                token = metadata[key]
+                spelled = tokens[token] if isinstance(token, int) and 0 <= token < n else None
+                special[key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")] = {"id": token, "text": spelled}
+        return {
+            "kind": metadata.get("tokenizer.ggml.model"),
+            "pre": metadata.get("tokenizer.ggml.pre"),
+            "n_tokens": n,
+            "n_merges": metadata.length_of("tokenizer.ggml.merges"),
+            "add_bos": metadata.get("tokenizer.ggml.add_bos_token"),
+            "special": special,
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the keys: scalars as they are, arrays as ``{"type": ..., "length": ...}``, NaN as text."""
+        metadata = self.header.metadata
+        found: dict[str, Any] = {}
+        for key in metadata:
+            kind = metadata.type_of(key)
+            if kind.startswith("array"):
+                found[key] = {"type": kind, "length": metadata.length_of(key)}
+            else:
+                value = metadata[key]
+                found[key] = str(value) if isinstance(value, float) and not np.isfinite(value) else value
+        return found
+
+    def to_json(self, free_bytes: int) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        header = self.header
+        return self.summary(free_bytes) | {
+            "paths": [str(path) for path in self.paths],
+            "gguf_version": header.version,
+            "architecture": _key(header, "general.architecture"),
+            "title": header.name,
+            "n_params": header.n_params,
+            "n_tensors": len(header.all_tensors),
+            "vocabulary": self.vocabulary(),
+            "chat_template": header.chat_template,
+            "metadata": self.scalars(),
+            "types": [vars(one) for one in self.types()],
+            "memory": [
+                vars(need) | {"total_bytes": need.total_bytes, "fits": need.total_bytes <= free_bytes}
+                for need in self.needs()
+            ],
+            "tensors": [
+                {"name": one.name, "type": one.type.name, "shape": list(one.shape), "n_bytes": one.nbytes}
+                for one in header.all_tensors
+            ],
+        }
+
+    def summary(self, free_bytes: int) -> dict[str, Any]:
+        """Return what a list of models says of it."""
+        return {
+            "name": self.name,
+            "path": str(self.header.path),
+            "n_bytes": self.n_bytes,
+            "type": self.qtype,
+            "bits_per_weight": round(self.header.bits_per_weight, 4),
+            "n_ctx_train": self.n_ctx_train,
+            "has_template": self.has_template,
+            "fits": self.fits(free_bytes),
+            "free_bytes": free_bytes,
+            "problem": self.problem,
+        }
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Read the header of the GGUF file at `path`, of a split model all headers; no weight is read.
+
+    Raises ``FileNotFoundError``, and ``GGUFError`` for a file whose header cannot be read.
+    """
+    try:
+        return Inspection(check(path))
+    except GGUFError as error:
+        header = read_header(path)
+        return Inspection(header, str(error).removeprefix(f"{header.path}: "))
+
+
+def summary(path: Path, free_bytes: int) -> dict[str, Any]:
+    """Return `Inspection.summary` of a file; of one that cannot be read the same keys with None, and the problem."""
+    try:
+        return inspect(path).summary(free_bytes)
+    except (GGUFError, OSError) as error:
+        unknown = dict.fromkeys(("type", "bits_per_weight", "n_ctx_train", "has_template", "fits"))
+        known = {"name": store.name_of(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
+        return known | {"free_bytes": free_bytes, "problem": str(error).removeprefix(f"{path}: ")}
+
+
+def repacked() -> frozenset[str]:
+    """Return the tensor types that the installed llama.cpp holds a second time on this processor."""
+    return hardware.repacked_types(llama().llama_print_system_info().decode())
+
+
+def _key(header: Header, key: str) -> str | None:
+    value = header.metadata.get(key)
+    return value if isinstance(value, str) else None

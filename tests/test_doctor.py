@@ -1,0 +1,149 @@
+"""doctor: what the system tells of the processor, what follows for models, and threads that were measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import toy
+from conftest import Run
+from test_hardware import machine as files
+from test_hardware import threads as topology
+
+from llamalite import diagnosis, hardware
+from llamalite.benchmark import Row, bytes_a_token
+from llamalite.native import devices, features
+
+TOLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | FMA = 1 | LLAMAFILE = 1 | REPACK = 1 | "
+
+
+def made(**changes: object) -> diagnosis.Machine:
+    """A machine as a test wants it."""
+    one = diagnosis.Machine(
+        processor="test", n_cores=4, n_usable=4, n_hardware_threads=8, features=(), total_bytes=16 * 10**9,
+        free_bytes=8 * 10**9, bandwidth_bytes_per_s=20e9, devices=(), supports_gpu=False, versions={},
+    )  # fmt: skip
+    return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
+
+
+# ── the processor ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_instructions_are_used_missed_or_not_there() -> None:
+    has = features.of_cpuinfo("processor : 0\nflags\t\t: fpu pni avx avx2 fma avx512f avx512_vnni\n")
+    found = {one.name: (one.used, one.there) for one in features.known_features(TOLD, "x86_64", has)}
+    assert found["AVX2"] == (True, True)
+    assert found["AVX512"] == (False, True)
+    assert found["AVX512_VNNI"] == (False, True)
+    assert "AMX_INT8" not in found  # neither there nor used
+    assert made(features=tuple(features.known_features(TOLD, "x86_64", has))).missed == ["AVX512", "AVX512_VNNI"]
+
+
+def test_what_a_system_does_not_tell_is_not_known() -> None:
+    hidden = made(features=tuple(features.known_features(TOLD, "x86_64", features.of_cpuinfo(""))))
+    assert hidden.missed == []
+    assert "AVX512" in hidden.unknown
+    assert "AVX2" not in hidden.unknown  # llama.cpp uses it, or would not run
+    mac = features.of_sysctl("hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.neon: 1\n")
+    found = {one.name: one.there for one in features.known_features("NEON = 1", "arm64", mac)}
+    assert (found["DOTPROD"], found["NEON"], found["SVE"]) == (True, True, None)
+    assert "MATMUL_INT8" not in found
+    assert features.known_features(TOLD, "riscv64", mac) == []
+
+
+def test_this_build_uses_nothing_that_this_processor_lacks() -> None:
+    assert features.processor_name()
+    assert all(one.there in (True, None) for one in features.cpu_features() if one.used)
+
+
+def test_the_machines_cores_are_all_of_them(tmp_path: Path) -> None:
+    names = topology({0: 0, 1: 1, 2: 0, 3: 1}) | {"sys/devices/system/cpu/online": "0-3"}
+    assert hardware.linux_machine_cores(files(tmp_path / "smt", names)) == 2
+    assert hardware.linux_machine_cores(tmp_path / "nothing") is None
+    limited = {"proc/meminfo": "MemTotal: 16000 kB", "sys/fs/cgroup/memory.max": "4096000"}
+    assert hardware.linux_total_memory(files(tmp_path / "boxed", limited)) == 4096000
+    assert hardware.linux_total_memory(tmp_path / "nothing") is None
+    assert (hardware.machine_cores() or 1) * 8 >= hardware.physical_cores()
+    assert (hardware.total_memory_bytes() or 2**60) >= hardware.free_memory_bytes() // 2
+
+
+# ── what follows ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "n_params", "bits"),  # what the published models have; TinyLlama's file is 4.85 bits a weight
+    [("TinyLlama 1.1B", 1_100_000_000, 4.85), ("Llama 3.1 8B", 8_030_000_000, 4.89)],
+)
+def test_a_shape_has_the_weights_and_the_size_of_the_published_model(name: str, n_params: int, bits: float) -> None:
+    shape = next(one for one in diagnosis.SHAPES if one.name == name)
+    header = diagnosis.header_of(shape, "Q4_K_M")
+    assert header.n_params == pytest.approx(n_params, rel=0.005)
+    assert header.bits_per_weight == pytest.approx(bits, abs=0.02)
+
+
+def test_the_largest_type_that_fits_is_named_and_its_speed_is_bandwidth_by_bytes() -> None:
+    found = {one.name: one for one in diagnosis.shapes_that_fit(made(), n_ctx=4096)}
+    assert found["TinyLlama 1.1B"].qtype == "BF16"
+    eight = found["Llama 3.1 8B"]
+    assert eight.fits
+    assert eight.needed_bytes <= 8e9
+    larger = diagnosis.TYPES[diagnosis.TYPES.index(eight.qtype or "") - 1]
+    shape = next(one for one in diagnosis.SHAPES if one.name == eight.name)
+    header = diagnosis.header_of(shape, larger)
+    assert not diagnosis.fitting(header, made(), n_ctx=4096).fits
+    assert diagnosis.fitting(header, made(), n_ctx=4096).tok_per_s == 20e9 / bytes_a_token(header)
+    assert (found["Llama 3.3 70B"].fits, found["Llama 3.3 70B"].qtype) == (False, "Q2_K")
+
+
+def row(n_threads: int, speed: float, sd: float) -> Row:
+    return Row("m", "F32", 1, 1, "tg32", n_threads, 1, 1, "F16", 0, speed, sd, ())
+
+
+def test_the_best_number_of_threads_is_the_smallest_that_is_as_fast_as_any() -> None:
+    assert diagnosis.best_threads([row(8, 20.0, 0.2), row(4, 19.9, 0.1), row(1, 6, 0.1)]).n_threads == 4
+    assert diagnosis.best_threads([row(1, 6, 0.1), row(2, 12, 0.1), row(4, 9, 0.1)]).n_threads == 2
+    assert diagnosis.thread_counts(made(n_usable=6, n_hardware_threads=12)) == [1, 2, 4, 6, 8, 12]
+    assert diagnosis.thread_counts(made(n_usable=1, n_hardware_threads=1)) == [1]
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_doctor_tells_the_machine_and_what_follows(llamalite_command: Run) -> None:
+    ran = llamalite_command("doctor", "--ctx", "2048")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for part in ("processor", "cores", "GB/s measured with", "backends    CPU", "llama-cpp-python 0.3.36", "threads",
+                 "TinyLlama 1.1B", "Q4_K_M NEEDS", "TOKENS/S"):  # fmt: skip
+        assert part in ran.stdout, part
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+
+
+def test_doctor_as_json_says_the_same(llamalite_command: Run, tmp_path: Path) -> None:
+    path = toy.write_toy(tmp_path / "toy.gguf")
+    found = json.loads(llamalite_command("doctor", path, "--json").stdout)
+    assert found["n_usable"] == hardware.physical_cores() == found["threads"]
+    assert found["bandwidth_bytes_per_s"] > 1e8
+    assert found["backends"] == devices.backends()
+    assert found["model"]["fits"] is True
+    assert found["model"]["tok_per_s"] == pytest.approx(
+        found["bandwidth_bytes_per_s"] / (found["model"]["n_bytes"] - 355 * 64 * 4)
+    )
+    assert [one["name"] for one in found["largest"]] == [one.name for one in diagnosis.SHAPES]
+    assert found["measured"] == []
+
+
+def test_doctor_measures_threads_on_a_model(llamalite_command: Run, models_folder: Path) -> None:
+    models_folder.mkdir()
+    toy.write_toy(models_folder / "toy-F32.gguf")
+    ran = llamalite_command("doctor", "--threads")
+    assert ran.returncode == 0, ran.stderr
+    assert "toy-F32.gguf is small, and the caches hold it" in ran.stderr
+    table = ran.stdout[ran.stdout.index("Threads, measured on toy-F32.gguf") :].splitlines()
+    assert table[1].split()[:3] == ["THREADS", "PROMPT", "TOKENS/S"]
+    assert sum(line.endswith("best") for line in table) == 1
+    assert table[-1].startswith("Next: llamalite run toy-F32 --threads ")
+    found = json.loads(llamalite_command("doctor", "toy", "--threads", "--json").stdout)
+    assert {one["n_threads"] for one in found["measured"]} == set(diagnosis.thread_counts(diagnosis.examine()))
+    assert found["threads"] in {one["n_threads"] for one in found["measured"]}
