@@ -1,5 +1,38 @@
-"""``python -m llamalite`` is the command ``llamalite``."""
+"""The command ``llamalite``, and ``python -m llamalite``: what runs before anything else is imported.
 
-from llamalite.cli import main
+Ctrl-C while modules are still being imported ends the process as quietly as it does later, with the same code.
+"""
 
-main()
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line, and exit with its code."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else ignored: a job in the background
+    if usual:
+        signal.signal(signal.SIGINT, _interrupted)
+    from llamalite import cli
+
+    try:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.main()
+    except KeyboardInterrupt:  # before or after what the command line itself guards
+        _interrupted()
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, _interrupted)  # nothing is left to do but to go
+
+
+def _interrupted(*_: object) -> None:
+    # An exception would pass through half-imported modules, some of which tell of it; nothing is open yet.
+    os.write(2, b"\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,7 +93,7 @@ def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Gener
     header = check(path)
     for n_gpu in plan.n_gpu_layers:
         start = time.perf_counter()
-        with NativeModel(path, n_gpu_layers=n_gpu, device=plan.device if n_gpu else None) as native:
+        with NativeModel(path, n_gpu_layers=n_gpu, device=plan.device if n_gpu else None, header=header) as native:
             load_s = time.perf_counter() - start
             settings = itertools.product(
                 plan.n_threads or (physical_cores(),), plan.n_batch, plan.n_ubatch, plan.kv_types

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from llamalite.errors import GGUFError, OutOfMemoryError
 from llamalite.gguf_check import Header
@@ -62,6 +63,29 @@ def linux_cores(root: Path, allowed: Iterable[int]) -> int:
     return max(1, min(len(cores), int(quota) if quota else len(cores)))
 
 
+def machine_cores() -> int | None:
+    """Return how many physical cores the machine has, whoever may use them; None where the system does not tell."""
+    if sys.platform == "linux":
+        return linux_machine_cores(Path("/"))
+    if sys.platform == "darwin":
+        return _sysctl("hw.physicalcpu") or None
+    return None
+
+
+def linux_machine_cores(root: Path) -> int | None:
+    """`machine_cores` from the /sys below `root`."""
+    cores = set()
+    for cpu in _cpu_list(_read(root / "sys/devices/system/cpu/online")):
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        cores.add((_number(topology / "physical_package_id"), _number(topology / "core_id")))
+    return None if any(core is None for _, core in cores) else len(cores) or None
+
+
+def hardware_threads() -> int:
+    """Return how many hardware threads this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _cgroup_quota(root: Path) -> float | None:
     """Return the processors that the cgroup grants, None without a limit."""
     limits = []
@@ -89,9 +113,9 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that a new allocation may take without swapping, the cgroup's limit included."""
+    """Return the memory that a new allocation may take without swapping, the limits of cgroup and process included."""
     if sys.platform == "linux":
-        return linux_free_memory(Path("/"))
+        return min(linux_free_memory(Path("/")), _address_space_left())
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
@@ -102,6 +126,20 @@ def free_memory_bytes() -> int:
         pages = sum(int(n) for n in re.findall(r"Pages (?:free|inactive|speculative|purgeable): +(\d+)", told))
         return pages * page or _sysctl("hw.memsize") // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+_ADDRESS_SPACE_KEPT = 192 * 1024**2  # for threads' stacks, glibc's arenas, and Python's own growth
+
+
+def _address_space_left() -> int:
+    """Return what RLIMIT_AS (`ulimit -v`) leaves for a model, of which mapped files are a part like all else."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    held = int(_read(Path("/proc/self/statm")).split()[0]) * resource.getpagesize()
+    return max(0, limit - held - _ADDRESS_SPACE_KEPT)
 
 
 def linux_free_memory(root: Path) -> int:
@@ -118,6 +156,24 @@ def linux_free_memory(root: Path) -> int:
                 cached = re.search(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.M)
                 free = min(free, max(0, limit - used + (int(cached[1]) if cached else 0)))
     return free
+
+
+def total_memory_bytes() -> int | None:
+    """Return the memory of this machine, or what its cgroup may use of it; None where the system does not tell."""
+    if sys.platform == "linux":
+        return linux_total_memory(Path("/"))
+    if sys.platform == "darwin":
+        return _sysctl("hw.memsize") or None
+    return _windows_memory("total") if sys.platform == "win32" else None
+
+
+def linux_total_memory(root: Path) -> int | None:
+    """`total_memory_bytes` from the /proc and /sys below `root`."""
+    match = re.search(r"MemTotal: +(\d+) kB", _read(root / "proc/meminfo"))
+    limits = [int(match[1]) * 1024] if match else []
+    for folder in _cgroup_folders(root, "memory"):
+        limits += filter(None, (_number(folder / name) for name in ("memory.max", "memory.limit_in_bytes")))
+    return min(limits, default=None)
 
 
 def _read(path: Path) -> str:
@@ -163,7 +219,7 @@ def _windows_cores() -> int:
     return classes.count(max(classes, default=0))
 
 
-def _windows_memory() -> int:
+def _windows_memory(what: Literal["free", "total"] = "free") -> int:
     class Status(ctypes.Structure):  # MEMORYSTATUSEX
         _fields_ = [
             ("length", ctypes.c_ulong),
@@ -173,7 +229,7 @@ def _windows_memory() -> int:
 
     status = Status(length=ctypes.sizeof(Status))
     ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
-    return int(status.m1)  # ullAvailPhys
+    return int(status.m0 if what == "total" else status.m1)  # ullTotalPhys, ullAvailPhys
 
 
 # ── what a model needs ──────────────────────────────────────────────────────────────────────────────────────────────

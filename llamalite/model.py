@@ -89,7 +89,7 @@ class Model:
         helper = None if draft is None else check(store.resolve(draft))
         cache = "F32" if exact else kv_type
         n_ctx = _fitting_n_ctx(self._header, n_ctx, cache, flash_attn and not exact, n_gpu, helper)
-        native = NativeModel(self.path, n_gpu_layers=n_gpu, device=device, progress=progress)
+        native = NativeModel(self.path, n_gpu_layers=n_gpu, device=device, progress=progress, header=self._header)
         try:
             if not native.has_decoder or native.has_encoder:
                 raise LlamaliteError(f"{self.path.name} is an encoder ({native.desc}): it does not generate text")

@@ -9,7 +9,6 @@ of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -41,6 +40,8 @@ def fingerprint(path: Path, data_offset: int) -> str:
 
     All of a file of gigabytes would take longer to read than the conversation that is to be saved.
     """
+    import hashlib
+
     digest, size = hashlib.sha256(), path.stat().st_size
     digest.update(struct.pack("<Q", size))
     with path.open("rb") as file:
@@ -53,6 +54,8 @@ def fingerprint(path: Path, data_offset: int) -> str:
 
 def write(path: Path, session: Session) -> None:
     """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
+    import hashlib
+
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -80,6 +83,8 @@ def _blocks(session: Session) -> Iterable[bytes | memoryview]:
 
 def read(path: Path, expected: dict[str, Any]) -> Session:
     """Return the session in `path`; ``LlamaliteError`` when it is damaged or one of the `expected` facts differs."""
+    import hashlib
+
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(len(_MAGIC)) != _MAGIC:

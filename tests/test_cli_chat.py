@@ -14,6 +14,7 @@ import pytest
 import toy
 
 import llamalite
+from llamalite.cli import _terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
 
@@ -95,16 +96,25 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "saved: /load talk.session" in terminal.ask("/save talk.session")
     assert (tmp_path / "talk.session").exists()
     terminal.ask("and the story")
-    terminal.ask("/undo")
+    assert 'taken back: "and the story" and its answer' in terminal.ask("/undo")
     assert "2 messages" in terminal.ask("/load talk.session")
-    terminal.ask("/system yes")
-    terminal.ask("/reset")
+    assert "system message set" in terminal.ask("/system yes")
+    assert "no system message any more" in terminal.ask("/system")
+    assert "forgotten: 2 messages" in terminal.ask("/reset")
     assert "nothing to take back" in terminal.ask("/undo")
     assert "error: " in terminal.ask("/load nowhere")
     terminal.type('"""once\nupon"""\n')
     terminal.until('upon"""\n')
     assert terminal.until(r"\n> ").strip()
     assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("columns", [24, 40, 80, 200])
+def test_help_is_never_broken_inside_a_word(columns: int) -> None:
+    text = _terminal.help_text(columns)
+    assert max(map(len, text.splitlines())) <= columns
+    words = " ".join([*(f"{name} {about}" for name, about in _terminal.COMMANDS.items()), *_terminal.KEYS])
+    assert text.split() == words.split()
 
 
 def test_a_full_context_leaves_the_oldest_turns_out_and_says_so(instruct: Path, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ LEVELS = (
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
-    {"kept"},
+    {"kept", "inspection"},
     {"model"},
-    {"chat", "batch_file", "evaluation", "benchmark"},
+    {"chat", "batch_file", "evaluation", "benchmark", "diagnosis"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -8,19 +8,19 @@ the traceback comes only with ``-vv``. A verb finds ``{"verbose": int, "quiet": 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, shell_complete
 
 from llamalite import __version__
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     _ParamType = click.ParamType[str]
 else:
     _ParamType = click.ParamType  # generic only since click 8.4
@@ -30,12 +30,16 @@ VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
     "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
+    "list": ("llamalite.cli.list", "List the models of the models folder."),
+    "inspect": ("llamalite.cli.inspect", "Show what a GGUF file holds and needs, without loading it."),
+    "remove": ("llamalite.cli.remove", "Delete models from the models folder."),
     "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "compare": ("llamalite.cli.compare", "Measure what each quantization of a model costs."),
     "imatrix": ("llamalite.cli.imatrix", "Collect an importance matrix, for better quantization."),
     "eval": ("llamalite.cli.eval", "Evaluate a model on standard tasks."),
     "bench": ("llamalite.cli.bench", "Measure how fast a model reads and generates here."),
+    "doctor": ("llamalite.cli.doctor", "Tell what this machine has, and which models run on it how fast."),
     "demo": ("llamalite.cli.demo", "Convert, ask and measure the model that ships with llamalite."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
@@ -48,6 +52,15 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> No
         settings["quiet"] = bool(value) or settings.get("quiet", False)
     else:
         settings["verbose"] = int(value) + settings.get("verbose", 0)
+    if "logging" in sys.modules:
+        _set_levels(settings)
+
+
+def _set_levels(settings: dict[str, Any]) -> None:
+    """Have the library log what -v and -q ask for; done once a verb is to run, as `logging` is slow to import."""
+    import logging
+
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
     verbose = settings.get("verbose", 0)
     level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("llamalite").setLevel(level)
@@ -73,9 +86,11 @@ class _ModelName(_ParamType):
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         from llamalite import store
 
-        names = [path.stem for path in store.list_models() if path.stem.startswith(incomplete)]
+        names = [name for path in store.list_models() if (name := store.name_of(path)).startswith(incomplete)]
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
 
 
@@ -89,10 +104,11 @@ class _LazyGroup(click.Group):
         if name not in VERBS:
             return None
         command: click.Command = importlib.import_module(VERBS[name][0]).command
+        _set_levels(ctx.ensure_object(dict))
         if not any(param.callback is _set_verbosity for param in command.params):
             command.params += _verbosity_options()
         for param in command.params:
-            if isinstance(param, click.Argument) and param.name == "model":
+            if isinstance(param, click.Argument) and param.name in ("model", "models", "reference", "names"):
                 param.type = _ModelName()
         return command
 
@@ -107,6 +123,8 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         if incomplete.startswith("-"):
             return click.Command.shell_complete(self, ctx, incomplete)
         return [CompletionItem(name, help=about) for name, (_, about) in VERBS.items() if name.startswith(incomplete)]
@@ -152,13 +170,14 @@ def main(args: list[str] | None = None) -> None:
         # A model says whatever Unicode holds; a Windows code page does not hold it all.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
 def _run(arguments: list[str]) -> int:
     settings = {"verbose": 0, "quiet": False}
     if instruction := os.environ.get("_LLAMALITE_COMPLETE"):
+        from click.shell_completion import shell_complete
+
         return shell_complete(cli, {}, "llamalite", "_LLAMALITE_COMPLETE", instruction)
     try:
         # Not cli.main(): click would answer a closed pipe with exit code 1.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from llamalite import hub
-
 
 def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
     """Return the folder or file that `source` names, fetched from the hub where it is ``org/name`` and no path."""
+    from llamalite import hub
+
     if not hub.is_repo_id(source):
         if revision is not None:
             raise click.UsageError(f"--revision is for a repository of the hub, and {source} is none")
@@ -24,6 +24,8 @@ def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
 
 def model(ctx: click.Context, reference: str) -> Path:
     """Return the GGUF file that `reference` means (`llamalite.kept.obtain`), fetched and converted where need be."""
+    if Path(reference).is_file():
+        return Path(reference)  # nothing is imported for what is plain
     from llamalite import kept
 
     with _telling(ctx) as announce, contextlib.ExitStack() as stack:
@@ -43,7 +45,7 @@ def model(ctx: click.Context, reference: str) -> Path:
 
 def located(ctx: click.Context, reference: str) -> Path:
     """Return the GGUF file or the checkpoint's folder that `reference` means, fetched where need be, not converted."""
-    from llamalite import kept
+    from llamalite import hub, kept
 
     repo_id, qtype = hub.split_type(reference)
     if not hub.is_repo_id(repo_id):
@@ -53,7 +55,7 @@ def located(ctx: click.Context, reference: str) -> Path:
 
 
 @contextlib.contextmanager
-def _telling(ctx: click.Context) -> Iterator[hub.Announce | None]:
+def _telling(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
     """Yield what shows a line on standard error, None if quiet.
 
     "asking ..." is shown while the answer is waited for, and stays only if there is one: what went wrong is one line.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llamalite.cli import _text
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:
@@ -16,18 +17,35 @@ if TYPE_CHECKING:
     from llamalite.chat import ChatSession
     from llamalite.model import Model
 
-HELP = """\
-/system TEXT   set the system message (without TEXT: take it away)
-/reset         begin anew, the system message stays
-/undo          take the last question and its answer back
-/retry         answer the last question again
-/save FILE     write the conversation, to be taken up by /load or --session
-/load FILE     take up a conversation
-/stats         counts and speeds of the last answer
-/help          this list
-A line that ends with a backslash goes on in the next one; three quotation marks begin and end a text of many lines.
-Ctrl-C stops an answer, Ctrl-D ends the chat.
-"""
+COMMANDS = {
+    "/system TEXT": "set the system message (without TEXT: take it away)",
+    "/reset": "begin anew, the system message stays",
+    "/undo": "take the last question and its answer back",
+    "/retry": "answer the last question again",
+    "/save FILE": "write the conversation, to be taken up by /load or --session",
+    "/load FILE": "take up a conversation",
+    "/stats": "counts and speeds of the last answer",
+    "/help": "this list",
+}
+KEYS = (
+    "A line that ends with a backslash goes on in the next one; three quotation marks begin and end a text of many "
+    "lines.",
+    "Ctrl-C stops an answer, Ctrl-D ends the chat.",
+)
+
+
+def help_text(columns: int) -> str:
+    """Return what /help shows, in lines of at most `columns`, broken between words."""
+    import textwrap
+
+    room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2  # on a very narrow terminal nothing stands in columns
+    lines = []
+    for name, about in COMMANDS.items():
+        first = f"{name:{room - 1}} "
+        lines += textwrap.wrap(about, columns, initial_indent=first, subsequent_indent=" " * room)
+    for text in KEYS:
+        lines += textwrap.wrap(text, columns)
+    return "\n".join(lines)
 
 
 def write(text: str) -> None:
@@ -56,8 +74,8 @@ def told(totals: Totals) -> str:
     cached = f" ({totals.n_cached} held already)" if totals.n_cached else ""
     guessed = f" ({totals.n_accepted} of {totals.n_drafted} guesses right)" if totals.n_drafted else ""
     return (
-        f"prompt {totals.n_prompt} tokens{cached}, {totals.prompt_tok_per_s:.1f} tok/s; "
-        f"answer {totals.n_generated} tokens{guessed}, {totals.tok_per_s:.1f} tok/s; "
+        f"prompt {_text.count(totals.n_prompt, 'token')}{cached}, {totals.prompt_tok_per_s:.1f} tok/s; "
+        f"answer {_text.count(totals.n_generated, 'token')}{guessed}, {totals.tok_per_s:.1f} tok/s; "
         f"first token after {totals.ttft_s:.2f} s; seed {totals.seed}"
     )
 
@@ -144,13 +162,19 @@ class Terminal:
 
     def _system(self, rest: str) -> None:
         self._conversation().system = rest or None
+        self._say_done("system message set" if rest else "no system message any more")
 
     def _reset(self, _rest: str) -> None:
-        self._conversation().reset()
+        chat = self._conversation()
+        self._say_done(f"forgotten: {_text.count(len(chat.messages), 'message')}")
+        chat.reset()
 
     def _undo(self, _rest: str) -> None:
-        if self._conversation().undo() is None:
+        taken = self._conversation().undo()
+        if taken is None:
             raise ValueError("there is nothing to take back")
+        shown = _text.short(_text.clean(" ".join(taken.split())), max(20, _text.width() - 30))
+        self._say_done(f'taken back: "{shown}" and its answer')
 
     def _retry(self, _rest: str) -> None:
         if self._chat:
@@ -167,7 +191,8 @@ class Terminal:
     def _load(self, rest: str) -> None:
         chat = self._conversation()
         chat.load(_path(rest))
-        click.echo(f"{len(chat.messages)} messages, {self._model.n_held} tokens held", err=True)
+        messages, held = _text.count(len(chat.messages), "message"), _text.count(self._model.n_held, "token")
+        click.echo(f"{messages}, {held} held", err=True)
 
     def _show_stats(self, _rest: str) -> None:
         if self._last is None:
@@ -176,7 +201,11 @@ class Terminal:
 
     @staticmethod
     def _help(_rest: str) -> None:
-        click.echo(HELP, err=True, nl=False)
+        click.echo(help_text(_text.width()), err=True)
+
+    def _say_done(self, what: str) -> None:
+        if not self._quiet:
+            click.echo(what, err=True)
 
 
 def _path(rest: str) -> str:

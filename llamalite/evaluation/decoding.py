@@ -22,7 +22,6 @@ import numpy.typing as npt
 from llamalite import store
 from llamalite.errors import EvaluationError, GenerationCancelled
 from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
-from llamalite.gguf_check import check
 from llamalite.hardware import physical_cores
 from llamalite.model import Model
 from llamalite.native import library
@@ -111,7 +110,6 @@ def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None)
         yield model.native if isinstance(model, Model) else model
         return
     path = store.resolve(model)
-    check(path)
     native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
     try:
         yield native

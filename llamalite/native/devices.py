@@ -126,6 +126,11 @@ def chosen(names: str) -> Any:
     return (ctypes.c_void_p * (len(wanted) + 1))(*(there[name.casefold()] for name in wanted), None)
 
 
+def gpu_at_hand() -> bool:
+    """Tell whether there seems to be a GPU whose driver is installed, whatever llama.cpp was built with."""
+    return sys.platform == "darwin" or shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()
+
+
 def reinstall() -> str:
     """Return the command that installs llama-cpp-python with a GPU backend on this machine, as its shell takes it."""
     if sys.platform == "darwin":

@@ -49,6 +49,9 @@ class _Log:
         with self._lock:
             if level != _CONTINUATION:
                 self._level = _LEVELS.get(level, logging.DEBUG)
+            if self._level < logging.ERROR and not _logger.isEnabledFor(self._level):
+                self._line = ""  # a load tells thousands of lines that usually nobody wants to see
+                return
             self._line += (text or b"").decode("utf-8", "replace")
             *lines, self._line = self._line.split("\n")
             for line in lines:

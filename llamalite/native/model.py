@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
-from llamalite.gguf_check import check, check_adapter
+from llamalite.gguf_check import Header, check, check_adapter
 from llamalite.native import devices
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
 
@@ -53,8 +53,9 @@ class NativeModel:
     for any where the build has no GPU backend raises ``ModelLoadError``, as does every file that llama.cpp refuses, in
     its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
     `use_mmap` maps the file instead of copying it (llama.cpp's default). `progress` is called with a fraction in
-    0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the model; `close` does it for those
-    that register themselves with `own`.
+    0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the
+    model; `close` does it for those that register themselves with `own`. `header` is what `check` returned for this
+    file, where the caller has it: it is then not checked again.
     """
 
     def __init__(
@@ -66,12 +67,16 @@ class NativeModel:
         use_mmap: bool = True,
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
+        header: Header | None = None,
     ) -> None:
         self._ptr: Any = None
         self._owned: list[_Freed] = []
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         self.path = Path(path)
-        check(self.path, vocab_only=vocab_only)  # llama.cpp ends the process on some files that contradict themselves
+        if header is None or header.path != self.path:
+            check(
+                self.path, vocab_only=vocab_only
+            )  # llama.cpp ends the process on some files that contradict themselves
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = devices.offload(n_gpu_layers, device)

@@ -17,7 +17,6 @@ import ctypes
 import functools
 import math
 import os
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,11 @@ class NativeSampler:
         self._n_vocab = model.n_vocab
         self._utf8 = codecs.getincrementaldecoder("utf-8")()  # strict: for grammars
         self.seed = (
-            params.seed if params.seed is not None else 0 if params.reproducible else secrets.randbelow(2**32 - 1)
+            params.seed
+            if params.seed is not None
+            else 0
+            if params.reproducible
+            else int.from_bytes(os.urandom(8), "little") % (2**32 - 1)
         )
         outside = [token for token in params.logit_bias if token >= model.n_vocab]
         if outside:
