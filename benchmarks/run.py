@@ -28,7 +28,6 @@ from typing import Any
 import beside_transformers
 import conversion
 import generation
-import kernels
 import memory
 import perplexity
 import side_by_side as bench
@@ -69,6 +68,8 @@ def measure_conversion(on: Bench) -> Iterator[Figure]:
 
 
 def measure_kernels(on: Bench) -> Iterator[Figure]:
+    import kernels
+
     types = ["Q4_K", "Q8_0"] if on.quick else kernels.TYPES
     yield from kernels.measure(types, "BF16", 32 if on.quick else 128, on.n_pairs(3) + 2)
 

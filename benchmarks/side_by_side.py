@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LOWER_IS_BETTER = {"s", "MiB", "ns a weight"}
+LOWER_IS_BETTER = {"s", "s of CPU", "MiB", "ns a weight"}
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def in_turns(
 
 
 class Ran(NamedTuple):
-    """A process that ended well: its time from start to exit, its peak of resident memory, what it wrote."""
+    """A process that ended well: its time from start to exit, its CPU time, its peak of memory, what it wrote."""
 
     seconds: float
+    cpu_s: float
     peak_mib: float
     output: str
 
@@ -125,7 +126,8 @@ began = time.perf_counter()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)
 with open(sys.argv[1], "w") as file:
-    json.dump([time.perf_counter() - began, usage.ru_maxrss, os.waitstatus_to_exitcode(status)], file)
+    told = time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+    json.dump([*told, os.waitstatus_to_exitcode(status)], file)
 """
 
 
@@ -143,10 +145,10 @@ def process(command: Sequence[object], environment: dict[str, str] | None = None
             environment = {**os.environ, **(environment or {})}
             subprocess.run(launcher, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
         said = output.read_text(errors="replace")
-        seconds, peak, code = json.loads(told.read_text()) if told.exists() else (0.0, 0, "none")
+        seconds, cpu_s, peak, code = json.loads(told.read_text()) if told.exists() else (0.0, 0.0, 0, "none")
     if code != 0:
         raise SystemExit(f"{' '.join(words)}: exit code {code}\n{said[-3000:]}")
-    return Ran(seconds, peak / (1024 if sys.platform == "linux" else 1 << 20), said)
+    return Ran(seconds, cpu_s, peak / (1024 if sys.platform == "linux" else 1 << 20), said)
 
 
 def llamalite(*args: object) -> list[object]:
