@@ -17,12 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite import gguf_check
+from llamalite import gguf_check, hardware
 from llamalite.converters import header, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.planning import Plan, Recipe, make_plan
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
-from llamalite.errors import CheckpointError, LlamaliteError, TemplateError
+from llamalite.errors import CheckpointError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.quant_types import FileType, file_type
 from llamalite.templates import ChatTemplate
 
@@ -137,6 +137,8 @@ def convert(
     """
     started = time.perf_counter()
     file_types = _file_types(qtype)
+    n_threads = n_threads or _usable_cores()
+    _check_address_space(n_threads)
     with open_checkpoint(Path(source)) as checkpoint:
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
         planned, vocabulary, layouts = _preflight(checkpoint, file_types, recipe, paths, split_max_bytes, force=force)
@@ -155,7 +157,7 @@ def convert(
             with _proof(checkpoint, to_prove) as proof:
                 watch = functools.partial(_watch, proof, progress)
                 try:
-                    pipeline.run(planned, places, n_threads=n_threads or _usable_cores(), progress=watch)
+                    pipeline.run(planned, places, n_threads=n_threads, progress=watch)
                 except LlamaliteError:
                     checkpoint.check_unchanged()  # a file that ends early, or NaN, may be one that is still written
                     raise
@@ -195,6 +197,16 @@ def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _check_address_space(n_threads: int) -> None:
+    """Raise where RLIMIT_AS would stop threads or buffers half-way: sentencepiece ends the process on that."""
+    needed = (256 + 64 * n_threads) << 20  # as measured: the tokenizers' libraries, their threads, the workers' buffers
+    if (left := hardware.address_space_left()) < needed:
+        raise OutOfMemoryError(
+            f"a conversion with {n_threads} threads takes {needed >> 20} MiB of address space, and the limit on it "
+            f"(ulimit -v) leaves {left >> 20}: raise it, or pass fewer threads"
+        )
 
 
 def _preflight(

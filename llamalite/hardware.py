@@ -115,7 +115,7 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
 def free_memory_bytes() -> int:
     """Return the memory that a new allocation may take without swapping, the limits of cgroup and process included."""
     if sys.platform == "linux":
-        return min(linux_free_memory(Path("/")), _address_space_left())
+        return min(linux_free_memory(Path("/")), address_space_left())
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
@@ -131,8 +131,10 @@ def free_memory_bytes() -> int:
 _ADDRESS_SPACE_KEPT = 192 * 1024**2  # for threads' stacks, glibc's arenas, and Python's own growth
 
 
-def _address_space_left() -> int:
-    """Return what RLIMIT_AS (`ulimit -v`) leaves for a model, of which mapped files are a part like all else."""
+def address_space_left() -> int:
+    """Return what RLIMIT_AS (``ulimit -v``) leaves for large things; mapped files count. Without a limit, a lot."""
+    if sys.platform != "linux":
+        return sys.maxsize
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from llamalite import store
+from llamalite import hardware, store
 from llamalite.errors import EvaluationError, GenerationCancelled
 from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
-from llamalite.hardware import physical_cores
+from llamalite.gguf_check import check
 from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
@@ -30,6 +30,8 @@ from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 
 _logger = logging.getLogger(__name__)
+
+_LEAST_N_CTX = 256  # llama.cpp makes no smaller one
 
 AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel, Model]
 
@@ -82,7 +84,7 @@ class Protocol:
             n_batch=self.n_batch,
             n_ubatch=self.n_ubatch,
             n_seq_max=n_seq,
-            n_threads=self.n_threads or physical_cores(),
+            n_threads=self.n_threads or hardware.physical_cores(),
             exact=self.exact,
             observer=observer,
         )
@@ -104,12 +106,15 @@ class Protocol:
 def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None) -> Iterator[NativeModel]:
     """Open a path, or a name in the models folder, for the ``with`` block; a loaded model is used and left open.
 
-    The file is checked first: on some damages llama.cpp ends the process.
+    Raises ``OutOfMemoryError`` with the numbers where even the smallest context would not fit.
     """
     if isinstance(model, Model | NativeModel):
         yield model.native if isinstance(model, Model) else model
         return
     path = store.resolve(model)
+    if n_gpu_layers == 0:
+        repacked = hardware.repacked_types(library.llama().llama_print_system_info().decode())
+        hardware.fit(check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=repacked)
     native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
     try:
         yield native
