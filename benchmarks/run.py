@@ -8,7 +8,7 @@ Every figure is a ratio to a peer that took turns with llamalite: llama.cpp's ow
 transformers on the CPU. `side_by_side.py` says how the tools are built. A group of figures that is done stands in
 WORK/figures.json, with the machine's description, and is not measured again (`--again` does); a run that was stopped
 goes on where it was. `--tables` writes those figures between the markers ``<!-- figures: GROUP -->`` and
-``<!-- end -->`` of Markdown files.
+``<!-- end -->`` of Markdown files; the group "summary" is the README's choice of them.
 
 The files that are measured on are made of the checkpoint, in WORK. FOLDER of the checkpoint is any LLaMA in Hugging
 Face's form that llama.cpp's converter takes; the weights' values do not matter.
@@ -167,6 +167,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "kernels": measure_kernels,
     "memory": measure_memory,
 }
+SUMMARY = ("conversion", "generation", "speculation", "perplexity", "transformers")
 
 
 def small_checkpoint(work: Path) -> Path:
@@ -192,7 +193,11 @@ def as_figures(rows: list[dict[str, Any]]) -> list[Figure]:
 def write_tables(document: dict[str, Any], files: list[Path]) -> None:
     """Put the tables of all groups that were measured, and the machine, between the markers of `files`."""
     machine = document["machine"]
-    texts = {name: bench.table(as_figures(rows)) for name, rows in document.get("groups", {}).items()}
+    groups = {name: as_figures(rows) for name, rows in document.get("groups", {}).items()}
+    texts = {name: bench.table(figures) for name, figures in groups.items()}
+    texts["summary"] = bench.short_table(
+        figure for name in SUMMARY for figure in groups.get(name, []) if figure.unit != "MiB"
+    )
     if "profile" in document:
         texts["profile"] = document["profile"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

@@ -94,6 +94,15 @@ def table(figures: Iterable[Figure]) -> str:
     return "\n".join([TABLE_HEAD, *(figure.row() for figure in figures)])
 
 
+def short_table(figures: Iterable[Figure]) -> str:
+    """Return a table for readers who want to know how much, not how sure."""
+    lines = ["| | llamalite | the other | ratio | beside |", "| --- | ---: | ---: | ---: | --- |"]
+    for one in figures:
+        mine, other = _short(statistics.median(one.ours)), _short(statistics.median(one.theirs))
+        lines.append(f"| {one.name} | {mine} {one.unit} | {other} {one.unit} | {one.ratio:.2f} | {one.peer} |")
+    return "\n".join(lines)
+
+
 def in_turns(
     n: int, ours: Callable[[], float], theirs: Callable[[], float], told: str = ""
 ) -> tuple[list[float], list[float]]:

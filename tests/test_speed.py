@@ -60,6 +60,7 @@ def test_tables_are_written_between_their_markers(root: Path, tmp_path: Path) ->
     page = tmp_path / "page.md"
     page.write_text(
         "before\n<!-- figures: conversion -->\nold\n<!-- end -->\n<!-- figures: kernels -->\nkept\n<!-- end -->\n"
+        "<!-- figures: summary -->\n<!-- end -->\n"
     )
     ran = run(root, "run.py", "--tables", page, "--work", tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -72,6 +73,11 @@ def test_tables_are_written_between_their_markers(root: Path, tmp_path: Path) ->
         "<!-- end -->",
         "<!-- figures: kernels -->",
         "kept",
+        "<!-- end -->",
+        "<!-- figures: summary -->",
+        "| | llamalite | the other | ratio | beside |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| convert to Q8_0 | 2 s | 10 s | 0.20 | two steps |",
         "<!-- end -->",
     ]
 
