@@ -17,7 +17,7 @@ BEGIN, END = "<!-- parity table -->", "<!-- end of the parity table -->"
 
 
 def table() -> str:
-    """Return the table: a row for each type, a column for each shape."""
+    """Return the table: a row for each type and option, a column for each shape."""
     sys.path.insert(0, str(ROOT / "tests"))
     import test_conversion_parity as tests
 
@@ -25,9 +25,9 @@ def table() -> str:
 
     shapes = list(tests.SHAPES)
     lines = [f"| type | {' | '.join(shapes)} |", "|---" * (len(shapes) + 1) + "|"]
-    for qtype in FILE_TYPES:
-        cells = [tests.compared(shape, qtype) for shape in shapes]
-        lines.append(f"| {qtype} | {' | '.join(cells)} |")
+    for row in (*FILE_TYPES, *tests.RECIPES):
+        cells = [tests.compared(shape, row) for shape in shapes]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

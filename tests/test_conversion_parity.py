@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,18 @@ from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
 #   python tests/record_digests.py LLAMA_CPP_SOURCE LLAMA_QUANTIZE
 DIGESTS = json.loads((Path(__file__).parent / "data" / "llama_cpp_digests.json").read_text())
 
+# 70B's eighty layers in two shapes, each with rows of 256 in one half of its matrices and next to nothing in the other:
+# all of llama.cpp's rules are met, with and without a fallback, and codebooks are searched for a million weights only.
 SHAPES: dict[str, dict[str, Any]] = {
-    "rows of 256": {"n_layer": 9, "n_embd": 256, "n_head": 8, "n_head_kv": 2, "n_ff": 512},
-    "rows of 256, tied": {"n_layer": 3, "n_embd": 256, "n_ff": 256, "tied": True, "dtype": "F16", "tokenizer": "gpt2"},
-    "rows of 32": {"n_layer": 2, "n_embd": 96, "n_head": 4, "n_head_kv": 4, "n_ff": 160, "dtype": "F32"},
-    "rows of neither": {"n_layer": 2, "n_embd": 72, "n_head": 6, "n_head_kv": 3, "n_ff": 100, "bias": True},
-    "rows mixed": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_head_kv": 1, "head_dim": 64, "n_ff": 288,
+    "untied": {"n_layer": 2, "n_embd": 256, "n_head": 8, "n_head_kv": 2, "n_ff": 256},
+    "tied": {"n_layer": 32, "n_embd": 256, "n_head": 8, "n_head_kv": 8, "head_dim": 2, "n_ff": 8, "tied": True,
+             "dtype": "F16", "tokenizer": "gpt2"},
+    "70B-like, wide": {"n_layer": 80, "n_embd": 256, "n_head": 8, "n_head_kv": 1, "head_dim": 2, "n_ff": 8},
+    "70B-like, deep": {"n_layer": 80, "n_embd": 8, "n_head": 8, "n_head_kv": 1, "head_dim": 32, "n_ff": 256},
+    "odd: 32": {"n_layer": 2, "n_embd": 96, "n_head": 4, "n_head_kv": 4, "n_ff": 160, "dtype": "F32"},
+    "odd: 72": {"n_layer": 2, "n_embd": 72, "n_head": 6, "n_head_kv": 3, "n_ff": 100, "bias": True},
+    "odd: mixed": {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_head_kv": 1, "head_dim": 64, "n_ff": 288,
                    "norm_dtype": "F32"},
-    "70B-like": {"n_layer": 80, "n_embd": 32, "n_head": 8, "n_head_kv": 1, "n_ff": 32, "tied": True},
     "llama3 scaling": {
         "n_embd": 128, "n_head": 2, "n_head_kv": 1, "n_ff": 256, "tokenizer": "gpt2", "tied": True, "n_shards": 3,
         "rope_theta": 500000.0, "max_position_embeddings": 131072,
@@ -48,24 +53,43 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-FULL = ("rows of 256", "rows of 256, tied", "rows of 32", "rows of neither")
+FULL = ("untied", "tied", "70B-like, wide", "70B-like, deep", "odd: 32", "odd: 72", "odd: mixed")
 FEW_TYPES = ("F32", "F16", "Q8_0", "Q4_0", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M")
-MATRIX_TYPES = ("Q2_K_S", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ1_S", "IQ1_M", "IQ3_XS", "Q4_0", "Q5_0", "Q4_K_M", "IQ4_XS")
 NEEDS_MATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
+# Blocks of 128 weights without a fallback: both refuse rows of another length.
+NO_Q1_0 = tuple(shape for shape in FULL if shape != "untied")
+MATRIX_FORM = {shape: ("dat" if shape.startswith("odd") else "gguf") for shape in FULL}
+# Codebooks are searched slowly: these types are compared on one shape, and on all of them with PARITY=1.
+CODEBOOKS = tuple(name for name in FILE_TYPES if name.startswith(("IQ1", "IQ2", "IQ3_X")))
+ALL_SHAPES = pytest.mark.skipif(
+    not os.environ.get("LLAMALITE_TEST_PARITY"), reason="codebooks on every shape: make test PARITY=1"
+)
+
+# --tensor-type and --pure: the lines of the table below the types.
+OVERRIDES = [
+    (r"attn_v", "Q8_0"), (r"blk\.([0-2]|7\d)\.ffn", "Q5_K"), (r"^(?!blk)[a-z]+_embd", "Q3_K"),
+    (r"ffn_(down|up)\b", "IQ4_NL"), (r"[.]attn_[^qkv]+\.weight$", "Q6_K"),
+]  # fmt: skip
+RECIPES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "`--pure`": (["Q4_K_M", "Q3_K_L", "TQ2_0"], {"pure": True}),
+    "`--tensor-type`": (["Q4_K_M", "IQ3_M"], {"overrides": OVERRIDES}),
+    "`--tensor-type --pure`": (["Q4_K_M"], {"overrides": OVERRIDES, "pure": True}),
+}
 
 
-MATRIX_SHAPES = [("rows of 256, tied", "gguf"), ("rows of 32", "dat"), ("rows of neither", "gguf")]
+def types_of(shape: str, *, matrix: bool = False) -> list[str]:
+    """The types that are compared on `shape`, with or without an importance matrix."""
+    types = FILE_TYPES if shape in FULL else FEW_TYPES
+    refused = set() if matrix else NEEDS_MATRIX
+    return [name for name in types if name not in refused and not (name == "Q1_0" and shape in NO_Q1_0)]
 
 
-def types_of(shape: str) -> list[str]:
-    """The types that are compared on `shape` without an importance matrix."""
-    return [qtype for qtype in (FILE_TYPES if shape in FULL else FEW_TYPES) if qtype not in NEEDS_MATRIX]
-
-
-def compared(shape: str, qtype: str) -> str:
+def compared(shape: str, row: str) -> str:
     """The cell of docs/converter.md's table: what these tests hold equal."""
-    plain = qtype in types_of(shape)
-    with_matrix = qtype in MATRIX_TYPES and shape in dict(MATRIX_SHAPES)
+    if row in RECIPES:
+        return "= ≡" if shape in FULL else ""
+    plain = row in types_of(shape)
+    with_matrix = shape in FULL and row in types_of(shape, matrix=True)
     return {(True, True): "= ≡", (True, False): "=", (False, True): "≡", (False, False): ""}[plain, with_matrix]
 
 
@@ -94,45 +118,31 @@ def first_steps(checkpoints: dict[str, Path]) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_type_is_what_llama_model_quantize_makes_of_it(
-    shape: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+def hold_equal(
+    source: Path, first_step: Path, types: list[str], folder: Path, importance: Importance | None = None, **how: Any
 ) -> None:
-    types = types_of(shape)
-    refused = []
-    for qtype in types:
-        try:
-            quantize.model_file(first_steps[shape], tmp_path / f"{qtype}.gguf", file_type(qtype), 2)
-        except QuantizationError:  # noqa: PERF203 - one in thirty-five
-            refused.append(qtype)
-            with pytest.raises(QuantizationError, match="no fallback"):  # refused there, refused here
-                convert(checkpoints[shape], tmp_path / "ours.gguf", qtype=qtype)
-    assert set(refused) <= {"Q1_0"}
-    report = convert(checkpoints[shape], tmp_path, qtype=[qtype for qtype in types if qtype not in refused])
-    for one in report.outputs:
-        assert one.path.read_bytes() == (tmp_path / f"{one.qtype}.gguf").read_bytes(), one.qtype
+    """Convert `source` to all of `types` in one read, and compare each file with llama_model_quantize's.
 
-
-# The first shape is large, and codebooks are searched slowly.
-@pytest.mark.parametrize(("shape", "form"), MATRIX_SHAPES)
-def test_with_an_importance_matrix_too(
-    shape: str, form: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
-) -> None:
-    """``llama_model_quantize`` gets the same rows; the keys that llama-quantize adds are looked at by themselves."""
-    path = write_importance(tmp_path / f"imatrix.{form}", checkpoints[shape], seed=5)
-    importance = Importance.load(path)
-    report = convert(
-        checkpoints[shape], tmp_path, qtype=[*MATRIX_TYPES], recipe=Recipe(importance=importance), n_threads=2
-    )
+    Whole files without a matrix; with one, all but the keys that llama-quantize, not the C API, records of it.
+    """
+    overrides = how.pop("overrides", [])
+    recipe = Recipe(importance, [(pattern, TENSOR_TYPES[name]) for pattern, name in overrides], **how)
+    report = convert(source, folder, qtype=types, recipe=recipe, n_threads=2)
+    options = dict(how)
+    if overrides:
+        options["tt_overrides"] = native_overrides(overrides)
+    if importance is not None:
+        options["imatrix"] = native_importance(importance.rows)
+    theirs = folder / "theirs"
     for one in report.outputs:
-        theirs = tmp_path / "theirs.gguf"
-        quantize.model_file(
-            first_steps[shape], theirs, file_type(one.qtype), 2, imatrix=native_importance(importance.rows)
-        )
+        quantize.model_file(first_step, theirs, file_type(one.qtype), 2, **options)
+        if importance is None:
+            assert one.path.read_bytes() == theirs.read_bytes(), one.qtype
+            continue
         ours, expected = gguf_check.read_header(one.path), gguf_check.read_header(theirs)
         assert [(t.name, t.type, t.shape) for t in ours.tensors] == [
             (t.name, t.type, t.shape) for t in expected.tensors
-        ]
+        ], one.qtype
         assert one.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], one.qtype
         assert set(ours.metadata) - set(expected.metadata) == {
             "quantize.imatrix.file", "quantize.imatrix.dataset", "quantize.imatrix.entries_count",
@@ -140,20 +150,67 @@ def test_with_an_importance_matrix_too(
         }  # fmt: skip
 
 
-def test_overrides_and_pure_are_what_llama_model_quantize_makes_of_them(
-    checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_type_is_what_llama_model_quantize_makes_of_it(
+    shape: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
 ) -> None:
-    overrides = [(r"attn_v", "Q8_0"), (r"blk\.[0-2]\.ffn", "Q5_K"), (r"ffn_down", "IQ4_NL"), (r"token", "Q3_K")]
-    ours = [(pattern, TENSOR_TYPES[name]) for pattern, name in overrides]
-    for shape in ("rows of 256", "rows of 32"):
-        for pure in (False, True):
-            quantize.model_file(
-                first_steps[shape], tmp_path / "theirs.gguf", file_type("Q4_K_M"), 2, pure=pure,
-                tt_overrides=native_overrides(overrides),
-            )  # fmt: skip
-            recipe = Recipe(overrides=ours, pure=pure)
-            convert(checkpoints[shape], tmp_path / "ours.gguf", qtype="Q4_K_M", recipe=recipe, force=True)
-            assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+    hold_equal(checkpoints[shape], first_steps[shape], types_of(shape), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def matrices(checkpoints: dict[str, Path]) -> dict[str, Importance]:
+    """An importance matrix for each shape of `FULL`, read from one of the two forms."""
+    return {
+        shape: Importance.load(write_importance(checkpoints[shape] / f"imatrix.{form}", checkpoints[shape], seed=5))
+        for shape, form in MATRIX_FORM.items()
+    }
+
+
+@pytest.mark.parametrize("shape", FULL)
+def test_with_an_importance_matrix_too(
+    shape: str,
+    checkpoints: dict[str, Path],
+    first_steps: dict[str, Path],
+    matrices: dict[str, Importance],
+    tmp_path: Path,
+) -> None:
+    types = [name for name in types_of(shape, matrix=True) if name not in CODEBOOKS]
+    hold_equal(checkpoints[shape], first_steps[shape], types, tmp_path, matrices[shape])
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=[ALL_SHAPES] if shape != "tied" else []) for shape in FULL]
+)
+def test_with_codebooks_too(
+    shape: str,
+    checkpoints: dict[str, Path],
+    first_steps: dict[str, Path],
+    matrices: dict[str, Importance],
+    tmp_path: Path,
+) -> None:
+    hold_equal(checkpoints[shape], first_steps[shape], [*CODEBOOKS], tmp_path, matrices[shape])
+
+
+@pytest.mark.parametrize("with_matrix", [False, True])
+@pytest.mark.parametrize("shape", FULL)
+def test_overrides_and_pure_are_what_llama_model_quantize_makes_of_them(
+    shape: str, with_matrix: bool, checkpoints: dict[str, Path], first_steps: dict[str, Path],
+    matrices: dict[str, Importance], tmp_path: Path,
+) -> None:  # fmt: skip
+    for i, (types, how) in enumerate(RECIPES.values()):
+        (tmp_path / str(i)).mkdir()
+        matrix = matrices[shape] if with_matrix else None
+        hold_equal(checkpoints[shape], first_steps[shape], types, tmp_path / str(i), matrix, **how)
+
+
+@pytest.mark.parametrize("shape", NO_Q1_0)
+def test_rows_that_no_block_of_q1_0_fills_are_refused_by_both(
+    shape: str, checkpoints: dict[str, Path], first_steps: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(QuantizationError):
+        quantize.model_file(first_steps[shape], tmp_path / "theirs.gguf", file_type("Q1_0"), 2)
+    with pytest.raises(QuantizationError, match="no fallback"):
+        convert(checkpoints[shape], tmp_path / "ours.gguf", qtype="Q1_0")
 
 
 @pytest.mark.parametrize("qtype", sorted(NEEDS_MATRIX))
@@ -161,12 +218,12 @@ def test_a_type_that_needs_a_matrix_says_so_before_anything_is_written(
     qtype: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(QuantizationError, match=f"{qtype} needs an importance matrix for blk.0.* pass one with"):
-        convert(checkpoints["rows of 256"], tmp_path / "out.gguf", qtype=qtype)
+        convert(checkpoints["untied"], tmp_path / "out.gguf", qtype=qtype)
     assert not list(tmp_path.iterdir())
 
 
 def test_several_types_in_one_read_are_the_same_files(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    source = checkpoints["rows of 256"]
+    source = checkpoints["untied"]
     report = convert(source, tmp_path, qtype=["Q4_K_M", "F32", "BF16", "Q8_0"])
     for output in report.outputs:
         single = convert(source, tmp_path / "single.gguf", qtype=output.qtype, force=True)
@@ -176,7 +233,7 @@ def test_several_types_in_one_read_are_the_same_files(checkpoints: dict[str, Pat
 def test_the_bytes_do_not_depend_on_threads_or_chunks(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = checkpoints["rows of 256"]
+    source = checkpoints["untied"]
     whole = convert(source, tmp_path / "whole.gguf", qtype="Q4_K_M", n_threads=1).path.read_bytes()
     monkeypatch.setattr("llamalite.converters.pipeline.CHUNK_WEIGHTS", 3 * 256)
     assert convert(source, tmp_path / "cut.gguf", qtype="Q4_K_M", n_threads=5).path.read_bytes() == whole

@@ -160,8 +160,8 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def keys_of(path: Path) -> list[list[Any]]:
-    """Return [key, type, value] of each ``tokenizer.*`` key of the GGUF file at `path`, in the order of the file."""
+def keys_of(path: Path, prefix: str = "tokenizer.") -> list[list[Any]]:
+    """Return [key, type, value] of each key of the GGUF file at `path` with this `prefix`, in the order of the file."""
     raw = path.read_bytes()
     sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
     spelled = {4: "<I", 5: "<i", 6: "<f", 7: "<?"}
@@ -191,7 +191,7 @@ def keys_of(path: Path) -> list[list[Any]]:
         key = skip(8)[8:].decode()
         kind = number(4)
         value = skip(kind)
-        if not key.startswith("tokenizer."):
+        if not key.startswith(prefix):
             continue
         shown: Any = "sha256:" + hashlib.sha256(value).hexdigest()
         if kind in spelled:
