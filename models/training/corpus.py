@@ -47,7 +47,7 @@ SYSTEM_PROMPTS = (
     "You are a helpful assistant. Answer in one sentence.",
 )
 COPYING = ("names", "shorten", "reading")
-EARLY_SHARE = 0.12  # of the documents, at the start: half of their questions are about copying words
+EARLY_DOCUMENTS = 10_200  # at the start: half of their questions are about copying words
 N_HELD_OUT = 60  # prompts of each kind in heldout.jsonl
 HELD_OUT_TEXT_BYTES = 60_000
 CALIBRATION_BYTES = 120_000
@@ -150,7 +150,7 @@ def write_text(path: Path, rng: Random, held_out: bool, n_bytes: int) -> None:
 def main() -> None:
     """Writes the four files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=85_000)
+    parser.add_argument("--documents", type=int, default=110_000)
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
     WORK.mkdir(exist_ok=True)
@@ -170,7 +170,7 @@ def main() -> None:
     n_written = 0
     with (WORK / "train.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         while n_written < arguments.documents:
-            candidate = document(rng, early=n_written < EARLY_SHARE * arguments.documents)
+            candidate = document(rng, early=n_written < EARLY_DOCUMENTS)
             if not any(role == "user" and bare(text) in forbidden for role, text in candidate.get("turns", [])):
                 file.write(json.dumps(candidate, ensure_ascii=False) + "\n")
                 n_written += 1

@@ -35,7 +35,7 @@ from torch.nn import functional
 class Recipe:
     """Everything that decides the result, beside the corpus."""
 
-    steps: int = 1800
+    steps: int = 2400
     batch_tokens: int = 4096
     row_tokens: int = 512
     long_row_tokens: int = 1024
