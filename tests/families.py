@@ -139,7 +139,7 @@ _llama2 = _sentencepiece(with_json=True, add_bos_token=True, add_eos_token=False
 _SMOL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>")
 _DEEPSEEK = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
 _CODER = ("<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜User｜>", "<｜Assistant｜>", "<|EOT|>")
-_deepseek_names = {"bos_token": _token(_DEEPSEEK[0]), "eos_token": _token(_DEEPSEEK[1]),
+_deepseek_names: Json = {"bos_token": _token(_DEEPSEEK[0]), "eos_token": _token(_DEEPSEEK[1]),
                    "pad_token": _token(_DEEPSEEK[1]), "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True,
                    "add_eos_token": False,
                    "unk_token": None, "legacy": True}  # fmt: skip
@@ -274,7 +274,7 @@ def described(path: Path) -> Json:
 
 
 def _record() -> None:
-    import conversion.base
+    import conversion.base  # type: ignore[import-not-found]
     import convert_hf_to_gguf  # type: ignore[import-not-found]
 
     recorded = {}
