@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 
 def main() -> None:
@@ -35,4 +34,4 @@ def _interrupted(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -100,11 +100,10 @@ def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, p
     both = llamalite_command("bench", path, path, "-p", "16", "-n", "0", "-r", "1", "--threads", "1", "--json")
     assert (both.returncode, both.stderr) == (0, "")
     assert [row["n_threads"] for row in json.loads(both.stdout)["rows"]] == [1, 1]
-    failed = llamalite_command("bench", path, path, "-p", "8", "-n", "0", "-r", "1", "--kv-type", "Q9")
+    failed = llamalite_command("bench", path, path, "-p", "8", "-n", "0", "-r", "1", "--batch", "1000000000")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
 
 
 def test_the_command_tells_a_failure(path: Path) -> None:
     assert CliRunner().invoke(cli, ["bench", str(path), "--threads", "many"], obj={}).exit_code == 2
-    failed = CliRunner().invoke(cli, ["bench", str(path), "--kv-type", "Q9", "-p", "8", "-n", "0"], obj={})
-    assert "kv_type 'Q9' is none that a cache can have" in str(failed.exception)
+    assert CliRunner().invoke(cli, ["bench", str(path), "--kv-type", "Q9"], obj={}).exit_code == 2

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import toy
 
 from llamalite import __version__, cli
 from llamalite.cli import completion
@@ -220,3 +221,55 @@ def test_bash_completes_verbs_options_values_and_models(llamalite_command: Any, 
 def test_an_unsupported_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert completion.command.name == "completion"
     assert outcome(capsys, "completion", "tcsh")[0] == 2
+
+
+# Modules that `llamalite --help` may import beside those that click needs for any program's help. More of them is time that everyone
+# waits: add one only with a reason, and measure with benchmarks/startup.py.
+OWN = {"llamalite", "llamalite.__main__", "llamalite.cli", "llamalite.errors"}
+
+
+def test_help_imports_click_and_next_to_nothing_else() -> None:
+    program = (
+        "import sys, click, signal\n"
+        "click.Group('any', help='any').main(['--help'], standalone_mode=False)\n"
+        "before = set(sys.modules)\n"
+        "from llamalite.__main__ import main\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', *sorted(set(sys.modules) - before))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert set(done.stdout.rpartition("loaded:")[2].split()) == OWN, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("verb", [["--help"], ["run", "MODEL", "once", "-n", "1"]])
+def test_ctrl_c_is_quiet_at_any_import(tmp_path: Path, verb: list[str]) -> None:
+    """SIGINT comes with the nth module that is looked for, for n from the first import of the program to its last."""
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Strike:\n"
+        "    left = int(sys.argv.pop(1))\n"
+        "    def find_spec(self, *_):\n"
+        "        Strike.left -= 1\n"
+        "        if Strike.left == 0:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "import llamalite.__main__ as start\n"
+        "def main():\n    sys.meta_path.insert(0, Strike())\n    start.main()\n"
+        "start.signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "main()"
+    )
+    model = toy.write_toy(tmp_path / "toy.gguf")
+    words = [str(model) if word == "MODEL" else word for word in verb]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    struck = 0
+    for n in (1, 2, 5, 15, 40, 80, 120, 170, 230, 300):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(n), *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+        if done.returncode == 0:  # it has fewer imports than that
+            continue
+        assert (done.returncode, done.stderr.strip()) == (130, ""), (n, done.stderr)
+        struck += 1
+    assert struck >= 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
@@ -43,12 +44,12 @@ def test_auto_takes_the_gpu_where_there_is_one() -> None:
     ("options", "asked"),
     [({"n_gpu_layers": "all"}, "all layers"), ({"n_gpu_layers": 7}, "7 layers"), ({"device": "CUDA0"}, "device CUDA0")],
 )
-def test_the_library_refuses_before_it_reads(path: Path, options: dict[str, object], asked: str) -> None:
+def test_the_library_refuses_before_it_reads(path: Path, options: dict[str, Any], asked: str) -> None:
     with pytest.raises(ModelLoadError, match=f"{asked} on a GPU: the installed llama-cpp-python has no GPU backend"):
-        Model(path, **options)  # type: ignore[arg-type]
+        Model(path, **options)
     native = {"n_gpu_layers": -1} if options.get("n_gpu_layers") == "all" else options
     with pytest.raises(ModelLoadError, match="has no GPU backend"):
-        NativeModel(path, **native)  # type: ignore[arg-type]
+        NativeModel(path, **native)
 
 
 @without_gpu

@@ -30,7 +30,7 @@ VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
     "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
-    "list": ("llamalite.cli.list", "List the models of the models folder."),
+    "list": ("llamalite.cli.models", "List the models of the models folder."),
     "inspect": ("llamalite.cli.inspect", "Show what a GGUF file holds and needs, without loading it."),
     "remove": ("llamalite.cli.remove", "Delete models from the models folder."),
     "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),

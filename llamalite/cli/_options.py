@@ -46,6 +46,7 @@ COUNT, COUNT_OR_NONE = Count(1), Count(0)
 SEED = click.IntRange(0, 2**32 - 2)
 THREADS = click.IntRange(1, MOST_THREADS)
 TEMPERATURE = Number(0, 1000)
+KV_TYPE = click.Choice(["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"], case_sensitive=False)
 PROBABILITY = Number(0, 1)
 
 

@@ -57,7 +57,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     from tqdm import tqdm
 
     from llamalite.batch_file import answer_file
-    from llamalite.cli import _hub
+    from llamalite.cli import _hub, _text
     from llamalite.model import Model
 
     quiet = ctx.obj["quiet"]
@@ -84,9 +84,11 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     if not quiet:
         before = f", {report.n_before} were before" if report.n_before else ""
         click.echo(
-            f"{report.n_answered} lines answered{before}: {report.n_tokens} tokens in {spent:.1f} s, "
+            f"{_text.count(report.n_answered, 'line')} answered{before}: "
+            f"{_text.count(report.n_tokens, 'token')} in {spent:.1f} s, "
             f"{report.n_tokens / spent:.1f} tok/s; {target}",
             err=True,
         )
     if report.n_bad:
-        raise click.ClickException(f"{report.n_bad} lines of {source} could not be used; mend them and run it again")
+        lines = _text.count(report.n_bad, "line")
+        raise click.ClickException(f"{lines} of {source} could not be used; mend what is wrong and run it again")

@@ -30,10 +30,6 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
     return tuple(_options.layers(part) for part in value.split(","))
 
 
-def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(value.upper().split(","))
-
-
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-p", "--prompt", "n_prompt", type=_options.COUNT_OR_NONE, default=512, show_default=True,
@@ -48,7 +44,8 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
               help="Tokens in a batch.")  # fmt: skip
 @click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_listed(_options.COUNT), metavar="N,N",
               help="Tokens computed together.")  # fmt: skip
-@click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_names, metavar="T,T",
+@click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_listed(_options.KV_TYPE),
+              metavar="T,T",
               help="The cache's types: F32, F16, Q8_0, ...")  # fmt: skip
 @click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_layers, metavar="N,N",
               help="Layers on the GPU: auto, all, or numbers.")  # fmt: skip
@@ -118,9 +115,12 @@ def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, A
         if value != () and value is not None:
             parts = value if isinstance(value, tuple) else (value,)
             typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
+    from llamalite.benchmark import ONLY_INSTALLED
+
     rows: list[dict[str, Any]] = []
     for path in paths:
-        program = [sys.executable, "-m", "llamalite", "bench", path, "--json", *typed]
+        program = [sys.executable, "-c", ONLY_INSTALLED + "from llamalite.cli import main; main()"]
+        program += ["bench", path, "--json", *typed]
         done = subprocess.run(program, stdout=subprocess.PIPE, check=False)
         if done.returncode:
             raise click.exceptions.Exit(done.returncode)  # it has said why on standard error, which it shares

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
 @_options.threads("n_threads")
 @_options.gpu("0")
-@click.option("--kld-budget", type=_options.Number(0), metavar="X",
+@click.option("--kld-budget", type=_options.Number(0, 1000), metavar="X",
               help="Name the smallest candidate whose mean KLD is at most X and that fits this machine.")  # fmt: skip
 @click.option("--budget-ctx", type=_options.COUNT, default=4096, show_default=True, metavar="N",
               help="The context that --kld-budget plans memory for.")  # fmt: skip

@@ -13,19 +13,21 @@ from typing import Any
 
 import click
 
+from llamalite.cli import _options
+
 
 @click.command("eval")
 @click.argument("model")
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples of each task.")
+@click.option("--limit", type=_options.COUNT, metavar="N", help="Only the first N samples of each task.")
 @click.option(
-    "--few-shot", "num_fewshot", type=click.IntRange(min=0), metavar="N", help="Examples before each question."
+    "--few-shot", "num_fewshot", type=_options.COUNT_OR_NONE, metavar="N", help="Examples before each question."
 )
 @click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--include", "include_path", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder with tasks of your own, in the harness's YAML.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
-@click.option("--threads", "n_threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: the cores).")
+@_options.threads("n_threads")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,12 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     for value in values:
         path, equals, scale = value.rpartition("=")
         try:
-            found.append((path, float(scale)) if equals else (value, 1.0))
+            weight = float(scale) if equals else 1.0
         except ValueError:
-            raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE") from None
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE")
+        found.append((path if equals else value, weight))
     return found
 
 
@@ -84,6 +88,7 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 )
 @click.option(
     "--kv-type",
+    type=_options.KV_TYPE,
     default="F16",
     show_default=True,
     metavar="TYPE",

@@ -54,13 +54,8 @@ class NativeSampler:
         self._model = model
         self._n_vocab = model.n_vocab
         self._utf8 = codecs.getincrementaldecoder("utf-8")()  # strict: for grammars
-        self.seed = (
-            params.seed
-            if params.seed is not None
-            else 0
-            if params.reproducible
-            else int.from_bytes(os.urandom(8), "little") % (2**32 - 1)
-        )
+        drawn = int.from_bytes(os.urandom(8), "little") % (2**32 - 1)  # the module secrets takes longer to import
+        self.seed = params.seed if params.seed is not None else 0 if params.reproducible else drawn
         outside = [token for token in params.logit_bias if token >= model.n_vocab]
         if outside:
             raise ValueError(f"logit_bias names token {outside[0]}, and the vocabulary has {model.n_vocab}")

@@ -1,4 +1,7 @@
-"""``llamalite list``: what lies in the models folder."""
+"""``llamalite list``: what lies in the models folder.
+
+The module is not called after its verb: as an attribute of the package it would hide Python's own ``list`` there.
+"""
 
 from __future__ import annotations
 
