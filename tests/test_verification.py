@@ -150,6 +150,16 @@ def test_a_wrong_rope_theta_is_found_in_keys_and_logits(checkpoint: Path, tmp_pa
     assert _found(report) == {"keys", "logits"}
 
 
+def test_a_shifted_vocabulary_is_found_in_keys_and_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    path = convert(checkpoint, tmp_path / "model.gguf", qtype="F32").path
+    tokens = gguf.GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
+    words = 3 + 256  # behind the special tokens and the bytes, which llama.cpp finds by their texts
+    shifted = [*tokens[:words], tokens[-1], *tokens[words:-1]]
+    report = verify(_rewritten(path, tmp_path / "bad.gguf", tokenizer__ggml__tokens=shifted), checkpoint)
+    assert _found(report) >= {"keys", "tokens"}
+    assert "tokenizer.ggml.tokens differ" in report.checks[0].text
+
+
 def test_a_template_of_another_model_is_found(checkpoint: Path, tmp_path: Path) -> None:
     path = convert(checkpoint, tmp_path / "model.gguf", qtype="F32").path
     other = toy.CHATML.replace("<|im_end|>", "</s>")
