@@ -204,13 +204,17 @@ def bytes_a_token(header: Header) -> int:
     return sum(t.nbytes for t in header.all_tensors if tied or t.name != "token_embd.weight")
 
 
+# For `python -c`, which looks for modules in the working directory first: it may be a stranger's model folder.
+ONLY_INSTALLED = "import sys; sys.path[:] = filter(None, sys.path); "
+
+
 def memory_bandwidth(n_threads: int) -> float:
     """Return the bytes a second that `n_threads` threads read from memory: the best of five passes over 256 MiB.
 
     It is measured in a process of its own, whose memory is not counted with the model's.
     """
     program = f"from llamalite.benchmark import read_memory; print(read_memory({int(n_threads)}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ONLY_INSTALLED + program], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
