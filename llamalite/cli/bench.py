@@ -117,8 +117,6 @@ def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, A
             typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
     from llamalite.benchmark import ONLY_INSTALLED
 
-    from llamalite.benchmark import ONLY_INSTALLED
-
     rows: list[dict[str, Any]] = []
     for path in paths:
         program = [sys.executable, "-c", ONLY_INSTALLED + "from llamalite.cli import main; main()"]
