@@ -2,38 +2,54 @@
 
     python benchmarks/startup.py [MODEL LLAMA_COMPLETION] [--runs 20]
 
-Whole processes, interleaved, the median of each. With MODEL (a GGUF file) and llama.cpp's llama-completion, also the
-time from the start of `llamalite run MODEL -n 1` to its end, beside `llama-completion -m MODEL -n 1`.
+Interleaved, the median of each: seconds from the start of the process to the first byte that it prints, and the
+processor's seconds of the whole process, which other programs on the machine disturb less. With MODEL (a GGUF file) and
+llama.cpp's llama-completion that first byte is the first token of `llamalite run MODEL -n 1`, beside
+`llama-completion -m MODEL -n 1 --no-display-prompt`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 PROMPT = "Once upon a time"
 
 
-def seconds(command: list[str]) -> float:
-    started = time.perf_counter()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-1000:]}")
-    return time.perf_counter() - started
+def seconds(command: list[str]) -> tuple[float, float]:
+    """Return the time to the first byte on standard output (to the end if there is none), and the processor's time."""
+    before, started = os.times(), time.perf_counter()
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=told) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.read(1)
+        first = time.perf_counter() - started
+        process.stdout.read()
+        if process.wait():
+            told.seek(0)
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{told.read()[-1000:].decode()}")
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return first, spent
 
 
 def compare(ours: list[str], theirs: list[str], runs: int) -> None:
-    """Print the medians of both commands, run in turn, and the ratio of ours to theirs."""
-    times = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
-    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    spread = statistics.quantiles([a / b for a, b in times], n=4)
-    print(f"{mine:.3f} s  {Path(ours[0]).name} {' '.join(ours[1:])}")
-    print(f"{other:.3f} s  {Path(theirs[0]).name} {' '.join(theirs[1:])}")
-    print(f"ratio {mine / other:.2f} (quartiles of the pairs {spread[0]:.2f} and {spread[2]:.2f})\n")
+    """Print the medians of both commands, run in turn, and the ratios of ours to theirs."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
+    for i, what in enumerate(("to the first byte", "of the processor")):
+        mine, other = (statistics.median(pair[side][i] for pair in pairs) for side in (0, 1))
+        spread = statistics.quantiles([pair[0][i] / max(pair[1][i], 1e-3) for pair in pairs], n=4)
+        print(f"{mine:.3f} s {what}  {Path(ours[0]).name} {' '.join(ours[1:])}")
+        print(f"{other:.3f} s {what}  {Path(theirs[0]).name} {' '.join(theirs[1:])}")
+        print(f"ratio {mine / max(other, 1e-3):.2f} (quartiles of the pairs {spread[0]:.2f} and {spread[2]:.2f})\n")
 
 
 def main() -> None:
@@ -46,7 +62,16 @@ def main() -> None:
     compare([*llamalite, "--help"], [sys.executable, "-c", "pass"], options.runs)
     if options.model and options.llama_completion:
         common = ["-n", "1", "--temp", "0"]
-        theirs = [options.llama_completion, "-m", options.model, "-p", PROMPT, "-no-cnv", *common]
+        theirs = [
+            options.llama_completion,
+            "-m",
+            options.model,
+            "-p",
+            PROMPT,
+            "-no-cnv",
+            "--no-display-prompt",
+            *common,
+        ]
         compare([*llamalite, "run", options.model, PROMPT, "--raw", *common], theirs, options.runs)
 
 

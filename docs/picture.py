@@ -1,18 +1,25 @@
 """Record commands in a real terminal (tmux) and write what it shows as an SVG: the picture in the README.
 
-    python docs/picture.py docs/terminal.svg "llamalite convert my-llama" "llamalite run my-llama 'Hello'"
+    python docs/picture.py docs/terminal.svg "llamalite demo"
+    python docs/picture.py docs/session.svg --newcomer
 
-The commands run one after the other in the present folder, in a bash that has nothing of the user's. What is drawn is
-tmux's own screen, character by character, with its colours. Linux or macOS, with tmux.
+The commands run one after the other in the present folder, in a bash that has nothing of the user's. --newcomer is a
+first session (convert, run, list, inspect, doctor) in an empty folder with a checkpoint ``my-llama``, the demo's. What
+is drawn is tmux's own screen, character by character, with its colours. Linux or macOS, with tmux.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import html
+import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +30,13 @@ FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 BACKGROUND, FOREGROUND = "#16181d", "#d6d9e0"
 PALETTE = ("#16181d", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#d6d9e0")
 SOCKET = "llamalite-picture"
+NEWCOMER = (
+    "llamalite convert my-llama",
+    "llamalite run my-llama 'What is the capital of France?'",
+    "llamalite list",
+    "llamalite inspect my-llama | head -n 23",  # without the keys
+    "llamalite doctor",
+)
 
 
 def tmux(*args: str) -> str:
@@ -46,6 +60,26 @@ def record(commands: list[str], rows: int) -> list[str]:
     while lines and plain(lines[-1]).strip() in {"", "$"}:
         lines.pop()
     return lines
+
+
+@contextlib.contextmanager
+def first_folder() -> Iterator[None]:
+    """Work in an empty folder with a checkpoint ``my-llama``; ``llamalite`` is this checkout, its models are beside."""
+    root, before = Path(__file__).resolve().parent.parent, Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="llamalite-") as name:
+        os.chdir(name)
+        shutil.copytree(root / "models" / "demo", "my-llama")
+        Path("bin").mkdir()
+        program = Path("bin/llamalite")
+        program.write_text(
+            f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(root))} exec {shlex.quote(sys.executable)} -m llamalite "$@"\n'
+        )
+        program.chmod(0o755)
+        os.environ |= {"PATH": f"{name}/bin{os.pathsep}{os.environ['PATH']}", "LLAMALITE_MODELS": "models"}
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def wait_for_prompt(seconds: float = 600) -> None:
@@ -121,12 +155,16 @@ def draw(lines: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("commands", nargs="+", metavar="COMMAND")
-    parser.add_argument("--rows", type=int, default=60, help="the terminal's height")
+    parser.add_argument("commands", nargs="*", metavar="COMMAND")
+    parser.add_argument("--newcomer", action="store_true", help="a first session, in a folder of its own")
+    parser.add_argument("--rows", type=int, default=100, help="the terminal's height")
     options = parser.parse_args()
     if shutil.which("tmux") is None:
         parser.error("tmux is not installed")
-    lines = record(options.commands, options.rows)
+    if bool(options.commands) == options.newcomer:
+        parser.error("name commands, or --newcomer")
+    with first_folder() if options.newcomer else contextlib.nullcontext():
+        lines = record(list(NEWCOMER) if options.newcomer else options.commands, options.rows)
     options.output.write_text(draw(lines), encoding="utf-8")
     print(f"{options.output}: {len(lines)} lines")
 

@@ -46,6 +46,17 @@ def short(text: str, room: int) -> str:
     return text if len(text) <= room else text[: max(0, room - 1)] + "…"
 
 
+def labelled(label: str, text: str, room: int) -> None:
+    """Print `text` behind `label`, which takes `room` columns, wrapped between words; from a file it may come."""
+    import textwrap
+
+    lines = textwrap.wrap(
+        clean(text), max(30, min(width(), 100) - room - 3), break_on_hyphens=False, break_long_words=False
+    )
+    for n, line in enumerate(lines or [""]):
+        click.echo(f"  {label if n == 0 else '':{room}}{line}")
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
     """Print `rows` in columns under `head`, those in `left` to the left; on a terminal the first one gives way.
 

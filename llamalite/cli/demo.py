@@ -72,6 +72,7 @@ def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
 
 
 def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
+    from llamalite import kept
     from llamalite.converters import convert
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,8 @@ def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
             bar.update(done - bar.n)
 
         report = convert(source, folder, qtype=list(TYPES), force=True, progress=show)
+    for output in report.outputs:
+        kept.note(output.path, source, output.qtype, plain=True)
     click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {report.source_bytes / 1e6:,.1f} MB read "
                f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip
     return report

@@ -98,14 +98,9 @@ def _measure(ctx: click.Context, path: Path, counts: list[int]) -> list[tuple[Ro
 
 
 def _line(label: str, text: str) -> None:
-    """Print a label and its text, wrapped between words."""
-    import textwrap
-
     from llamalite.cli import _text
 
-    lines = textwrap.wrap(_text.clean(text), max(30, min(_text.width(), 100) - _ROOM - 3), break_on_hyphens=False)
-    for n, one in enumerate(lines or [""]):
-        click.echo(f"  {label if n == 0 else '':{_ROOM}}{one}")
+    _text.labelled(label, text, _ROOM)
 
 
 def _machine(machine: Machine) -> None:
@@ -115,7 +110,10 @@ def _machine(machine: Machine) -> None:
     cores = f"{machine.n_cores} physical" if machine.n_cores else "physical unknown"
     click.secho("This machine", bold=True)
     _line("processor", machine.processor)
-    _line("cores", f"{cores}, {machine.n_usable} usable here; {_text.count(machine.n_hardware_threads, 'thread')}")
+    _line(
+        "cores",
+        f"{cores}, {machine.n_usable} usable here; {_text.count(machine.n_hardware_threads, 'hardware thread')}",
+    )
     _line("uses", " ".join(one.name for one in machine.features if one.used) or "no vector instructions known")
     _line("misses", " ".join(machine.missed) or ("nothing" if machine.features else "unknown"))
     if machine.unknown:

@@ -53,7 +53,7 @@ def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -
 def _line(label: str, text: str) -> None:
     from llamalite.cli import _text
 
-    click.echo(f"  {label:{_ROOM}}{_text.clean(text)}")
+    _text.labelled(label, text, _ROOM)
 
 
 def _heading(text: str) -> None:
@@ -107,7 +107,7 @@ def _vocabulary(found: Inspection) -> None:
     _line("tokens", f"{facts['n_tokens']:,}, {kinds.get(facts['kind'], facts['kind'])}{pre}{merges}")
     shown = [f"{name} {one['text']!s} ({one['id']})" for name, one in facts["special"].items()]
     if shown:
-        _line("special", _text.short(", ".join(shown), max(40, _text.width() - _ROOM - 3)))
+        _line("special", ", ".join(shown))
     if facts["add_bos"] is not None:
         _line("before a text", "BOS" if facts["add_bos"] else "nothing")
 
