@@ -111,7 +111,8 @@ def measure_compare(on: Bench) -> Iterator[Figure]:
         return first.seconds + second.seconds
 
     times = bench.in_turns(on.n_pairs(2), ours, theirs, "compare")
-    yield Figure("compare two files", "llama-perplexity, both runs", "s", *times)
+    note = "llamalite measures the speed of both, too"
+    yield Figure("compare two files", "llama-perplexity, both runs", "s", *times, None, note)
 
 
 def measure_startup(on: Bench) -> Iterator[Figure]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,8 +132,8 @@ class Costs:
 
     One token and eight in one decode may take nearly the same time (where memory is the limit) or eight times as long
     (where arithmetic is, and the kernels gain nothing from rows that are computed together): only measuring tells.
-    Figures are medians of the last five, so that a disturbance counts little. What was measured long ago is forgotten:
-    caches fill, machines get busy.
+    Figures are the least of the last five, so that what disturbs a decode from outside counts little. What was measured
+    long ago is forgotten: caches fill, machines get busy.
     """
 
     _MEMORY = 256  # decodes
@@ -142,7 +141,7 @@ class Costs:
     def __init__(self) -> None:
         self._n_decodes = 0
         self._seconds: dict[int, collections.deque[float]] = {}
-        self._median: dict[int, tuple[float, int]] = {}  # size → seconds, and the decode that they were measured at
+        self._least: dict[int, tuple[float, int]] = {}  # size → seconds, and the decode that they were measured at
         self._per_prompt_token: float | None = None
 
     def add(self, n: int, seconds: float) -> None:
@@ -151,7 +150,7 @@ class Costs:
         if n not in self._seconds or self._is_old(n):
             self._seconds[n] = collections.deque(maxlen=5)
         self._seconds[n].append(seconds)
-        self._median[n] = statistics.median(self._seconds[n]), self._n_decodes
+        self._least[n] = min(self._seconds[n]), self._n_decodes
 
     def add_prompt(self, n: int, seconds: float) -> None:
         """Remember how long `n` tokens of a prompt took in one decode."""
@@ -160,19 +159,26 @@ class Costs:
 
     def of(self, n: int) -> float | None:
         """Return the seconds that a decode of `n` tokens takes; None before one of a single token was measured."""
-        if 1 not in self._median:
+        if 1 not in self._least:
             return None
-        if n in self._median and not self._is_old(n):
-            return self._median[n][0]
-        one = self._median[1][0]
+        if n in self._least and not self._is_old(n):
+            return self._least[n][0]
+        return self._least[1][0] + (n - 1) * self._guessed_more()
+
+    def more(self, n: int) -> float:
+        """Return the seconds that each of `n` tokens after the first one adds to a decode."""
+        return max(0.0, ((self.of(1 + n) or 0.0) - (self.of(1) or 0.0)) / n)
+
+    def _guessed_more(self) -> float:
+        one = self._least[1][0]
         # What one more token costs. Two or three may cost more than four, which are computed together: no evidence.
-        known = [(self._median[m][0] - one) / (m - 1) for m in self._median if m >= 4 and not self._is_old(m)]
+        known = [(self._least[m][0] - one) / (m - 1) for m in self._least if m >= 4 and not self._is_old(m)]
         if self._per_prompt_token is not None:
             known.append(self._per_prompt_token)
-        return one + (n - 1) * max(0.0, min(known, default=0.35 * one))
+        return max(0.0, min(known, default=0.35 * one))
 
     def _is_old(self, n: int) -> bool:
-        return n > 1 and self._n_decodes - self._median[n][1] > self._MEMORY
+        return n > 1 and self._n_decodes - self._least[n][1] > self._MEMORY
 
 
 class Reader:

@@ -55,6 +55,11 @@ class Proposer(Protocol):
         """Seconds that one more guess costs."""
         ...
 
+    @property
+    def n_before(self) -> int:
+        """How long an answer is before the first guess: short ones are not worth what the proposer has to read."""
+        ...
+
     def push(self, token: int) -> None:
         """Take the next token of the sequence as certain."""
         ...
@@ -80,6 +85,7 @@ class Lookup:
 
     priors = (0.05, 0.2, 0.4, 0.6, 0.75, 0.85)  # for matches of 0, 1, 2-3, 4-7, 8-15, 16 and more tokens
     step_s = 0.0
+    n_before = 0
     _SIZES = (4, 3, 2)
 
     def __init__(self) -> None:
@@ -123,6 +129,7 @@ class Draft:
     """Proposes the likeliest tokens of a small model, read by a reader of its own; the grade is their probability."""
 
     priors = tuple((grade + 0.5) / 10 for grade in range(10))
+    n_before = 8
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -200,20 +207,27 @@ class Speculator:
         """
         self._learn(said)
         one = self._costs.of(1)
-        if one is None or room < 1:  # the first token after the prompt is decoded alone, and measured
+        # Without figures a token is decoded alone, and measured.
+        if one is None or room < 1 or len(said) < self._proposer.n_before:
             return []
         if self._pause:
             self._pause -= 1
             return []
         began = time.perf_counter()
         chances: list[float] = []  # that all tokens up to this one are right
-        chance = 1.0
-        for token, grade in itertools.islice(self._proposer.proposals(), min(room, self._most)):
-            chance *= self._odds.of(grade)
+        chance, expected, step_s = 1.0, 1.0, self._proposer.step_s
+        for n, (token, grade) in enumerate(itertools.islice(self._proposer.proposals(), min(room, self._most)), 1):
+            odds = self._odds.of(grade)
+            chance *= odds
+            expected += chance
             self._proposed.append((token, grade))
             chances.append(chance)
-            if chance < _LEAST or chance * one < self._proposer.step_s:
+            if chance < _LEAST:
                 break
+            if step_s:  # a guess is worth its time while it adds more tokens a second than there are without it
+                more_s = step_s + self._costs.more(n)
+                if chance * odds / more_s < expected / (one + n * more_s):
+                    break
         # What a draft model reads to catch up with the answer is spent, whatever its tokens turn out to be worth.
         self._proposing_s = time.perf_counter() - began if self._caught_up else 0.0
         self._caught_up = True
@@ -254,7 +268,7 @@ class Speculator:
 
     def _settle(self, n_new: int, n_right: int) -> None:
         one, spent = self._costs.of(1) or 0.0, self._costs.of(1 + self._n_drafted) or 0.0
-        self._won_s = 0.9 * self._won_s + n_new * one - spent - self._proposing_s
+        self._won_s = 0.98 * self._won_s + n_new * one - spent - self._proposing_s
         if n_right == self._n_drafted == self._most:
             self._most = min(2 * self._most + 1, SIZES[-1] - 1)
         if self._won_s < -2 * one:

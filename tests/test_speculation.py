@@ -292,16 +292,18 @@ def test_every_proposal_stands_behind_a_real_match(tokens: list[int]) -> None:
 class Machine:
     """Says `story`, and takes seconds that are made up: `one` for a token, `more` for each further one in a decode."""
 
-    def __init__(self, one: float = 0.1, more: float = 0.01, propose_s: float = 0.0) -> None:
-        self.one, self.more, self.propose_s = one, more, propose_s
+    def __init__(self, one: float = 0.1, more: float = 0.01) -> None:
+        self.one, self.more = one, more
 
-    def seconds(self, prompt: list[int], story: list[int]) -> tuple[float, int]:
+    def seconds(self, prompt: list[int], story: list[int], proposer: Oracle | None = None) -> tuple[float, int]:
         """Return the time that `story` takes after `prompt`, and the decodes."""
         costs = Costs()
-        speculator = Speculator(Lookup(), prompt, costs)
+        speculator = Speculator(proposer or Lookup(), prompt, costs)
         said, spent, decodes = story[:1], 0.0, 0
         while len(said) < len(story):
+            before = proposer.now if proposer else 0.0
             drafted = speculator.draft(said, len(story) - len(said) - 1)
+            spent += proposer.now - before if proposer else 0.0
             took = self.one + self.more * len(drafted)
             costs.add(1 + len(drafted), took)
             spent, decodes = spent + took, decodes + 1
@@ -310,6 +312,46 @@ class Machine:
                 right += 1
             said = story[: len(said) + right + 1]
         return spent, decodes
+
+
+class Oracle:
+    """A draft model that knows the story, is right with the probability `share`, and takes `step_s` for a guess."""
+
+    priors = Draft.priors
+    n_before = Draft.n_before
+
+    def __init__(self, story: list[int], share: float, step_s: float) -> None:
+        self.story, self.share, self.step_s = story, share, step_s
+        self.now, self.n, self.rng = 0.0, 0, np.random.default_rng(0)
+
+    def push(self, token: int) -> None:
+        self.n += 1
+
+    def proposals(self) -> Iterator[tuple[int, int]]:
+        for token in self.story[self.n :]:
+            self.now += self.step_s
+            yield token if self.rng.random() < self.share else -1, int(10 * self.share)
+
+
+@pytest.mark.parametrize(
+    ("share", "most"), [(0.9, 1 / 1.5), (0.7, 1 / 1.1), (0.4, 1 / 0.95), (0.1, 1 / 0.95), (0, 1 / 0.95)]
+)
+@pytest.mark.parametrize("more", [0.005, 0.02])
+def test_a_draft_model_pays_or_is_left_alone(
+    share: float, most: float, more: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        story = texts(seed)
+        oracle = Oracle(story, share, 0.01)
+        monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda oracle=oracle: oracle.now)
+        assert Machine(more=more).seconds([], story, oracle)[0] < 0.1 * len(story) * most
+
+
+def test_a_draft_model_as_slow_as_the_model_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = texts(0)
+    oracle = Oracle(story, 0.9, 0.1)
+    monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda: oracle.now)
+    assert Machine(more=0.02).seconds([], story, oracle)[0] < 0.1 * len(story) / 0.95
 
 
 def texts(seed: int, n: int = 400, vocabulary: int = 200) -> list[int]:
@@ -345,10 +387,10 @@ def test_a_machine_that_gains_nothing_is_left_alone_even_by_a_copy(more: float) 
     assert Machine(more=more).seconds([*text, 300], text)[0] < 0.1 * len(text) / 0.95
 
 
-def test_costs_are_medians_and_are_forgotten() -> None:
+def test_costs_are_the_least_seen_lately_and_are_forgotten() -> None:
     costs = Costs()
     assert costs.of(1) is None
-    for seconds in (1.0, 9.0, 1.0):
+    for seconds in (0.5, 1.0, 9.0, 1.5, 2.0, 1.0):
         costs.add(1, seconds)
     assert costs.of(1) == 1.0
     assert costs.of(4) == pytest.approx(1 + 3 * 0.35)
