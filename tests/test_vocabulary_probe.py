@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import families
 import gguf
 import pytest
 import tokenizer_toys as toys
 import vocabulary_cases as cases
+from sentencepiece import SentencePieceProcessor
 
-from llamalite.converters.vocabulary import Vocabulary, pretokenizer, probe, probe_texts, read_vocabulary
+from llamalite.converters.vocabulary import Vocabulary, probe, probe_texts, read_vocabulary
 from llamalite.errors import VocabularyError
 
-DIGITS = {"type": "Digits", "individual_digits": True}
-CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+UPPER, LOWER = families.UPPER, families.LOWER
 DEEPSEEK_V3 = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
@@ -34,11 +31,11 @@ PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], bool]] = {
     "gpt-2": (toys.GPT2, False),
     "smollm": (toys.SMOLLM, False),
     "qwen2": (toys.sequence(toys.split(toys.QWEN2_REGEX), toys.BYTES), False),
-    "tekken": (toys.sequence(toys.split(TEKKEN), toys.BYTES), False),
+    "tekken": (families.TEKKEN, False),
     "gpt-4o": (
         toys.sequence(
             toys.split(
-                TEKKEN.replace(f"{LOWER}+|", f"{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+                families.TEKKEN_REGEX.replace(f"{LOWER}+|", f"{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
                 .replace(f"{LOWER}*|", f"{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
                 .replace(r"\p{N}| ", r"\p{N}{1,3}| ")
             ),
@@ -46,29 +43,8 @@ PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], bool]] = {
         ),
         False,
     ),
-    "deepseek-coder": (
-        toys.sequence(
-            toys.split("[\r\n]"),
-            toys.split(r"\s?\p{L}+"),
-            toys.split(r"\s?\p{P}+"),
-            toys.split(CJK),
-            DIGITS,
-            toys.BYTES,
-        ),
-        False,
-    ),
-    "deepseek-llm": (
-        toys.sequence(
-            toys.split("[\r\n]"),
-            toys.split(rf"\s?[{pretokenizer._DEEPSEEK_LETTERS}]+"),
-            toys.split("\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
-            toys.split(r"\s+$"),
-            toys.split(CJK),
-            DIGITS,
-            toys.BYTES,
-        ),
-        False,
-    ),
+    "deepseek-coder": (families.DEEPSEEK_CODER, False),
+    "deepseek-llm": (families.DEEPSEEK_LLM, False),
     "deepseek-v3": (
         toys.sequence(toys.split(r"\p{N}{1,3}"), toys.split("[一-龥぀-ゟ゠-ヿ]+"), toys.split(DEEPSEEK_V3), toys.BYTES),
         False,
@@ -279,3 +255,65 @@ def test_the_real_vocabularies_are_proved(name: str, n_tokens: int, shared: Path
     vocabulary = read_vocabulary(shared / name, {"vocab_size": n_tokens})
     report = probe.compare(shared / name, {"vocab_size": n_tokens}, write_vocab(vocabulary, tmp_path / "v.gguf"))
     assert ([str(one) for one in report.differences], report.known) == ([], [])
+
+
+# Rows of the embedding, special tokens, whether those come first, and the steps, as the families publish them.
+REAL_SIZES: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
+    "smollm": (49152, 17, True, toys.SMOLLM),
+    "deepseek-llm": (102400, 15, False, families.DEEPSEEK_LLM),
+    "deepseek-coder": (32256, 22, False, families.DEEPSEEK_CODER),
+    "tekken": (131072, 1000, True, families.TEKKEN),
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_vocabularies_of_real_sizes_are_proved(name: str, shared: Path, tmp_path: Path) -> None:
+    """Llama 3's tokens and merges that the family's steps leave whole, as many as the family has."""
+    n_rows, n_special, first, steps = REAL_SIZES[name]
+    tokenizer = json.loads((shared / "llama3" / "tokenizer.json").read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    cut, byte_of = toys.cutter(steps), {letter: i for i, letter in enumerate(toys.byte_alphabet())}
+
+    def is_whole(token: str) -> bool:
+        text = bytes(byte_of[letter] for letter in token).decode("utf-8", "replace")
+        return len(token) == 1 or "\ufffd" in text or len(cut(text)) == 1
+
+    texts = [token for token in sorted(model["vocab"], key=model["vocab"].__getitem__) if is_whole(token)]
+    texts = texts[: n_rows - n_special]
+    n_base, shift = len(texts), n_special if first else 0
+    kept = {text: i + shift for i, text in enumerate(texts)}
+    pairs = (merge.split(" ") for merge in model["merges"])
+    merges = [[a, b] for a, b in pairs if a in kept and b in kept and a + b in kept]
+    start = 0 if first else n_base
+    tokenizer |= {
+        "added_tokens": [toys.added(start + i, f"<|special_{i}|>") for i in range(n_special)],
+        "pre_tokenizer": steps, "post_processor": None,
+        "model": model | {"vocab": kept, "merges": merges, "ignore_merges": name == "tekken"},
+    }  # fmt: skip
+    # Llama 3 has words that no merge makes; Mistral's vocabulary has none, and llama.cpp takes words whole anyway.
+    config = toys.write_tokenizer(tmp_path, tokenizer, config={"vocab_size": n_rows})
+    vocabulary = read_vocabulary(tmp_path, config)
+    assert (vocabulary.pre, vocabulary.n_tokens) == (name, n_rows)
+    sample = probe_texts.texts()[::5]
+    report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
+    assert [str(one) for one in report.differences] == []
+    assert {one.why for one in report.known} <= APPROXIMATE.get(name, set())
+
+
+@pytest.mark.reference
+def test_real_pieces_without_a_dummy_prefix_are_proved(shared: Path, tmp_path: Path) -> None:
+    """As in Yi, whose texts get neither BOS nor a space, with Llama 2's pieces."""
+    real = SentencePieceProcessor(model_file=str(shared / "llama2" / "tokenizer.model"))
+    kinds = [(real.is_unknown, 2), (real.is_control, 3), (real.is_byte, 6)]
+    pieces = [
+        (real.id_to_piece(i), real.get_score(i), next((kind for is_kind, kind in kinds if is_kind(i)), 1))
+        for i in range(real.vocab_size())
+    ]
+    (tmp_path / "tokenizer.model").write_bytes(toys.sentencepiece_model(pieces, add_dummy_prefix=False))
+    config = toys.write_config(tmp_path, 64000)
+    toys.write_json(tmp_path / "tokenizer_config.json", {"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"})
+    vocabulary = read_vocabulary(tmp_path, config)
+    report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"))
+    assert vocabulary.add_space_prefix is False
+    assert [str(one) for one in report.differences] == []

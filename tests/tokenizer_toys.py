@@ -15,7 +15,7 @@ import itertools
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,15 +278,15 @@ def byte_level_json(
 
 @functools.cache
 def _byte_merges(pre_tokenizer: str, n_merges: int) -> list[tuple[str, str]]:
-    return learn_merges(_cut(json.loads(pre_tokenizer), CORPUS), n_merges)
+    return learn_merges(cutter(json.loads(pre_tokenizer))(CORPUS), n_merges)
 
 
-def _cut(pre_tokenizer: Mapping[str, Any], text: str) -> list[str]:
-    """Return the words of `text`, in the byte alphabet, as the library `tokenizers` cuts them."""
+def cutter(pre_tokenizer: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    """Return what gives the words of a text, in the byte alphabet, as the library `tokenizers` cuts them."""
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     bare = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "normalizer": None,
         "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": None, "model": empty}))  # fmt: skip
-    return [word for word, _ in bare.pre_tokenizer.pre_tokenize_str(text)]
+    return lambda text: [word for word, _ in bare.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def write_byte_level(
