@@ -28,10 +28,13 @@ from typing import Any
 import beside_transformers
 import conversion
 import generation
+import likelihoods
 import memory
 import perplexity
+import several_types
 import side_by_side as bench
 import speculation
+import startup
 import where_time_goes
 from side_by_side import ROOT, Figure, Peers
 
@@ -80,14 +83,17 @@ def measure_memory(on: Bench) -> Iterator[Figure]:
 
 
 def measure_generation(on: Bench) -> Iterator[Figure]:
-    new = (8,) if on.quick else (32, 128)
-    yield from generation.measure(on.model("Q4_K_M"), on.peers, on.n_pairs(3), n_threads=on.n_threads, new=new)
+    model, n_threads = on.model("Q4_K_M"), on.n_threads
+    only = ("tg", "pp", "rss")
+    yield from generation.measure(model, on.peers, on.n_pairs(3), n_threads=n_threads, only=only)
+    for new, pairs in ((8, 1),) if on.quick else ((32, 2), (128, 1)):  # minutes each
+        yield from generation.measure_batch(model, n_threads, on.n_pairs(pairs), [new])
 
 
 def measure_perplexity(on: Bench) -> Iterator[Figure]:
     chunks = 2 if on.quick else 4
     yield from perplexity.measure(
-        on.model("Q4_K_M"), TEXT, on.peers, on.n_pairs(3), n_threads=on.n_threads, chunks=chunks
+        on.model("Q4_K_M"), TEXT, on.peers, on.n_pairs(2), n_threads=on.n_threads, chunks=chunks
     )
 
 
@@ -110,29 +116,47 @@ def measure_compare(on: Bench) -> Iterator[Figure]:
         logits.unlink()
         return first.seconds + second.seconds
 
-    times = bench.in_turns(on.n_pairs(2), ours, theirs, "compare")
+    times = bench.in_turns(on.n_pairs(1), ours, theirs, "compare")
     note = "llamalite measures the speed of both, too"
     yield Figure("compare two files", "llama-perplexity, both runs", "s", *times, None, note)
 
 
 def measure_startup(on: Bench) -> Iterator[Figure]:
-    """From the start of a process to its end: the help text, and one token."""
-    n = 3 * on.n_pairs(3)
+    """The help text in processor time, and the first token from the start of a process on."""
+    mine, pass_ = [str(word) for word in bench.llamalite()], [sys.executable, "-c", "pass"]
     times = bench.in_turns(
-        n,
-        lambda: bench.process(bench.llamalite("--help")).seconds,
-        lambda: bench.process([sys.executable, "-c", "pass"]).seconds,
+        5 * on.n_pairs(3),
+        lambda: bench.process([*mine, "--help"]).cpu_s,  # to the microsecond, unlike os.times
+        lambda: bench.process(pass_).cpu_s,
     )
-    yield Figure("llamalite --help", "python -c pass", "s", *times)
-    model = on.model("Q4_K_M")
+    yield Figure("llamalite --help", "python -c pass", "s of CPU", *times)
+    model, prompt = str(on.model("Q4_K_M")), startup.PROMPT
     asked = ["-n", "1", "--temp", "0"]
-    prompt = "Once upon a time"
-    theirs = [on.peers.program("llama-completion"), "-m", model, "-p", prompt, "-no-cnv", "-t", on.n_threads, *asked]
-    ours = bench.llamalite("run", model, prompt, "--raw", "--threads", on.n_threads, *asked)
+    tool = str(on.peers.program("llama-completion"))
+    theirs = [tool, "-m", model, "-p", prompt, "-no-cnv", "--no-display-prompt", "-t", str(on.n_threads), *asked]
+    ours = [*mine, "run", model, prompt, "--raw", "--threads", str(on.n_threads), *asked]
     times = bench.in_turns(
-        on.n_pairs(5), lambda: bench.process(ours).seconds, lambda: bench.process(theirs).seconds, "first token"
+        on.n_pairs(5), lambda: startup.seconds(ours)[0], lambda: startup.seconds(theirs)[0], "first token"
     )
     yield Figure("the first token of a process", "llama-completion", "s", *times)
+
+
+def measure_types(on: Bench) -> Iterator[Figure]:
+    types = several_types.TYPES[:2] if on.quick else several_types.TYPES
+    yield from several_types.measure(on.checkpoint, types, on.n_pairs(3), on.work)
+
+
+def measure_verify(on: Bench) -> Iterator[Figure]:
+    """All checks of a file against its checkpoint, beside the minute and the 2 GiB that are promised for 1.1B."""
+    command = bench.llamalite("-q", "verify", on.model("Q4_K_M"), "--against", on.checkpoint, "--threads", on.n_threads)
+    ran = bench.process(command)
+    yield Figure("verify a file against its checkpoint", "the promised minute", "s", [ran.seconds], [60.0], 1.0)
+    yield Figure("verify, peak memory", "the promised 2 GiB", "MiB", [ran.peak_mib], [2048.0], 1.0)
+
+
+def measure_likelihoods(on: Bench) -> Iterator[Figure]:
+    n_questions = 2 if on.quick else 4
+    yield from likelihoods.measure(on.model("Q4_K_M"), on.n_threads, on.n_pairs(2), n_questions)
 
 
 def measure_speculation(on: Bench) -> Iterator[Figure]:
@@ -162,8 +186,11 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "generation": measure_generation,
     "perplexity": measure_perplexity,
     "startup": measure_startup,
+    "types": measure_types,
     "demo": measure_demo,
     "compare": measure_compare,
+    "verify": measure_verify,
+    "likelihoods": measure_likelihoods,
     "transformers": measure_transformers,
     "kernels": measure_kernels,
     "memory": measure_memory,
