@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo ! -name '*.pyc' ! -name __pycache__ 2>/dev/null)
 
-.PHONY: help demo test lint docs fuzz clean
+.PHONY: help demo test lint docs fuzz soak audit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo 'make lint            only ruff and mypy'
 	@echo 'make docs            write docs/cli.md anew from --help'
 	@echo 'make fuzz            give the readers of files mutated ones for about two hours (FUZZ_FILES=1000 FUZZ_SECONDS=10: less)'
+	@echo 'make soak            hours of use in half an hour, and 200 conversions killed on their way (SOAK_SCALE=0.1: less)'
+	@echo 'make audit           look the packages in constraints.txt up in the database of known faults (needs the network)'
 	@echo 'make clean           remove .venv and what the tools left behind (models stay)'
 	@echo
 	@echo 'PYTHON=python3.12    another Python (3.10 to 3.13) for a new .venv'
@@ -48,10 +50,25 @@ FUZZ_TARGETS := gguf safetensors pickle tokenizer tokenizer_config sentencepiece
 
 fuzz: .venv/.package .venv/.test
 	$(BIN)/python tests/fuzz/gguf_load.py --files $(FUZZ_FILES)
+	$(BIN)/python tests/fuzz/gguf_load.py --admitted --files $(FUZZ_FILES)
+	$(BIN)/python tests/fuzz/session_load.py --files $(FUZZ_FILES)
 	$(BIN)/python tests/fuzz/random_fuzz.py --files $(FUZZ_FILES) $(FUZZ_TARGETS)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --quiet atheris
 	for target in $(FUZZ_TARGETS); do \
 	  $(BIN)/python tests/fuzz/coverage_fuzz.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
+
+SOAK_SCALE ?= 1
+SOAK_KILLS ?= 200
+
+soak: .venv/.package .venv/.test
+	$(BIN)/python tests/soak/soak.py --scale $(SOAK_SCALE)
+	$(BIN)/python tests/soak/kills.py --kills $(SOAK_KILLS)
+
+# In an environment of its own. Strict: a package that could not be looked up is a failure, not a pass.
+audit: .venv/.created
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -82,11 +82,11 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
     assert not missing, f"{missing} not in {lines[0]}"
 
 
-def write_endless(path: Path) -> Path:
+def write_endless(path: Path, *, n_layer: int = 4, n_embd: int = 256) -> Path:
     """Write a toy model that never ends an answer by itself when it answers with the likeliest token."""
-    file = GgufBytes.of(toy.write_toy(path, chat_template=toy.CHATML, n_ctx_train=8192, n_layer=4, n_embd=256))
+    file = GgufBytes.of(toy.write_toy(path, chat_template=toy.CHATML, n_ctx_train=8192, n_layer=n_layer, n_embd=n_embd))
     tensor = next(one for one in file.tensors if one.name == b"output.weight")
-    rows = np.frombuffer(tensor.content, "<f4").reshape(-1, 256).copy()  # float32 [n_vocab, n_embd]
+    rows = np.frombuffer(tensor.content, "<f4").reshape(-1, n_embd).copy()  # float32 [n_vocab, n_embd]
     rows[[toy.EOS, -1]] = 0  # the ends of a text and of a turn: other logits lie above 0
     tensor.content = rows.tobytes()
     path.write_bytes(file.dump())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -11,7 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import environment
+from faults import environment, write_endless
+
+from llamalite.generation import Stream
+from llamalite.model import Model
+from llamalite.reading import Worker
 
 STORM = """
 import faulthandler, sys, threading
@@ -24,8 +29,6 @@ print(storm(400))
 
 def storm(n_calls: int) -> str:
     """Interrupt `n_calls` calls of a worker at random moments, by SIGALRM; ``AssertionError`` where one still runs."""
-    from llamalite.reading import Worker
-
     worker, rng, running = Worker(), random.Random(0), threading.Lock()
     stopped = threading.Event()
     interrupted = finished = 0
@@ -63,3 +66,38 @@ def test_a_signal_at_any_moment_ends_the_call_and_nothing_waits_in_vain() -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "True True\n"
+
+
+def test_a_prompt_of_4000_tokens_is_cancelled_within_200_ms(tmp_path: Path) -> None:
+    """The median of seven, each at another moment of the reading, in processor time.
+
+    On a machine that does other things too, the clock on the wall shows what those take; it may be five times as much.
+    """
+    path = write_endless(tmp_path / "toy.gguf", n_layer=2)
+    rng, took, wall = random.Random(0), [], []
+    with Model(path, n_ctx=4096, n_threads=1) as model:
+        prompt = [5 + i % 300 for i in range(4000)]
+        began = time.perf_counter()
+        model.generate(prompt, max_tokens=1)
+        lasts_s = time.perf_counter() - began
+        for _ in range(7):
+            model.clear()
+            stream = model.stream(prompt, max_tokens=5)
+            called: list[float] = []
+
+            def cancel(stream: Stream = stream, called: list[float] = called) -> None:
+                called.extend((time.process_time(), time.perf_counter()))
+                stream.cancel()
+
+            timer = threading.Timer(rng.uniform(0.1, 0.8) * lasts_s, cancel)
+            timer.start()
+            last = list(stream)[-1]
+            took.append(time.process_time() - called[0])
+            wall.append(time.perf_counter() - called[1])
+            timer.join()
+            assert last.finish_reason == "cancelled"
+            assert model.n_held < len(prompt)
+        assert model.generate(prompt[:9], max_tokens=2).finish_reason == "length"
+    sys.stdout.write(f"reading takes {lasts_s:.2f} s; cancelled within {sorted(took)}, {sorted(wall)} on the wall\n")
+    assert statistics.median(took) < 0.2, sorted(took)
+    assert statistics.median(wall) < 1, sorted(wall)

@@ -62,6 +62,8 @@ def campaign(command: list[str], first: int, last: int) -> tuple[collections.Cou
                 number, _, said = line.partition(" ")
                 first = int(number) + 1
                 outcomes[said.partition(":")[0]] += bool(said)
+                if more := re.search(r": (\d+) (refused by the check) before it$", said):
+                    outcomes[more[2]] += int(more[1])
                 if said.startswith("FAULT"):
                     faults.append((int(number), said))
             if code:

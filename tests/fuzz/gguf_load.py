@@ -1,6 +1,7 @@
 """Let llama.cpp load and run mutated files that pass the check, and count what it does not survive.
 
     python tests/fuzz/gguf_load.py --files 20000 --seed 0
+    python tests/fuzz/gguf_load.py --files 20000 --admitted     # each of the 20,000 passes the check, and is loaded
 
 File after file is made from its number, checked, and if it passes loaded, tokenized with, detokenized and decoded with,
 all in a child process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
@@ -77,26 +78,37 @@ def _use_vocabulary(lib: Any, vocab: Any, n_vocab: int) -> None:
             lib.llama_detokenize(vocab, ids, n, buffer, len(buffer), False, bool(i % 2))
 
 
-def child(first: int, last: int, log: Path, other: bool, unchecked: bool) -> None:
-    """Go through the files number `first` to `last` - 1."""
+TRIES = 1000
+
+
+def child(first: int, last: int, log: Path, other: bool, unchecked: bool, admitted: bool) -> None:
+    """Go through the files number `first` to `last` - 1; `admitted`: make each anew until it passes the check."""
     from llamalite.errors import GGUFError
     from llamalite.gguf_check import check
 
     path = log.with_suffix(".gguf")
 
-    def one(number: int) -> str:
+    def passes(number: int) -> bool:
         path.write_bytes(damaged_bytes(number, other_architectures=other))
-        start = time.process_time()
-        refusal = None
         try:
             check(path)
-        except GGUFError as error:
-            refusal = error
+        except GGUFError:
+            return False
+        return True
+
+    def one(number: int) -> str:
+        start = time.process_time()
+        passed = passes(number)
         if time.process_time() - start > 2:
             return f"FAULT: {time.process_time() - start:.1f} s in the check"
-        return exercise(path) if refusal is None or unchecked else "refused by the check"
+        return exercise(path) if passed or unchecked else "refused by the check"
 
-    go_through(first, last, log, one)
+    def one_admitted(number: int) -> str:
+        mutated = (number * TRIES + i for i in range(TRIES) if i % 50)  # every fiftieth file is as it should be
+        tried = next(i for i, seed in enumerate(mutated) if passes(seed))
+        return f"{exercise(path)}: {tried} refused by the check before it"
+
+    go_through(first, last, log, one_admitted if admitted else one)
 
 
 def main() -> int:
@@ -105,13 +117,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the number of the first file")
     parser.add_argument("--other-architectures", action="store_true", help="call the models something else than llama")
     parser.add_argument("--unchecked", action="store_true", help="load what the check refuses too: what would happen?")
+    parser.add_argument("--admitted", action="store_true", help="make each file anew until it passes the check")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(int(args.child[0]), int(args.child[1]), Path(args.child[2]), args.other_architectures, args.unchecked)
+        first, last, log = int(args.child[0]), int(args.child[1]), Path(args.child[2])
+        child(first, last, log, args.other_architectures, args.unchecked, args.admitted)
         return 0
     start = time.monotonic()
     options = ["--other-architectures"] * args.other_architectures + ["--unchecked"] * args.unchecked
+    options += ["--admitted"] * args.admitted
     outcomes, faults = campaign([sys.executable, __file__, *options], args.seed, args.seed + args.files)
     report("gguf, through a real load", args.files, time.monotonic() - start, outcomes, faults)
     return 1 if faults else 0
