@@ -187,9 +187,9 @@ def test_a_name_in_two_shards_is_refused(tmp_path: Path, suffix: str) -> None:
 def test_an_index_and_shards_that_differ_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     index(folder, {"w": "model.safetensors", "v": "model.safetensors", "x": "model.safetensors"})
-    refused(folder, "names x and 0 more that no shard holds")
+    refused(folder, "names x that no shard holds")
     index(folder, {"w": "model.safetensors"})
-    refused(folder, "the shards hold v and 0 more that .* does not name")
+    refused(folder, "the shards hold v that .* does not name")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"w": 1}, {"w": None}, "model.safetensors"])

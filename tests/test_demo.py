@@ -30,7 +30,7 @@ def test_the_demo_converts_asks_and_measures(
     done = llamalite_command("demo", "toy", "-f", text)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert sorted(path.name for path in models_folder.iterdir()) == sorted(f"toy-{t}.gguf" for t in demo.TYPES)
+    assert sorted(path.name for path in models_folder.glob("*.gguf")) == sorted(f"toy-{t}.gguf" for t in demo.TYPES)
     rows = re.findall(
         r"^   (\w+) +([\d.]+) MB +([\d.]+) +([\d.]+) ± ([\d.]+)(?: +([\d.]+) +([\d.]+)%)?$", done.stdout, re.M
     )

@@ -153,7 +153,12 @@ def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, Sour
         return
     lacking = sorted(set(weight_map) - set(tensors))
     if lacking:
-        raise CheckpointError(f"{path} names {lacking[0]} and {len(lacking) - 1} more that no shard holds")
+        raise CheckpointError(f"{path} names {_some(lacking)} that no shard holds")
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
-        raise CheckpointError(f"the shards hold {extra[0]} and {len(extra) - 1} more that {path} does not name")
+        raise CheckpointError(f"the shards hold {_some(extra)} that {path} does not name")
+
+
+def _some(names: list[str]) -> str:
+    """Return the first of `names`, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
