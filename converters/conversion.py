@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -290,8 +291,8 @@ def _is_of_source(path: Path, checkpoint: Checkpoint) -> bool:
     return beside and path.suffix not in (".gguf", ".part")
 
 
-def _prove(checkpoint: Checkpoint, part: Path) -> probe.ProbeReport:
-    return probe.compare(checkpoint.tokenizer_folder, checkpoint.config, part)
+def _prove(checkpoint: Checkpoint, part: Path, stop: threading.Event | None = None) -> probe.ProbeReport:
+    return probe.compare(checkpoint.tokenizer_folder, checkpoint.config, part, stop=stop)
 
 
 @contextlib.contextmanager
@@ -312,9 +313,13 @@ def _proof(checkpoint: Checkpoint, part: Path | None) -> Iterator[Future[probe.P
     if part is None:
         yield None
         return
+    stop = threading.Event()
     with ThreadPoolExecutor(1, "probe") as pool:
-        found: Future[probe.ProbeReport] = pool.submit(_prove, checkpoint, part)
-        yield found
+        found: Future[probe.ProbeReport] = pool.submit(_prove, checkpoint, part, stop)
+        try:
+            yield found
+        finally:
+            stop.set()  # whoever cancels does not wait for the rest of the texts
 
 
 def _watch(proof: Future[probe.ProbeReport] | None, progress: pipeline.Progress | None, done: int, total: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import unicodedata
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,15 @@ def test_whole_words_that_llama_cpp_would_not_take_are_caught(tmp_path: Path) ->
     finished = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
     report = probe.compare(tmp_path, config, finished)
     assert [one.text for one in report.differences] == ["Xylophone"]
+
+
+def test_a_cancelled_conversion_does_not_wait_for_the_rest_of_the_texts(tmp_path: Path) -> None:
+    config = toys.write_byte_level(tmp_path, toys.SMOLLM)
+    finished = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        probe.compare(tmp_path, config, finished, stop=stop)
 
 
 def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_text() -> None:

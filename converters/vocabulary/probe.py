@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,14 +102,19 @@ class ProbeReport:
 
 
 def compare(
-    folder: Path, config: Mapping[str, Any], gguf_path: Path, plain: Sequence[str] | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    gguf_path: Path,
+    plain: Sequence[str] | None = None,
+    stop: threading.Event | None = None,
 ) -> ProbeReport:
     """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
 
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
     the vocabulary. tokenizer.json is the original where there is one, since transformers uses it; else tokenizer.model,
     in which no special token is ever found in a text, so that those are only tried alone. Takes two seconds for 128k
-    tokens. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if the original cannot be loaded.
+    tokens; once `stop` is set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file,
+    `VocabularyError` if the original cannot be loaded.
     """
     files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes lets go of the interpreter
@@ -118,7 +124,7 @@ def compare(
         finally:
             model = loading.result()
     with model:
-        finished = _finished(model)
+        finished = _finished(model, stop or threading.Event())
         corpus = [*texts(), *_tokens(model)] if plain is None else [*plain]
         if original.parses_specials:
             corpus += special_texts(original.specials)
@@ -219,12 +225,14 @@ class _Finished(Protocol):
     def __call__(self, some: Sequence[str], *, special: bool = True) -> list[list[int]]: ...
 
 
-def _finished(model: NativeModel) -> _Finished:
+def _finished(model: NativeModel, stop: threading.Event) -> _Finished:
     """Return the tokenizer of `model`, on all cores: some of llama.cpp's regular expressions take a millisecond."""
     n_threads = os.cpu_count() or 1
 
     def encode(some: Sequence[str], *, special: bool = True) -> list[list[int]]:
         def one(text: str) -> list[int]:
+            if stop.is_set():
+                raise CancelledError
             ids: list[int] = model.tokenize(text, add_special=False, parse_special=special).tolist()
             return ids
 
