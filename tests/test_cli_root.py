@@ -223,8 +223,8 @@ def test_an_unsupported_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str])
     assert outcome(capsys, "completion", "tcsh")[0] == 2
 
 
-# Modules that `llamalite --help` may import beside those that click needs for any program's help. More of them is time that everyone
-# waits: add one only with a reason, and measure with benchmarks/startup.py.
+# Modules that `llamalite --help` may import beside those that click needs for any program's help. More of them is time
+# that everyone waits: add one only with a reason, and measure with benchmarks/startup.py.
 OWN = {"llamalite", "llamalite.__main__", "llamalite.cli", "llamalite.errors"}
 
 
