@@ -361,8 +361,9 @@ class NativeContext:
     def set_state(self, seq_id: int, state: npt.NDArray[np.uint8]) -> None:
         """Replace a sequence by bytes that `state` gave.
 
-        The bytes must be whole and of the same model, cache type and llama.cpp: it aborts the process on others
-        (``llama_io_read_buffer``, llama-context.cpp), and carries nothing to tell them by. `llamalite.session` does.
+        The bytes must be of the same model, cache type and llama.cpp: `llamalite.session` sees to that. Of others some
+        are refused in llama.cpp's words, and others become the cache's content (``llama_kv_cache::state_read_meta``
+        and ``state_read_data``, llama-kv-cache.cpp). ``LlamaliteError`` leaves a sequence to be cleared.
         """
         self._check_sequence(seq_id)
         data = np.ascontiguousarray(state)
