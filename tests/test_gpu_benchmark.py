@@ -25,7 +25,7 @@ def benchmark(root: Path) -> dict[str, Any]:
 @pytest.mark.skipif(any(one.is_gpu for one in devices.devices()), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_measures_nothing(root: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
-    command = [sys.executable, root / "benchmarks" / "gpu.py", "--json", tmp_path / "out.json"]
+    command = [sys.executable, str(root / "benchmarks" / "gpu.py"), "--json", str(tmp_path / "out.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("no GPU: the installed llama-cpp-python has the backends CPU\nnothing was measured")

@@ -120,7 +120,7 @@ def test_a_broken_tensor_is_found(fault: str, qtype: str, checkpoint: Path, tmp_
         report.check()
 
 
-def _rewritten(path: Path, target: Path, drop: str | None = None, **changed: float | str) -> Path:
+def _rewritten(path: Path, target: Path, drop: str | None = None, **changed: float | str | list[str]) -> Path:
     """Write the file at `path` again with other keys (``a__b`` for ``a.b``), or without a tensor."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(target, "llama")
