@@ -29,6 +29,7 @@ CHAR, LINE, SIZE, PAD, BAR = 8.4, 19, 14, 18, 34  # pixels: cell, font, margin, 
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 BACKGROUND, FOREGROUND = "#16181d", "#d6d9e0"
 PALETTE = ("#16181d", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#d6d9e0")
+NO_BREAK_SPACE = "\u00a0"  # of several plain spaces a browser draws one
 SOCKET = "llamalite-picture"
 NEWCOMER = (
     "llamalite convert my-llama",
@@ -134,7 +135,7 @@ def draw(lines: list[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
         f'viewBox="0 0 {width:.0f} {height}" role="img" aria-label="A terminal session with llamalite">',
         f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>{dots}',
-        f'<g font-family="{FONT}" font-size="{SIZE}" fill="{FOREGROUND}" xml:space="preserve">',
+        f'<g font-family="{FONT}" font-size="{SIZE}" fill="{FOREGROUND}">',
     ]
     style: dict[str, str] = {}
     for n, line in enumerate(lines):
@@ -146,7 +147,7 @@ def draw(lines: list[str]) -> str:
             # Each run is pinned to its cells, whatever width the reader's font has.
             parts.append(
                 f'<text x="{PAD + CHAR * column:.1f}" y="{y}" textLength="{CHAR * len(text):.1f}"{looks}>'
-                f"{html.escape(text)}</text>"
+                f"{html.escape(text).replace(' ', NO_BREAK_SPACE)}</text>"
             )
             column += len(text)
     return "\n".join([*parts, "</g>", "</svg>", ""])

@@ -109,6 +109,11 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert terminal.end() == 0
 
 
+def test_exit_ends_the_chat_too(terminal: Terminal) -> None:
+    terminal.type("/exit\n")
+    assert terminal.process.wait(60) == 0
+
+
 @pytest.mark.parametrize("columns", [24, 40, 80, 200])
 def test_help_is_never_broken_inside_a_word(columns: int) -> None:
     text = _terminal.help_text(columns)

@@ -30,7 +30,7 @@ COMMANDS = {
 KEYS = (
     "A line that ends with a backslash goes on in the next one; three quotation marks begin and end a text of many "
     "lines.",
-    "Ctrl-C stops an answer, Ctrl-D ends the chat.",
+    "Ctrl-C stops an answer, Ctrl-D or /exit ends the chat.",
 )
 
 
@@ -98,7 +98,7 @@ class Terminal:
 
         if not self._quiet:
             n_ctx = self._model.n_ctx
-            click.echo(f"{self._model.path.name}, {n_ctx} tokens of context; /help lists commands", err=True)
+            click.echo(f"{self._model.path.name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends", err=True)
         while True:
             try:
                 text = self._read()
@@ -110,6 +110,8 @@ class Terminal:
                 continue
             if not text.strip():
                 continue
+            if text.strip() in ("/exit", "/quit", "/bye"):
+                return
             try:
                 if text.startswith("/"):
                     self._command(*text.split(None, 1))

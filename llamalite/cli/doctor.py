@@ -167,6 +167,7 @@ def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
     rows = [(one.name, one.qtype or "-", *cells(one), *cells(other)) for one, other in zip(largest, usual, strict=True)]
     _text.table(("MODEL", "LARGEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 1))
     click.echo("TOKENS/S: what the memory allows at most; llamalite bench MODEL measures it.")
+    click.echo("NEEDS: with the copy of 4-bit weights that llama.cpp makes for this processor.")
 
 
 def _threads(rows: list[tuple[Row, Row]], best: Row, of_model: Fitting) -> None:
