@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 
 OnProblem = Callable[[int, str], None]
+_BEGINNING = b'{"line": 0, "digest": "'  # of every answer, but for the number
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,21 @@ def answer_file(
     *,
     parallel: int = 16,
     params: SamplingParams | None = None,
+    raw: bool = False,
     on_problem: OnProblem | None = None,
     on_answer: Callable[[int, int], None] | None = None,
 ) -> BatchReport:
     """Answer every line of `source` that `target` does not answer yet, and append the answers, each flushed.
 
+    A ``prompt`` is put to a model with a chat template as a user's message; with `raw` it is continued as it is.
     A bad line is given to `on_problem` with its number, and stops nothing. `on_answer` is called with (done, total).
-    ``LlamaliteError`` when `target` holds answers to another file.
+    ``LlamaliteError`` when `target` is `source`, or holds anything but answers to it; then nothing is changed.
     """
+    if target.exists():
+        if not target.is_file():
+            raise LlamaliteError(f"{target} is no regular file: answers are read again there, and appended")
+        if target.samefile(source):
+            raise LlamaliteError(f"{target} holds the prompts: give the answers another name")
     problems: list[int] = []
 
     def problem(number: int, why: str) -> None:
@@ -69,8 +77,8 @@ def answer_file(
         if on_problem is not None:
             on_problem(number, why)
 
-    lines = _read(model, source, params or model.defaults, problem)
-    done = _answered(target)
+    lines = _read(model, source, params or model.defaults, raw or not model.has_chat_template, problem)
+    done, whole = _answered(target)
     for line in lines:
         if done.get(line.number, line.digest) != line.digest:
             raise LlamaliteError(
@@ -80,6 +88,7 @@ def answer_file(
     left = [line for line in lines if line.number not in done]
     n_tokens = n_done = 0
     with target.open("a", encoding="utf-8", newline="\n") as out:
+        out.truncate(whole)
 
         def write(index: int, completion: Completion) -> None:
             nonlocal n_tokens, n_done
@@ -112,55 +121,75 @@ def _append(out: IO[str], line: Line, completion: Completion) -> None:
     out.flush()
 
 
-def _read(model: Model, source: Path, defaults: SamplingParams, problem: OnProblem) -> list[Line]:
+def _read(model: Model, source: Path, defaults: SamplingParams, as_text: bool, problem: OnProblem) -> list[Line]:
     lines = []
-    for number, raw in enumerate(source.read_bytes().splitlines(), 1):
-        if not raw.strip():
+    for number, line in enumerate(source.read_bytes().splitlines(), 1):
+        if not line.strip():
             continue
         try:
-            lines.append(_line(model, number, raw, defaults))
+            lines.append(_line(model, number, line, defaults, as_text))
         except (ValueError, TypeError, LlamaliteError) as error:
             problem(number, " ".join(str(error).split("\n")))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+            problem(number, f"it cannot be used ({type(error).__name__}: {error})")
     return lines
 
 
-def _line(model: Model, number: int, raw: bytes, defaults: SamplingParams) -> Line:
+def _line(model: Model, number: int, raw: bytes, defaults: SamplingParams, as_text: bool) -> Line:
     try:
         asked = json.loads(raw)
     except ValueError as error:
         raise ValueError(f"it is no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if not isinstance(asked, dict) or ("prompt" in asked) == ("messages" in asked):
         raise ValueError('a line is an object with either "prompt" or "messages"')
     identity: Any = asked.pop("id", None)
+    try:
+        json.dumps(identity, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError('"id" holds half a character (a lone surrogate)') from None
     prompt: Any = asked.pop("prompt", None)
     messages: Any = asked.pop("messages", None)
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f'"prompt" is a text, found {prompt!r:.60}')
     if messages is not None and not (isinstance(messages, list) and all(isinstance(m, dict) for m in messages)):
         raise ValueError('"messages" is a list of objects with "role" and "content"')
-    if isinstance(asked.get("logit_bias"), dict):  # JSON's keys are texts
+    for name, kind, told in (("logit_bias", dict, "an object"), ("grammar", str, "a text")):
+        if name in asked and not isinstance(asked[name], kind):
+            raise ValueError(f'"{name}" is {told}, found {asked[name]!r:.60}')
+    if "logit_bias" in asked:  # JSON's keys are texts
         asked["logit_bias"] = {int(token): bias for token, bias in asked["logit_bias"].items()}
     params = defaults.replace(**asked)
-    wanted: Any = messages if prompt is None else prompt
-    ids = model.prompt_tokens(wanted)
+    if prompt is not None:
+        messages = prompt if as_text else [{"role": "user", "content": prompt}]
+    ids = model.prompt_tokens(messages)
     model.check(ids, params)
     return Line(number, hashlib.sha256(raw.strip()).hexdigest()[:16], ids, params, identity)
 
 
-def _answered(target: Path) -> dict[int, str]:
-    """Return number → digest of the lines answered in `target`; half a line at its end, of a run killed, is cut off."""
-    if not target.exists():
-        return {}
-    raw = target.read_bytes()
+def _answered(target: Path) -> tuple[dict[int, str], int]:
+    """Return number → digest of the lines answered in `target`, and how many bytes they are.
+
+    After them may come half an answer, of a run that was killed; anything else is refused.
+    """
+    raw = target.read_bytes() if target.exists() else b""
     whole = raw.rfind(b"\n") + 1
-    if whole < len(raw):
-        os.truncate(target, whole)
-    return dict(_answer(target, number, line) for number, line in enumerate(raw[:whole].splitlines(), 1))
+    lines = raw[:whole].splitlines()
+    done = dict(_answer(target, number, line) for number, line in enumerate(lines, 1))
+    half = re.sub(rb'^\{"line": \d+', b'{"line": 0', raw[whole:])
+    if not (half.startswith(_BEGINNING) or _BEGINNING.startswith(half)):
+        raise _no_answer(target, len(lines) + 1)
+    return done, whole
 
 
 def _answer(target: Path, number: int, line: bytes) -> tuple[int, str]:
     try:
         answer = json.loads(line)
         return int(answer["line"]), str(answer["digest"])
-    except (ValueError, KeyError, TypeError):
-        raise LlamaliteError(f"{target}, line {number}: this is no answer of llamalite batch") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise _no_answer(target, number) from None
+
+
+def _no_answer(target: Path, number: int) -> LlamaliteError:
+    return LlamaliteError(f"{target}, line {number}: this is no answer of llamalite batch")

@@ -51,9 +51,15 @@ def test_every_line_gets_an_answer_with_its_own_parameters(model: Model, tmp_pat
     assert (report.n_answered, report.n_before, report.n_bad) == (3, 0, 0)
     assert sorted(found) == [1, 2, 4]
     assert found[1]["id"] == "a"
-    assert found[1]["text"] == model.generate("once upon a time", PARAMS).text
+    asked = [{"role": "user", "content": "once upon a time"}]  # as `llamalite run` asks it
+    assert found[1]["text"] == model.generate(asked, PARAMS).text
     assert found[2]["n_generated"] == 2
     assert (found[4]["seed"], len(found[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
+
+
+def test_a_raw_prompt_is_continued_as_it_is(model: Model, tmp_path: Path) -> None:
+    answer_file(model, write(tmp_path, LINES[:1]), tmp_path / "out.jsonl", params=PARAMS, raw=True)
+    assert answers(tmp_path / "out.jsonl")[1]["text"] == model.generate("once upon a time", PARAMS).text
 
 
 def test_a_stopped_run_goes_on_where_it_was(model: Model, tmp_path: Path) -> None:
@@ -118,5 +124,5 @@ def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: P
     assert ran.stdout == ""
     assert "in.jsonl, line 5: it is no JSON" in ran.stderr
     assert "3 lines answered: 8 tokens in" in ran.stderr
-    assert "1 lines of in.jsonl could not be used" in ran.stderr
+    assert "1 line of in.jsonl could not be used" in ran.stderr
     assert sorted(answers(tmp_path / "out.jsonl")) == [1, 2, 4]

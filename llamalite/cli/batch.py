@@ -29,6 +29,7 @@ _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
     "-o", "--output", "target", required=True, metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
     help="Where the answers are appended; lines answered there are not asked again.",
 )  # fmt: skip
+@click.option("--raw", is_flag=True, help="Continue each prompt as it is, without the chat template.")
 @click.option("--parallel", default=16, show_default=True, type=click.IntRange(1, 255), help="Answers at once.")
 @click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
               help="Tokens an answer has at the most.")  # fmt: skip
@@ -45,6 +46,8 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     """Answer every line of a JSON Lines file, many at once.
 
     MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
+
+    A prompt is put to a model with a chat template as a user's message, as `llamalite run` does.
 
     A run that was stopped goes on where it was. A line that cannot be used is told with its number and stops nothing;
     the exit code is then 1.
@@ -77,6 +80,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
                 target,
                 parallel=options["parallel"],
                 params=loaded.defaults.replace(**chosen),
+                raw=options["raw"],
                 on_problem=lambda number, why: click.echo(f"{source}, line {number}: {why}", err=True),
                 on_answer=show,
             )
