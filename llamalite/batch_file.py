@@ -155,7 +155,7 @@ def _line(model: Model, number: int, raw: bytes, defaults: SamplingParams, as_te
         raise ValueError(f'"prompt" is a text, found {prompt!r:.60}')
     if messages is not None and not (isinstance(messages, list) and all(isinstance(m, dict) for m in messages)):
         raise ValueError('"messages" is a list of objects with "role" and "content"')
-    for name, kind, told in (("logit_bias", dict, "an object"), ("grammar", str, "a text")):
+    for name, kind, told in (("logit_bias", dict, "an object"), ("grammar", str | None, "a text")):
         if name in asked and not isinstance(asked[name], kind):
             raise ValueError(f'"{name}" is {told}, found {asked[name]!r:.60}')
     if "logit_bias" in asked:  # JSON's keys are texts

@@ -98,6 +98,14 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
         ('{"prompt": "a", "max_tokens": 99999}', "too many"),
         ('{"prompt": "a", "grammar": "root ::= nowhere"}', "grammar"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "invalid literal"),
+        pytest.param("[" * 100_000, "nested too deep", id="deep"),
+        ('{"prompt": "a", "logit_bias": [1]}', r'"logit_bias" is an object, found \[1\]'),
+        ('{"prompt": "a", "logit_bias": null}', '"logit_bias" is an object, found None'),
+        pytest.param('{"prompt": "a", "logit_bias": {"1": 1%s}}' % ("0" * 400), "OverflowError", id="huge"),
+        ('{"prompt": "a", "grammar": 5}', '"grammar" is a text, found 5'),
+        ('{"prompt": "a", "json_schema": {"allOf": {"a": 1}}}', "cannot be used|allOf"),
+        (r'{"prompt": "a", "id": "\ud800"}', '"id" holds half a character'),
+        ('{"prompt": null}', "."),
     ],
 )
 def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
@@ -113,6 +121,46 @@ def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
     assert sorted(answers(tmp_path / "out.jsonl")) == [1, 3]
     assert report.n_bad == 1
     assert re.search(told, problems[2])
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "no final newline",
+        '{"line": 1, "prompt": "mine"}',
+        '{"a": 1}',
+        "dear diary\nno end",
+        pytest.param("[" * 100_000 + "\n", id="deep"),
+        '{"line": Infinity, "digest": ""}\n',
+    ],
+)
+def test_a_foreign_file_is_left_as_it_is(model: Model, tmp_path: Path, held: str) -> None:
+    (tmp_path / "notes").write_text(held)
+    with pytest.raises(LlamaliteError, match=r"line \d: this is no answer of llamalite batch"):
+        answer_file(model, write(tmp_path, LINES), tmp_path / "notes", params=PARAMS)
+    assert (tmp_path / "notes").read_text() == held
+
+
+def test_half_an_answer_is_kept_until_the_others_are_known_to_be_ours(model: Model, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    answer_file(model, write(tmp_path, LINES), target, params=PARAMS)
+    held = target.read_bytes()[:-9]
+    target.write_bytes(held)
+    with pytest.raises(LlamaliteError, match="answers another file"):
+        answer_file(model, write(tmp_path, ['{"prompt": "another"}']), target, params=PARAMS)
+    assert target.read_bytes() == held
+
+
+def test_the_prompts_are_no_place_for_answers(model: Model, tmp_path: Path) -> None:
+    source = write(tmp_path, LINES)
+    source.write_text('{"prompt": "once"}')
+    (tmp_path / "link").symlink_to(source)
+    for target in (source, tmp_path / "link"):
+        with pytest.raises(LlamaliteError, match="holds the prompts"):
+            answer_file(model, source, target, params=PARAMS)
+    assert source.read_text() == '{"prompt": "once"}'
+    with pytest.raises(LlamaliteError, match="is no regular file"):
+        answer_file(model, source, Path("/dev/full"), params=PARAMS)
 
 
 def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
