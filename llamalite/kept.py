@@ -55,8 +55,8 @@ def obtain(
         return _keep(folder, qtype, announce, progress)
     found = locate(f"{name}-{qtype}" if qtype and name.casefold() == _DEMO else name)
     if found.is_file():
-        made_of = _Source.read(found) if store.find(name) == found else None
-        if made_of is not None and made_of.folder in (_absolute(name), _demo_folder(name)):
+        made_of = _Source.read(found)
+        if made_of and made_of.folder in (_absolute(name), _demo_folder(name)) and store.find(name) == found:
             return _keep(Path(made_of.folder), made_of.qtype, announce, progress)  # if its files have changed
         return found
     return _keep(found, qtype or _type_named(name) or USUAL, announce, progress)
@@ -139,7 +139,7 @@ class _Source:
             if found["made"] != _stamp(model):
                 return None
             return cls(str(found["folder"]), str(found["qtype"]), dict(found["files"]), found["plain"] is True)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write(self, model: Path) -> None:
@@ -200,7 +200,6 @@ def _convert(
     if announce is not None:
         announce(f"converting {what} to {qtype}, once: {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _beside(out).unlink(missing_ok=True)
-    convert(folder, out, qtype=qtype, force=True, progress=progress)
+    convert(folder, out, qtype=qtype, force=True, progress=progress)  # where it fails, the old file and its note stay
     source.write(out)
     return out

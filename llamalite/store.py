@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from llamalite.errors import LlamaliteError
 from llamalite.quant_types import FILE_TYPES
 
 # Which file a bare name means when several types of it lie in the folder: 4 and 5 bits, then upwards, then the rest.
@@ -30,7 +31,10 @@ def models_folder() -> Path:
     below that ``llamalite/models``.
     """
     if chosen := os.environ.get("LLAMALITE_MODELS"):
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise LlamaliteError(f"LLAMALITE_MODELS is {chosen}, and there is no such user") from None
     if sys.platform == "win32":
         data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -54,11 +58,17 @@ def default_output(name: str, qtype: str) -> Path:
 
 
 def list_models() -> list[Path]:
-    """Return the models of the models folder by name, a split one by its first file; none where there is no folder."""
+    """Return the models of the models folder by name, a split one by its first file; none where there is no folder.
+
+    ``LlamaliteError`` for a folder that cannot be read, or is none.
+    """
     folder = models_folder()
-    if not folder.is_dir():
+    try:
+        files = {path.name: path for path in folder.iterdir() if path.suffix == ".gguf" and path.is_file()}
+    except FileNotFoundError:
         return []
-    files = {path.name: path for path in folder.glob("*.gguf") if path.is_file()}
+    except OSError as error:
+        raise LlamaliteError(f"the models folder {folder} cannot be read: {error.strerror}") from None
     models = []
     for path in files.values():
         shard = _SHARD.fullmatch(path.stem)
@@ -79,14 +89,23 @@ def name_of(path: Path) -> str:
 
 
 def find(name: str) -> Path | None:
-    """Return the model that `name` means in the models folder, as `resolve` finds it; None where there is none."""
+    """Return the model that `name` means in the models folder, as `resolve` finds it; None where there is none.
+
+    ``ValueError`` where several are called so but for upper and lower case, and none exactly so.
+    """
     # Whatever has a separator is a path: a name never leaves the models folder.
     if Path(name).name != name:
         return None
-    wanted = name.casefold().removesuffix(".gguf")
-    candidates = {one: path for path in list_models() for one in (path.stem.casefold(), name_of(path).casefold())}
-    names = [wanted, *(f"{wanted}-{qtype}".casefold() for qtype in (*_PREFERENCE, *FILE_TYPES))]
-    return next((candidates[one] for one in names if one in candidates), None)
+    wanted, models = _without_suffix(name), list_models()
+    for one in (wanted, *(f"{wanted}-{qtype}" for qtype in (*_PREFERENCE, *FILE_TYPES))):
+        loosely = [path for path in models if one.casefold() in (path.stem.casefold(), name_of(path).casefold())]
+        exactly = [path for path in loosely if one == path.stem] or [path for path in loosely if one == name_of(path)]
+        if found := exactly or loosely:
+            if len(found) > 1:
+                stems = ", ".join(path.stem for path in found)
+                raise ValueError(f"{name!r} is the name of {len(found)} models: say which of {stems}")
+            return found[0]
+    return None
 
 
 def files_of(name: str) -> list[Path]:
@@ -102,8 +121,9 @@ def files_of(name: str) -> list[Path]:
     found = find(name)
     if found is None:
         raise FileNotFoundError(f"no model {name!r} in {models_folder()}: {_what_next(Path(name))}")
-    if name.casefold().removesuffix(".gguf") not in (name_of(found).casefold(), found.stem.casefold()):
-        same = [name_of(path) for path in list_models() if _bare(name_of(path)).casefold() == name.casefold()]
+    wanted = _without_suffix(name).casefold()
+    if wanted not in (name_of(found).casefold(), found.stem.casefold()):
+        same = [name_of(path) for path in list_models() if _bare(name_of(path)).casefold() == wanted]
         if len(same) > 1:
             raise ValueError(f"{name!r} is the name of {len(same)} models: say which of {', '.join(same)}")
     shard = _SHARD.fullmatch(found.stem)
@@ -152,6 +172,10 @@ def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
 def is_checkpoint(path: Path) -> bool:
     """Tell whether `path` is the folder of a checkpoint, in Hugging Face's form or in Meta's."""
     return (path / "config.json").is_file() or (path / "params.json").is_file()
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(".gguf")] if name.casefold().endswith(".gguf") else name
 
 
 def _bare(name: str) -> str:

@@ -59,6 +59,17 @@ def test_it_is_converted_again_when_a_file_has_changed(checkpoint: Path, name: s
     assert len(said) == 2
 
 
+def test_a_conversion_that_fails_leaves_the_file_its_note(checkpoint: Path, models_folder: Path) -> None:
+    path, config = kept.obtain("./mine", "F32"), checkpoint / "config.json"
+    whole = config.read_bytes()
+    config.write_text("{")
+    with pytest.raises(LlamaliteError):
+        kept.obtain("./mine", "F32")
+    config.write_bytes(whole)
+    assert kept.obtain("./mine", "F32") == path
+    assert sorted(one.name for one in models_folder.iterdir()) == ["mine-F32.gguf", "mine-F32.gguf.source"]
+
+
 def test_another_folder_of_the_same_name_has_a_file_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "elsewhere" / "mine", n_layer=2, n_embd=64, n_ff=192)
     first, second = kept.obtain("./mine", "F32"), kept.obtain(other, "F32")
@@ -99,7 +110,7 @@ def test_what_convert_made_is_used_and_made_again_only_without_options(
 def test_a_damaged_note_is_no_note(checkpoint: Path) -> None:
     path = kept.obtain("./mine", "F32")
     note = path.with_name(path.name + store.SOURCE_SUFFIX)
-    for text in ("", "[]", "{}", json.dumps({"made": None}), "\x00"):
+    for text in ("", "[]", "{}", json.dumps({"made": None}), "\x00", "[" * 100_000):
         note.write_text(text)
         assert kept.obtain("mine-F32") == path
         assert kept.obtain("./mine", "F32") != path

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llamalite import store
+from llamalite import kept, store
+from llamalite.errors import LlamaliteError
 
 
 @pytest.fixture
@@ -120,3 +121,35 @@ def test_the_models_folder_is_the_users_data_folder_unless_told(monkeypatch: pyt
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(home / "local"))
     assert store.models_folder() == home / "local" / "llamalite" / "models"
+
+
+def test_upper_and_lower_case_tell_two_models_apart(folder: Path) -> None:
+    for name in ("Case", "case", "TWO-Q8_0", "Two-Q8_0"):
+        (folder / f"{name}.gguf").write_bytes(b"GGUF")
+    if len(list(folder.glob("[Cc]ase.gguf"))) == 1:
+        pytest.skip("this file system takes them for one")
+    for name in ("Case", "case", "Case.gguf"):
+        assert store.files_of(name) == [folder / f"{name.removesuffix('.gguf')}.gguf"]
+    for name in ("CASE", "two"):
+        with pytest.raises(ValueError, match=f"'{name}' is the name of 2 models: say which of "):
+            store.files_of(name)
+
+
+def test_a_suffix_makes_no_bare_name_of_several_types_clear(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is the name of 3 models"):
+        store.files_of("demo.gguf")
+
+
+def test_a_models_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "own.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("LLAMALITE_MODELS", str(tmp_path / "file"))
+    with pytest.raises(LlamaliteError, match=r"the models folder .*file cannot be read: "):
+        store.list_models()
+    assert kept.obtain("own.gguf") == Path("own.gguf")  # needs no folder
+    monkeypatch.setenv("LLAMALITE_MODELS", "~nosuchuser/x")
+    with pytest.raises(LlamaliteError, match="LLAMALITE_MODELS is ~nosuchuser/x, and there is no such user"):
+        store.list_models()
