@@ -52,6 +52,16 @@ def fingerprint(path: Path, data_offset: int) -> str:
     return digest.hexdigest()
 
 
+def check_place(path: Path) -> None:
+    """Raise what `write` would raise for a `path` where no session can be saved: before there is one to lose."""
+    if path.exists() and not path.is_file():
+        raise LlamaliteError(f"{path} is no regular file: a session cannot be kept there")
+    if not path.parent.is_dir():
+        raise LlamaliteError(f"{path} cannot be saved: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise LlamaliteError(f"{path} cannot be saved: the folder {path.parent} cannot be written to")
+
+
 def write(path: Path, session: Session) -> None:
     """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
     import hashlib
@@ -85,6 +95,8 @@ def read(path: Path, expected: dict[str, Any]) -> Session:
     """Return the session in `path`; ``LlamaliteError`` when it is damaged or one of the `expected` facts differs."""
     import hashlib
 
+    if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+        raise LlamaliteError(f"{path} is no session of llamalite: begin a new one")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(len(_MAGIC)) != _MAGIC:

@@ -176,3 +176,23 @@ def test_help_has_an_example(llamalite_command: Run) -> None:
     told = llamalite_command("run", "--help").stdout
     assert "llamalite run demo" in told
     assert "--temp" in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
+def test_a_session_that_cannot_be_saved_is_refused_before_the_first_word(
+    llamalite_command: Run, instruct: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place, told in (("missing/x", "there is no folder missing"), ("pipe", "pipe is no regular file")):
+        ran = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", place)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert told in ran.stderr
+        assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
+def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: Path) -> None:
+    empty = llamalite_command("run", base, *GREEDY, stdin=subprocess.DEVNULL)
+    closed = llamalite_command("run", base, *GREEDY, preexec_fn=lambda: os.close(0))
+    assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
+    assert "a fault in llamalite" not in closed.stderr

@@ -90,7 +90,10 @@ class _ModelName(_ParamType):
 
         from llamalite import store
 
-        names = [name for path in store.list_models() if (name := store.name_of(path)).startswith(incomplete)]
+        try:
+            names = [name for path in store.list_models() if (name := store.name_of(path)).startswith(incomplete)]
+        except LlamaliteError:  # a folder that cannot be read: whoever asks for it is told, not who presses Tab
+            names = []
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
 
 
@@ -163,7 +166,8 @@ cli.params[:0] = _verbosity_options()
 def main(args: list[str] | None = None) -> None:
     """Run the command line with `args` (default: ``sys.argv[1:]``) and exit with its code."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Streams that were closed before the start (`>&-`) are None: what is written to them goes nowhere.
+    # Streams that were closed before the start (`>&-`) are None: nothing comes, and what is written goes nowhere.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -132,7 +132,10 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     from llamalite.cli import _hub
     from llamalite.model import Model
     from llamalite.native.model import LoraAdapter
+    from llamalite.session import check_place
 
+    if options["session"]:
+        check_place(options["session"])
     prompt = _prompt(prompt, options["prompt_file"])
     system = options["system"]
     if options["system_file"]:
