@@ -50,7 +50,7 @@ def obtain(
     repo_id, named = hub.split_type(name)
     if hub.is_repo_id(repo_id):
         return _of_the_hub(repo_id, named or qtype, announce, bars, progress)
-    folder = Path(name).expanduser()
+    folder = store.expanded(name)
     if qtype is not None and name and store.is_checkpoint(folder):  # not what lies in the models folder in another type
         return _keep(folder, qtype, announce, progress)
     found = locate(f"{name}-{qtype}" if qtype and name.casefold() == _DEMO else name)
@@ -65,7 +65,7 @@ def obtain(
 def locate(reference: str | os.PathLike[str]) -> Path:
     """Return what `reference` means on this machine: a GGUF file, or the folder of a checkpoint. Nothing is made."""
     name = os.fspath(reference)
-    path = Path(name).expanduser()
+    path = store.expanded(name)
     if not path.is_file() and (found := store.find(name)) is not None:
         return found
     if path.is_file() or (name and store.is_checkpoint(path)):
@@ -86,7 +86,7 @@ def _type_named(name: str) -> str | None:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(store.expanded(path).resolve())
 
 
 # ── the hub ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -148,7 +148,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     A path that exists wins over a name. ``demo`` finds ``demo.gguf``, else the best of the ``demo-TYPE.gguf`` there, 4
     to 5 bits first. Upper and lower case count alike. ``FileNotFoundError`` says what lies nearest, or what to do.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         return path
     name = os.fspath(model)
@@ -161,12 +161,20 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
 def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
     """Return the error that says that there is no model `name`, and what lies nearest; `also` are names there are."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name and path.is_dir():
         inside = sorted(one.name for one in path.glob("*.gguf"))
         held = f" ({', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''})" if inside else ""
         return FileNotFoundError(f"{name} is a folder; name the GGUF file in it{held}")
     return FileNotFoundError(f"no model {name!r}: {_what_next(path, also)}")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return `path` with a home for its ``~``; as it is where there is no such user, which shells do too."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_checkpoint(path: Path) -> bool:

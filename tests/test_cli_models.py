@@ -273,3 +273,17 @@ def test_names_of_split_models_leave_the_shard_out(folder: Path) -> None:
     assert store.resolve("split") == folder / next(p.name for p in sorted(folder.glob("split-F32-00001*")))
     (folder / next(p.name for p in sorted(folder.glob("split-F32-00001*")))).unlink()
     assert any(store.name_of(path) == "split-F32" for path in store.list_models())  # listed: it shall be seen
+
+
+def test_a_conversion_elsewhere_needs_no_models_folder(
+    llamalite_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "mine", n_layer=1, n_embd=64, n_ff=192)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LLAMALITE_MODELS", str(tmp_path / "file"))
+    ran = llamalite_command("convert", "mine", "-t", "F32", "-o", "here.gguf")
+    assert (ran.returncode, "llamalite run here.gguf" in ran.stdout + ran.stderr) == (0, True), ran.stderr
+    ran = llamalite_command("list")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"error: the models folder {tmp_path / 'file'} cannot be read: ")
+    assert ran.stderr.count("\n") == 1

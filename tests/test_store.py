@@ -59,6 +59,7 @@ def test_a_folder_of_the_same_name_does_not_hide_the_model(folder: Path, tmp_pat
         ("models/plane.gguf", "no model 'models/plane.gguf': did you mean models/plain.gguf?"),
         ("models/zzzzz", "no model 'models/zzzzz': no such file"),
         ("nowhere/m.gguf", "no model 'nowhere/m.gguf': there is no folder nowhere"),
+        ("~nosuchuser/m", "no model '~nosuchuser/m': there is no folder ~nosuchuser"),
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the messages show paths with forward slashes")

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 from tqdm import tqdm
 
+from llamalite.errors import LlamaliteError
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
 
 if TYPE_CHECKING:
@@ -243,7 +244,11 @@ def _next_step(path: Path) -> str:
     """How the file is run: by its name where the models folder has it, else by its path."""
     from llamalite import store
 
-    if store.find(store.name_of(path)) == path:
+    try:
+        named = store.find(store.name_of(path)) == path
+    except (LlamaliteError, ValueError):  # a folder that cannot be read, a name of several models
+        named = False
+    if named:
         return f"{path}: llamalite run {shlex.quote(store.name_of(path))}"
     return f"llamalite run {shlex.quote(str(path))}"
 
