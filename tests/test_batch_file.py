@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,13 +155,13 @@ def test_half_an_answer_is_kept_until_the_others_are_known_to_be_ours(model: Mod
 def test_the_prompts_are_no_place_for_answers(model: Model, tmp_path: Path) -> None:
     source = write(tmp_path, LINES)
     source.write_text('{"prompt": "once"}')
-    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "link").hardlink_to(source)
     for target in (source, tmp_path / "link"):
         with pytest.raises(LlamaliteError, match="holds the prompts"):
             answer_file(model, source, target, params=PARAMS)
     assert source.read_text() == '{"prompt": "once"}'
     with pytest.raises(LlamaliteError, match="is no regular file"):
-        answer_file(model, source, Path("/dev/full"), params=PARAMS)
+        answer_file(model, source, Path(os.devnull), params=PARAMS)
 
 
 def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
