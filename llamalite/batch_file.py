@@ -146,7 +146,9 @@ def _line(model: Model, number: int, raw: bytes, defaults: SamplingParams, as_te
         raise ValueError('a line is an object with either "prompt" or "messages"')
     identity: Any = asked.pop("id", None)
     try:
-        json.dumps(identity, ensure_ascii=False).encode()
+        kept = json.dumps(identity, ensure_ascii=False).encode()
+        if kept.count(b"[") + kept.count(b"{") > 100:  # it is written, and read again, from deeper down than here
+            raise ValueError('"id" holds more than 100 brackets')
     except UnicodeEncodeError:
         raise ValueError('"id" holds half a character (a lone surrogate)') from None
     prompt: Any = asked.pop("prompt", None)
