@@ -133,6 +133,11 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
             "4000 is the limit",
         ),
         ('root ::= "\0"', "NUL"),
+        ('root ::= "a"{5,2}', r"line 1 of the grammar, \{5,2\}: the most, 2, is below the least, 5"),
+        ('root ::= "{1}" # "\n  [\\]"] { 7 # }\n , 3 }', "line 2 of the grammar, .*the most, 3, is below the least, 7"),
+        ('root ::= "a"{0,2001}', "2000 repetitions are the most"),
+        ('root ::= "a"{' + "9" * 5000 + "}", "2000 repetitions are the most"),
+        ('root ::= "' + "a" * 1000 + '"{2000}', "write out 2004000 characters"),
     ],
 )
 def test_a_grammar_that_llama_cpp_cannot_take_is_refused(
@@ -141,6 +146,11 @@ def test_a_grammar_that_llama_cpp_cannot_take_is_refused(
     with pytest.raises(ValueError, match=told):
         NativeSampler(model, SamplingParams(grammar=grammar))
     assert capfd.readouterr().err == ""
+
+
+def test_repetitions_that_llama_cpp_can_hold_pass(model: NativeModel) -> None:
+    for times in ("{3}", "{0}", "{2,}", "{ 0 , 2000 }", "{2,2}", "{002}{2}"):
+        NativeSampler(model, SamplingParams(grammar=f'root ::= "{{5,2}}" [{{5,2}}] "a"{times} # {{5,2}}')).close()
 
 
 def test_a_bias_outside_the_vocabulary_is_refused(model: NativeModel) -> None:

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,17 @@ from llamalite.sampling import SamplingParams
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data (llama.h)
 # The parser recurses at each bracket and the check for left recursion at each rule: beyond these the stack would end.
 _MAX_GRAMMAR_NESTING, _MAX_GRAMMAR_RULES = 200, 4000
+# MAX_REPETITION_THRESHOLD (llama-grammar.cpp): `parse_sequence` refuses a minimum above it and takes a maximum above it
+# for none. A maximum below the minimum it does not see: `max_times - min_times` wraps, and it writes rules for ever.
+_MAX_REPETITIONS = 2000
+_MAX_REPEATED = 1_000_000  # characters that all repetitions together write out
+_GRAMMAR_ITEM = re.compile(
+    # the parts of `parse_sequence`: a literal, a class, a token; a repetition; a comment; what else stands there
+    r"""(?P<item>"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|<[^>]*>)|\{(?P<times>(?:#[^\r\n]*[\r\n]|[^}#])*)\}|#[^\r\n]*|[^\s]""",
+    re.DOTALL,
+)
+_COMMENT = re.compile(r"#[^\r\n]*")
+_TIMES = re.compile(r"\s*([0-9]+)\s*(?:(,)\s*([0-9]*)\s*)?", re.ASCII)
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,6 +226,7 @@ def _grammar(model: NativeModel, text: str) -> Any:
         raise ValueError(f"the grammar has {text.count('::=')} rules, and {_MAX_GRAMMAR_RULES} is the limit")
     if "\0" in text:
         raise ValueError("the grammar holds a NUL character: write it as \\x00")
+    _check_repetitions(text)
     lib, vocab, raw = llama(), model.vocab, text.encode()
     with errors_heard() as heard, stderr_of_c() as written:
         grammar = lib.llama_sampler_init_grammar(vocab, raw, b"root")
@@ -224,6 +237,26 @@ def _grammar(model: NativeModel, text: str) -> Any:
     for line in written:  # another thread's
         os.write(2, line.encode("utf-8", "replace") + b"\n")
     return grammar
+
+
+def _check_repetitions(text: str) -> None:
+    """Raise ``ValueError`` for a repetition that llama.cpp would write out without end, or beyond measure."""
+    length, total = 1, 0  # of the part that a repetition repeats; of all parts written out
+    for found in _GRAMMAR_ITEM.finditer(text):
+        times = _TIMES.fullmatch(_COMMENT.sub("", found["times"] or ""))
+        if times is None:  # what else stands in braces llama.cpp refuses itself
+            length = len(found[0]) if found["item"] else length if found[0][0] == "#" else 1
+            continue
+        where = f"line {text.count(chr(10), 0, found.start()) + 1} of the grammar, {' '.join(found[0].split()):.40}"
+        numbers = [one.lstrip("0") or "0" for one in (times[1], times[3]) if one]
+        if any(len(one) > 4 or int(one) > _MAX_REPETITIONS for one in numbers):
+            raise ValueError(f"{where}: {_MAX_REPETITIONS} repetitions are the most that llama.cpp can hold")
+        if int(numbers[-1]) < int(numbers[0]):
+            raise ValueError(f"{where}: the most, {numbers[-1]}, is below the least, {numbers[0]}")
+        length *= max(1, int(numbers[-1]))
+        total += length
+        if total > _MAX_REPEATED:
+            raise ValueError(f"{where}: the repetitions up to here write out {total} characters: repeat less")
 
 
 def _nesting(text: str) -> int:
