@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import itertools
 import json
 import re
 import threading
@@ -49,8 +48,14 @@ _SPECS = {  # what a format says of width and precision: numbers, or that an arg
     "%": re.compile(r"%(?:\([^)]*\))?[-+ #0]*([0-9*]*\.?[0-9*]*)"),
     "format": re.compile(r"\{[^{}]*:([^{}]*\{?)"),
 }
-_PADDING = frozenset("batch center expandtabs indent ljust rjust slice tojson truncate wordwrap zfill".split())
-_WRITING = frozenset("% format forceescape join pprint replace string tojson translate urlencode xmlattr".split())
+_PADDING = frozenset("batch center expandtabs indent ljust rjust round slice tojson truncate zfill".split())
+_WRITING = frozenset("% format forceescape join replace string tojson translate urlencode".split())
+_FILTERS = frozenset(  # of jinja2's: those that chat templates use, in a time that grows with what they are given
+    "abs attr batch capitalize count d default dictsort e escape first float forceescape format groupby indent int "
+    "items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr "
+    "slice sort string sum title tojson trim truncate unique upper urlencode".split()
+)
+_MAX_FILTERED = 1 << 22  # characters that a filter is given: none asks the clock while it works
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -67,7 +72,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Plain data, no attribute of Python's own, `MAX_SECONDS` of computation, and no text longer than `MAX_TEXT`.
 
-    jinja2's own sandbox bounds neither. Every turn of a loop and every call asks the clock; whatever can make a long
+    jinja2's own sandbox bounds none. Every turn of a loop and every call asks the clock; whatever can make a long
     text of a short one (``*``, ``+``, ``~``, ``%``, padding, ``join``, ``replace``, output) is measured before.
     """
 
@@ -76,8 +81,10 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=_measured, **options)
         self._clock = threading.local()
-        for name, function in list(self.filters.items()):
-            self.add_filter(name, function)
+        given, self.filters = self.filters, {}
+        for name in _FILTERS & set(given):
+            self.add_filter(name, given[name])
+        del self.globals["lipsum"]
 
     def start(self) -> None:
         """Give the computation that follows in this thread its time."""
@@ -97,6 +104,8 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         @functools.wraps(function)
         def filtered(*args: Any, **kwargs: Any) -> Any:
             self.spend()
+            if any(_weight(one, _MAX_FILTERED) > _MAX_FILTERED for one in (*args, *kwargs.values())):
+                raise jinja2.exceptions.SecurityError(f"it gave {name!r} more than {_MAX_FILTERED} characters")
             _check_call("%" if name == "format" else name, args, kwargs)
             return function(*args, **kwargs)
 
@@ -200,7 +209,7 @@ def _weight(value: Any, budget: int = MAX_TEXT) -> int:
         return len(value)
     n = 8
     if isinstance(value, (list, tuple, Mapping)):
-        parts = itertools.chain(value.keys(), value.values()) if isinstance(value, Mapping) else value
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for part in parts:
             n += 2 + _weight(part, budget - n)
             if n > budget:
@@ -218,8 +227,13 @@ def _measured(value: Any) -> Any:
 def _check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise ``SecurityError`` for a filter or a method of str that would make a text out of all proportion."""
     given = [*args, *kwargs.values()]
-    if name in _PADDING and any(isinstance(one, int) and abs(one) > _MAX_WIDTH for one in given):
+    if name in _PADDING and any(isinstance(one, int) and abs(one) > _MAX_WIDTH for one in given[1:]):
         raise jinja2.exceptions.SecurityError(f"it wanted a {name!r} wider than {_MAX_WIDTH}")
+    if name in ("expandtabs", "indent", "tojson"):
+        n_places = _weight(given[0]) // 8 if name == "tojson" else given[0].count("\n") + given[0].count("\t")
+        _check_length(n_places * max([8, *(abs(one) if isinstance(one, int) else _weight(one) for one in given[1:])]))
+    if name == "sum" and any(isinstance(one, (list, tuple)) for one in given[2:]):  # after jinja2's own and the items
+        raise jinja2.exceptions.SecurityError("it wanted the 'sum' of lists")
     if name not in _WRITING:
         return
     texts = [one for one in given if isinstance(one, str)]
@@ -261,25 +275,20 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
 def _environment() -> _Sandbox:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols])
     environment.add_filter("tojson", _tojson)
     environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_Namespace
+        raise_exception=_raise_exception,
+        strftime_now=lambda form: datetime.datetime.now().strftime(form),
+        dict=lambda *args, **kwargs: dict(*args, **kwargs),
+        namespace=_Namespace,
     )
     return environment
 
@@ -298,9 +307,7 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
-    raise TemplateError(
-        f"messages and tools are made of texts, numbers, lists and dicts, found a {type(value).__name__}"
-    )
+    raise TemplateError(f"messages and tools hold texts, numbers, lists and dicts, found a {type(value).__name__}")
 
 
 class ChatTemplate:
@@ -350,9 +357,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template refuses these messages: {_told(error)}") from None
         except Exception as error:  # noqa: BLE001 - a template can raise whatever Python does
-            raise TemplateError(
-                f"the chat template failed on these messages: {type(error).__name__}: {error}"
-            ) from None
+            told = f"{type(error).__name__}: {error}"
+            raise TemplateError(f"the chat template failed on these messages: {told}") from None
 
 
 def _told(error: BaseException) -> str:

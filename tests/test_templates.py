@@ -31,6 +31,8 @@ def test_what_hugging_face_templates_use_is_there() -> None:
     assert render("{{ [1] | tojson(indent=2) }}") == "[\n  1\n]"
     assert len(render("{{ strftime_now('%Y') }}")) == 4
     assert render("{% set ns = namespace(n=0) %}{% set ns.n = 5 %}{{ ns.n }}") == "5"
+    assert render("{{ [1, 2] | sum }} {{ 1234567 | round | int | tojson }}") == "3 1234567"
+    assert render("{{ 'a\\nb' | indent(2) }}") == "a\n  b"
     assert render("{{ bos_token }}{{ x }}", bos_token="<s>", x=3) == "<s>3"
     assert render("  {% if true %}\nyes\n  {% endif %}\n") == "yes\n"  # blocks are trimmed as transformers trims them
 
@@ -92,13 +94,21 @@ BOMBS = [
     "{{ '%1000000000d' % 1 }}",
     "{{ '%*d' % (1000000000, 1) }}",
     "{{ '%1000000000d' | format(1) }}",
-    "{{ 'x' | center(1000000000) | length }}",
     "{{ 'x'.ljust(1000000000) | length }}",
     "{{ 'x\\ny' | indent(1000000000) | length }}",
     "{{ [1] | tojson(indent=1000000000) | length }}",
     "{{ [1] | batch(1000000000, 'x') | list | length }}",
     "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
     "{{ (9 ** 64) ** 64 }}",
+    "{{ ('\\n' * 999999) | indent(99999) | length }}",
+    "{{ ('\\n' * 999999) | indent('x' * 999999) | length }}",
+    "{{ ('\\t' * 999999).expandtabs(99999) | length }}",
+    "{{ ([0] * 999999) | tojson(indent=99999) | length }}",
+    "{{ ([0] * 999999) | tojson(separators=('x' * 999999, '')) | length }}",
+    "{{ ([[0] * 999999] * 999999) | map('list') | sum(start=[]) | length }}",
+    "{{ (['x' * 999999] * 999999) | sort | length }}",
+    "{{ 1 | round(-1000000000) }}",
+    "{% set x = 'x' * 1000000 %}{{ (x ~ x ~ x ~ x ~ x) | title | length }}",
 ]
 
 
@@ -108,6 +118,14 @@ def test_a_template_that_computes_without_end_or_writes_too_much_is_stopped(sour
     with pytest.raises(TemplateError, match="not safe to run"):
         render(source)
     assert time.thread_time() - start < 2 * MAX_SECONDS
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ ('a' * 999999) | wordwrap(1) }}", "{{ 'a' | center(9) }}", "{{ lipsum(n=100000) | length }}"]
+)
+def test_what_no_chat_template_needs_is_not_there(source: str) -> None:
+    with pytest.raises(TemplateError, match="No filter named|'lipsum' is undefined"):
+        render(source)
 
 
 def test_formats_and_long_texts_of_a_common_size_pass() -> None:
