@@ -63,6 +63,13 @@ _USES = {
     "value": ["string", "number", "boolean", "null", "any-object", "any-array"],
 }  # fmt: skip
 _MAX_REPEATED = 2000
+_MAX_DEPTH = 150  # schemas within schemas: Python's own stack takes a thousand calls, and each takes up to four
+_SHAPES = {  # what a keyword's value must be
+    "type": "a type or a list of types", "properties": "an object", "required": "a list of texts", "format": "a text",
+    **dict.fromkeys(("enum", "allOf", "prefixItems"), "a list"),
+    **dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), "a number"),
+    **dict.fromkeys("minLength maxLength minItems maxItems".split(), "a number"),
+}  # fmt: skip
 
 
 def grammar_of(schema: Mapping[str, Any] | bool) -> str:
@@ -76,6 +83,7 @@ class _Writer:
         self._rules: dict[str, str] = {}
         self._shared: dict[str, None] = {}
         self._refs: dict[str, str] = {}
+        self._depth = 0
         self._rules["root"] = ""
         self._rules["root"] = self._visit(schema, "root", "#")
 
@@ -100,10 +108,19 @@ class _Writer:
         return name
 
     def _visit(self, schema: Any, name: str, at: str) -> str:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            _refuse(at, f"schemas nest more than {_MAX_DEPTH} deep")
+        body = self._body(schema, name, at)
+        self._depth -= 1
+        return body
+
+    def _body(self, schema: Any, name: str, at: str) -> str:
         if schema is True or schema == {}:
             return self._use("value")
         if not isinstance(schema, Mapping):
             _refuse(at, f"a schema is an object or true, found {schema!r:.60}")
+        _check_shapes(schema, at)
         keys = {key for key in schema if key not in _ANNOTATIONS and not key.startswith("x-")}
         if "$ref" in keys:
             return self._ref(schema["$ref"], _alone(keys, "$ref", at), at)
@@ -116,13 +133,10 @@ class _Writer:
             return self._visit(schema["allOf"][0], name, f"{at}/{_alone(keys, 'allOf', at)}/0")
         if "const" in keys or "enum" in keys:
             return self._constants(schema, keys, at)
-        types = schema.get("type") or [_NAMES_A_TYPE[key] for key in sorted(keys) if key in _NAMES_A_TYPE][:1]
+        types = schema.get("type", [_NAMES_A_TYPE[key] for key in sorted(keys) if key in _NAMES_A_TYPE][:1])
         types = [types] if isinstance(types, str) else list(types)
         if not types:
             _refuse(at, f"{sorted(keys)[0]!r} is nothing that a grammar can hold")
-        unknown = [one for one in types if one not in _OF_TYPE]
-        if unknown:
-            _refuse(at, f"{unknown[0]!r} is no type of JSON")
         elsewhere = set().union(*_OF_TYPE.values()) - set().union(*(_OF_TYPE[one] for one in types))
         bound = {"exclusiveMinimum", "exclusiveMaximum", "maximum"} if "number" in types else set()
         for key in sorted(keys - {"type"}):
@@ -167,7 +181,7 @@ class _Writer:
         values = [value for value in values if any(_is(value, one) for one in types)]
         if not values:
             _refuse(at, "no value of 'enum' has the type asked for")
-        return _any_of([_literal(json.dumps(value, ensure_ascii=False)) for value in values])
+        return _any_of([_json_literal(value, at) for value in values])
 
     def _boolean(self, _schema: Any, _name: str, _at: str) -> str:
         return self._use("boolean")
@@ -246,7 +260,7 @@ class _Writer:
         pairs = {}
         for key, one in properties.items():
             body = self._visit(one, name, f"{at}/properties/{key}")
-            pairs[key] = f'{_literal(json.dumps(key, ensure_ascii=False))} ws ":" ws {_group(body)}'
+            pairs[key] = f'{_json_literal(key, at)} ws ":" ws {_group(body)}'
         # Rule i writes what may follow once a property stands before: each with its comma, the optional ones if at all.
         rest, beginnings, keys = '""', [], list(pairs)
         for key in reversed(keys):
@@ -268,7 +282,34 @@ _SEPARATOR = ' ws "," ws '
 
 
 def _refuse(at: str, why: str) -> NoReturn:
-    raise ValueError(f"json_schema, at {at}: {why}")
+    place = at if len(at) < 200 else f"{at[:100]}...{at[-80:]}"
+    raise ValueError(f"json_schema, at {place}: {why}".encode("utf-8", "backslashreplace").decode())
+
+
+def _check_shapes(schema: Mapping[Any, Any], at: str) -> None:
+    for key, value in schema.items():
+        if not isinstance(key, str):
+            _refuse(at, f"a keyword is a text, found {key!r:.60}")
+        wanted = _SHAPES.get(key)
+        if wanted is not None and not _has_shape(value, wanted):
+            _refuse(at, f"{key!r} must be {wanted}, found {value!r:.60}")
+    types = schema.get("type", [])
+    unknown = [one for one in ([types] if isinstance(types, str) else types) if one not in _OF_TYPE]
+    if unknown:
+        _refuse(at, f"{unknown[0]!r} is no type of JSON")
+
+
+def _has_shape(value: Any, wanted: str) -> bool:
+    if wanted == "a text":
+        return isinstance(value, str)
+    if wanted == "a number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    if wanted == "an object":
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if wanted == "a type or a list of types" and isinstance(value, str):
+        return True
+    texts = wanted != "a list"
+    return isinstance(value, (list, tuple)) and (not texts or all(isinstance(one, str) for one in value))
 
 
 def _alone(keys: set[str], key: str, at: str) -> str:
@@ -283,6 +324,15 @@ def _any_of(parts: list[str]) -> str:
 
 def _group(body: str) -> str:
     return f"({body})" if "|" in body else body
+
+
+def _json_literal(value: Any, at: str) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate is no UTF-8
+    except (TypeError, ValueError, RecursionError) as error:
+        _refuse(at, f"{value!r:.60} is nothing that JSON can hold: {error}")
+    return _literal(text)
 
 
 def _literal(text: str) -> str:

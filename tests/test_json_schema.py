@@ -73,6 +73,10 @@ def valid(value: Any, schema: Any, root: Any) -> bool:
     return True
 
 
+def nested(depth: int) -> Any:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "null"}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     with Model(toy.write_toy(tmp_path_factory.mktemp("schema") / "toy.gguf", n_ctx_train=512), n_threads=1) as loaded:
@@ -117,11 +121,38 @@ def test_whole_numbers_between_two_bounds_are_exactly_those() -> None:
         ({"type": "string", "maxLength": 10**6}, "more than the 2000 repetitions"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "'a' is required, and additional"),
         (False, "a schema is an object or true, found False"),
+        ({"type": 5}, "at #: 'type' must be a type or a list of types, found 5"),
+        ({"type": [{}]}, "'type' must be a type"),
+        ({"const": 1, "type": "text"}, "'text' is no type of JSON"),
+        ({"type": []}, "at #: "),
+        ({"items": {"type": "object", "properties": [1]}}, r"at #/items: 'properties' must be an object, found \[1\]"),
+        ({"type": "object", "properties": {5: {}}}, "'properties' must be an object"),
+        ({"type": "object", "required": 5}, "'required' must be a list of texts, found 5"),
+        ({"type": "object", "required": [5]}, "'required' must be a list of texts"),
+        ({"type": "object", "required": [[]]}, "'required' must be a list of texts"),
+        ({"enum": 5}, "'enum' must be a list, found 5"),
+        ({"enum": {"a": 1}}, "'enum' must be a list"),
+        ({"allOf": 5}, "'allOf' must be a list"),
+        ({"allOf": {"a": {}}}, "'allOf' must be a list"),
+        ({"prefixItems": 5}, "'prefixItems' must be a list"),
+        ({"type": "string", "format": []}, r"'format' must be a text, found \[\]"),
+        ({"type": "string", "minLength": None}, "'minLength' must be a number, found None"),
+        ({"type": "integer", "minimum": []}, r"'minimum' must be a number, found \[\]"),
+        ({"type": "integer", "minimum": float("inf")}, "'minimum' must be a number, found inf"),
+        ({"type": "integer", "maximum": float("nan")}, "'maximum' must be a number, found nan"),
+        ({"const": float("nan")}, "at #: nan is nothing that JSON can hold"),
+        ({"const": "\ud800"}, "at #: .* is nothing that JSON can hold"),
+        ({"properties": {"\ud800": {}}}, "is nothing that JSON can hold"),
+        (nested(400), r"at #/items/.*\.\.\..*: schemas nest more than 150 deep"),
     ],
 )
 def test_what_no_grammar_can_hold_is_refused_by_name(schema: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         grammar_of(schema)
+
+
+def test_a_schema_may_nest_as_deep_as_the_bound() -> None:
+    assert grammar_of(nested(149)).count("::=") > 149
 
 
 def test_annotations_are_passed_over() -> None:
