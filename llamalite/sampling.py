@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         speculate: Speculation | None
 
 
+_MAX_BIAS = 1e30  # beside a logit no different from more, and within float32
 _FROM_FILE = {  # llama_model_meta_key_str (llama-model.cpp) → our name
     "general.sampling.temp": ("temperature", float),
     "general.sampling.top_k": ("top_k", int),
@@ -115,17 +116,23 @@ class SamplingParams:
             self._whole("logprobs", 0, 1000)
         if self.speculate not in (None, "off", "lookup", "draft"):
             raise ValueError(f"speculate must be 'off', 'lookup', 'draft' or None, found {self.speculate!r}")
+        if not isinstance(self.stop, (str, list, tuple)):
+            raise ValueError(f"stop must be a text or a list of texts, found {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise ValueError(f"stop must hold texts that are not empty, found {self.stop!r}")
         object.__setattr__(self, "stop", stop)
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias maps token ids to numbers, found {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
             if isinstance(token, bool) or not isinstance(token, int) or token < 0:
                 raise ValueError(f"logit_bias maps token ids (0 and up) to numbers, found the key {token!r}")
-            if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+            if not isinstance(bias, (int, float)) or not (bias == -math.inf or abs(bias) <= _MAX_BIAS):
                 raise ValueError(f"logit_bias of token {token} must be a number or -inf, found {bias!r}")
         if self.grammar is not None and self.json_schema is not None:
             raise ValueError("grammar and json_schema exclude each other: give one")
+        if not isinstance(self.grammar, (str, type(None))):
+            raise ValueError(f"grammar must be a text (GBNF), found {self.grammar!r}")
         if self.grammar is not None and not self.grammar.strip():
             raise ValueError("grammar is empty: give None for no grammar")
         if self.json_schema is not None and stop:
