@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llamalite import hardware, session, store
 from llamalite.answers import Completion, Piece
@@ -77,7 +77,7 @@ class Model:
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self._native: NativeModel | None = None
-        if kv_type.upper() not in KV_TYPES:
+        if not isinstance(kv_type, str) or kv_type.upper() not in KV_TYPES:
             raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
         for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads), ("n_batch", n_batch)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -102,8 +102,8 @@ class Model:
                 flash_attn=flash_attn,
                 exact=exact,
             )
-            adapters = [lora] if isinstance(lora, (str, os.PathLike, LoraAdapter)) else list(lora)
-            if adapters:
+            alone = isinstance(lora, (str, LoraAdapter)) or not isinstance(lora, Sequence)
+            if adapters := cast("list[Lora]", [lora] if alone else list(lora)):  # type: ignore[arg-type]
                 self._context.set_lora([one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in adapters])
             drafting = open_draft(helper.path, self._context, n_gpu_layers=n_gpu) if helper else None
             self.defaults = SamplingParams.from_metadata(native.metadata).replace(seed=seed)

@@ -6,7 +6,7 @@ ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one B
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llamalite.errors import TemplateError
@@ -36,6 +36,8 @@ class Prompts:
         """Return the ids of a text (BOS first where the file asks for it), of messages, or the ids given."""
         if isinstance(prompt, (str, bytes)):
             return self._tokenize(prompt, add_special=True)
+        if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+            raise TypeError(f"prompt must be a text, a list of messages or token ids, found {prompt!r:.80}")
         if any(isinstance(one, Mapping) for one in prompt):
             return self.chat_tokens(prompt)  # type: ignore[arg-type]
         return [int(token) for token in self._model.check_tokens(prompt)]  # type: ignore[arg-type]

@@ -171,6 +171,8 @@ def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return `path` with a home for its ``~``; as it is where there is no such user, which shells do too."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"a model is named by a path or a name, found {path!r:.80}")
     try:
         return Path(path).expanduser()
     except RuntimeError:

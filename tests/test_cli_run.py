@@ -157,6 +157,10 @@ def test_a_schema_a_grammar_and_stop_texts_hold(llamalite_command: Run, base: Pa
     assert isinstance(json.loads(ran.stdout)["a"], bool)
     assert llamalite_command("run", base, "once", "--grammar", "g.gbnf", *threads).stdout in ("yes\n", "no\n")
     assert "bad.json is no JSON" in llamalite_command("run", base, "once", "--schema", "bad.json").stderr
+    (tmp_path / "null.json").write_text("null")
+    refused = llamalite_command("run", base, "once", "--schema", "null.json")
+    assert refused.returncode != 0
+    assert "null.json, at #: a schema is an object or true, found null" in refused.stderr
     whole = said(base, "once upon a time")
     stop = whole[len(whole) // 2]
     ran = llamalite_command("run", base, "once upon a time", *GREEDY, "--stop", stop)

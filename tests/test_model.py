@@ -265,11 +265,24 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(path: Path, mo
         ({"n_gpu_layers": "some"}, "n_gpu_layers must be 'auto', 'all' or a number of layers, found 'some'"),
         ({"flash_attn": "on"}, "flash_attn must be 'auto', True or False, found 'on'"),
         ({"seed": -1}, "seed must be a whole number in"),
+        ({"kv_type": None}, "kv_type must be one of F32, F16, .*, found None"),
+        ({"lora": 5}, "lora must name files or be LoraAdapters, found 5"),
+        ({"lora": [5]}, "lora must name files or be LoraAdapters, found 5"),
+        ({"draft": 5}, "a model is named by a path or a name, found 5"),
+        ({"progress": 5}, "progress must be a function of one number, found 5"),
     ],
 )
 def test_a_setting_that_no_model_can_have_is_refused_by_name(path: Path, options: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, TypeError), match=told):
         Model(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 5])
+def test_what_is_no_path_and_what_is_no_prompt_is_named(model: Model, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"a model is named by a path or a name, found {wrong}"):
+        Model(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"prompt must be a text, a list of messages or token ids, found {wrong}"):
+        model.generate(wrong)  # type: ignore[arg-type]
 
 
 def test_a_lora_adapter_is_its_product_added_to_the_weights(path: Path, tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
             chosen["json_schema"] = json.loads(options["schema"].read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{options['schema']} is no JSON: {error}") from None
+        if chosen["json_schema"] is None:  # which would mean no schema
+            raise ValueError(f"{options['schema']}, at #: a schema is an object or true, found null")
     return chosen
 
 

@@ -72,6 +72,8 @@ class NativeModel:
         self._ptr: Any = None
         self._owned: list[_Freed] = []
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be a function of one number, found {progress!r:.80}")
         self.path = Path(path)
         if header is None or header.path != self.path:
             check(
@@ -155,6 +157,8 @@ class NativeModel:
 
     def adapter(self, path: str | os.PathLike[str]) -> Any:
         """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"lora must name files or be LoraAdapters, found {path!r:.80}")
         path = Path(path)
         if path not in self._adapters:
             check_adapter(path)
