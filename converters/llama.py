@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+from llamalite.gguf_check.llama import MAX_CONTEXT
 
 _logger = logging.getLogger(__name__)
 
@@ -265,9 +266,9 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        found = "is missing" if value is None else f"is {value!r}"
-        raise CheckpointError(f"config.json: {key} {found}, expected a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_CONTEXT:
+        found = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"config.json: {key} {found}, expected a whole number from 1 to {MAX_CONTEXT}")
     return value
 
 

@@ -21,7 +21,7 @@ from llamalite.converters.importance import Importance
 from llamalite.converters.llama import LlamaConfig, TensorRule
 from llamalite.errors import CheckpointError, QuantizationError, UnsupportedArchitectureError
 from llamalite.native.quantize import needs_importance
-from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, FileType, TensorType
+from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, FileType, TensorType
 
 # Buffers that old checkpoints carry and that follow from the config (conversion/base.py, prepare_tensors).
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -64,6 +64,11 @@ class Recipe:
     overrides: Sequence[tuple[str, TensorType]] = ()
     pure: bool = False
     allow_requantize: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern, kind in self.overrides:
+            if kind.name in NO_WEIGHTS:
+                raise ValueError(f"{pattern}={kind.name}: weights cannot be stored as {kind.name}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ import pytest
 import toy_checkpoint
 from faults import START, assert_one_line, can_mount, command, environment, snapshot
 from kills import kill_conversions
+
+from llamalite.converters import Recipe
+from llamalite.quant_types import TENSOR_TYPES
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's signals and limits")
 needs_mount = pytest.mark.skipif(not can_mount(), reason="needs a mount namespace (unshare, Linux)")
@@ -265,3 +269,28 @@ def test_a_part_that_a_killed_one_left_is_named_and_replaced(source: Path, made:
     assert done.returncode == 0, done.stderr
     assert f"{out}.part is left from a conversion that was stopped; it is replaced" in done.stderr
     assert snapshot(made).keys() == {"precious", "out.gguf"}
+
+
+@pytest.mark.parametrize("kind", ["F64", "I8", "q8_k"])
+def test_a_type_that_no_weight_can_have_is_refused_before_ggml_aborts(source: Path, made: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match="weights cannot be stored as"):
+        Recipe(overrides=((".*", TENSOR_TYPES[kind.upper()]),))
+    done = command(["convert", source, "-t", "Q8_0", "-o", made / "x.gguf", "--tensor-type", f".*={kind}"])
+    assert done.returncode == 2
+    assert "expected REGEX=TYPE" in done.stderr
+    assert f" {kind.upper()}" not in done.stderr.partition("tensor types are")[2]
+    assert not list(made.glob("x.gguf*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(source: Path, made: Path) -> None:
+    (source / "config.json").unlink()
+    os.mkfifo(source / "config.json")
+    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "no regular file")
+
+
+def test_a_context_that_no_file_may_claim_is_refused_before_it_is_written(source: Path, made: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2**31 - 1}))
+    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "max_position_embeddings is 2147483647")
+    assert not list(made.glob("x.gguf*"))

@@ -42,6 +42,8 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file at `path`, at most `MAX_BYTES` long."""
     size = path.stat().st_size
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file")  # a pipe would be waited for without end
     if size > MAX_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}")
     return parse_object(path.read_bytes(), str(path))

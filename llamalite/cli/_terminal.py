@@ -98,7 +98,8 @@ class Terminal:
 
         if not self._quiet:
             n_ctx = self._model.n_ctx
-            click.echo(f"{self._model.path.name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends", err=True)
+            told = f"{self._model.path.name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends"
+            click.echo(told, err=True)
         while True:
             try:
                 text = self._read()

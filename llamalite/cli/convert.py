@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from tqdm import tqdm
 
 from llamalite.errors import LlamaliteError
-from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
+from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, TensorType
 
 if TYPE_CHECKING:
     from llamalite.converters import ConversionReport
@@ -40,11 +40,12 @@ def tensor_types(
     from llamalite.converters.patterns import Pattern
 
     parsed = []
+    known = [name for name in TENSOR_TYPES if name not in NO_WEIGHTS]
     for value in values:
         pattern, _, name = value.rpartition("=")
-        if not pattern or name.upper() not in TENSOR_TYPES:
-            known = ", ".join(TENSOR_TYPES)
-            raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {known}", ctx, param)
+        if not pattern or name.upper() not in known:
+            told = ", ".join(known)
+            raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {told}", ctx, param)
         try:
             Pattern(pattern.lower())
         except ValueError as error:

@@ -15,11 +15,11 @@ import numpy as np
 
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Header, TensorInfo
+from llamalite.quant_types import NO_WEIGHTS
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (llama-hparams.h)
 MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS (llama-hparams.h)
 MAX_CONTEXT = 1 << 30  # tokens; llama.cpp rounds up to 256 in 32 bits
-NO_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}  # types that llama.cpp cannot multiply a matrix of
 SCALING = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPESCALING_TYPES (llama-model.cpp)
 
 Rule = Callable[[Any], bool]

@@ -17,9 +17,10 @@ import numpy as np
 
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Header
-from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, NO_WEIGHTS, SCALING, check_llama
+from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, SCALING, check_llama
 from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
+from llamalite.quant_types import NO_WEIGHTS
 
 _SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # llama_split_path (llama.cpp)
 

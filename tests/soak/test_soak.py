@@ -18,13 +18,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a thread that h
 @pytest.mark.parametrize("name", soak.RUNS)
 def test_a_hundredth_of_a_long_run_is_right_and_ends(name: str) -> None:
     """In a process of its own, whose memory is that run's alone."""
-    program = f"import soak; found = soak.run({name!r}, 0.005); print(found); print(found.growth)"
+    program = f"import soak; found = soak.run({name!r}, 0.005); print(found); print(found.end_bytes - found.warm_bytes)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(soak.__file__).parent, capture_output=True, text=True,
         env=environment(), timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout.splitlines()[-1]) < 0.2, done.stdout
+    # The warm-up of a run this short is over before every thread has filled its share of malloc's arenas, so that the
+    # bound is loose; `make soak` holds the whole runs to 5 %.
+    assert int(done.stdout.splitlines()[-1]) < 40 << 20, done.stdout
 
 
 def test_the_judge_sees_a_wrong_answer(tmp_path: Path) -> None:
