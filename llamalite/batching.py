@@ -220,5 +220,4 @@ class Batch:
                 np.array(tokens, np.int32), np.array(positions, np.int32), np.array(seq_ids, np.int32), want
             ),
             self.context,
-            long=True,
         )

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from llamalite.answers import Answer, FinishReason, Piece, Sampler, Totals, Vocabulary
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
-from llamalite.reading import Context, Costs, Reader
+from llamalite.reading import Context, Costs, Reader, Worker
 from llamalite.sampling import SamplingParams
 
 
@@ -86,8 +86,8 @@ class Stream(Iterator[Piece]):
 class Engine(Reader):
     """Runs generations over sequence 0 of a context, one after another, whatever thread they come from.
 
-    `can_rewind` and `prompt_step` are those of `Reader`. `make_speculator` gives what drafts tokens for a generation,
-    None for one token a decode.
+    `can_rewind`, `prompt_step` and `worker` are those of `Reader`. `make_speculator` gives what drafts tokens for a
+    generation, None for one token a decode.
     """
 
     def __init__(
@@ -99,8 +99,9 @@ class Engine(Reader):
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
         prompt_step: int | None = None,
+        worker: Worker | None = None,
     ) -> None:
-        super().__init__(context, can_rewind=can_rewind, prompt_step=prompt_step)
+        super().__init__(context, can_rewind=can_rewind, prompt_step=prompt_step, worker=worker)
         self.vocabulary, self.make_sampler, self.make_speculator = vocabulary, make_sampler, make_speculator
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose turn it is
@@ -154,7 +155,7 @@ class Engine(Reader):
             stream = self._active
         if stream is not None:
             stream.close()
-        self._worker.close()
+        self.worker.close()
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 

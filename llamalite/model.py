@@ -119,6 +119,7 @@ class Model:
             can_rewind=not native.is_recurrent,
             # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
             prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
+            worker=drafting.worker if drafting else None,
         )
         self._prompts = Prompts(native)
 

@@ -5,8 +5,8 @@
     reader.extend([token])                   # one more token, or several: a row of logits for each
     reader.keep(len(prompt_ids))             # forget what came after
 
-The module knows no llama.cpp: a context is whatever has the few methods named here. A long decode runs in another
-thread, so that Ctrl-C is heard, and `Costs` remembers how long decodes took.
+The module knows no llama.cpp: a context is whatever has the few methods named here. Decodes run in one thread of their
+own (`Worker` says why), and `Costs` remembers how long they took.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -70,10 +71,13 @@ class _Task:
 
 
 class Worker:
-    """A thread that computes for the main thread, so that the main thread hears Ctrl-C.
+    """The one thread that computes for a model, whatever thread asks: every decode, long or short, of draft models too.
 
-    Python delivers signals to the main thread between bytecodes: inside one C call of seconds it hears nothing. It is
-    one thread for all calls, since OpenMP keeps a team of threads for each thread that calls it.
+    Python delivers signals to the main thread between bytecodes: inside one C call of seconds it would hear no Ctrl-C.
+    And OpenMP, which llama.cpp's CPU backend runs on, keeps a team of threads for every thread that ever called it. As
+    soon as the teams have more threads than the machine has cores, GCC's runtime no longer spins at barriers but sleeps
+    (``gomp_throttled_spin_count_var``, libgomp), and every operation of a graph ends at one: a prompt read in one thread
+    and its answer in another made generation 5% slower on two cores. Handing a call over costs about 0.03 ms.
     """
 
     def __init__(self) -> None:
@@ -98,6 +102,7 @@ class Worker:
         try:
             threading.Thread(target=self._work, args=(tasks,), name="llamalite-decode", daemon=True).start()
             self._tasks = tasks
+            weakref.finalize(self, tasks.put, None).atexit = False  # a model that nobody closed ends its thread too
         except BaseException:
             self._tasks = None
             tasks.put(None)
@@ -186,25 +191,29 @@ class Reader:
 
     `can_rewind` is False for models whose memory cannot forget its newest part (recurrent ones): a prompt is then read
     anew unless it continues what is held. `prompt_step` is how many tokens one decode of a prompt holds: n_batch where
-    a decode can be aborted, less where cancellation has to wait for it.
+    a decode can be aborted, less where cancellation has to wait for it. `worker` is the thread that computes, one for all
+    readers that take turns.
     """
 
-    def __init__(self, context: Context, *, can_rewind: bool = True, prompt_step: int | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        can_rewind: bool = True,
+        prompt_step: int | None = None,
+        worker: Worker | None = None,
+    ) -> None:
         self.context = context
         self.held: list[int] = []  # the tokens that sequence 0 holds, in order
         self.costs = Costs()
         self.can_rewind = can_rewind
         self.prompt_step = min(prompt_step or context.n_batch, context.n_batch)
-        self._worker = Worker()
-        self._slow = False  # one token takes long enough for Ctrl-C to be missed
+        self.worker = worker or Worker()
 
-    def compute(self, decode: Callable[[], None], context: Context, *, long: bool) -> None:
-        """Run `decode`; on the main thread a long one runs in another, so that Ctrl-C is heard and aborts it."""
-        if not (long or self._slow) or threading.current_thread() is not threading.main_thread():
-            decode()
-            return
+    def compute(self, decode: Callable[[], None], context: Context) -> None:
+        """Run `decode` in the worker's thread and wait for it; Ctrl-C aborts it."""
         try:
-            self._worker.run(decode, context.abort)
+            self.worker.run(decode, context.abort)
         except KeyboardInterrupt:
             context.clear_abort()
             raise
@@ -251,7 +260,7 @@ class Reader:
                 self.context.decode(chunk, positions, 0, want)
 
             began = time.perf_counter()
-            self._guarded(step, chunk, long=len(chunk) > 1)
+            self._guarded(step, chunk)
             self.costs.add_prompt(len(chunk), time.perf_counter() - began)
             start += len(chunk)
         return n_same
@@ -260,13 +269,11 @@ class Reader:
         """Read `tokens` after what is held, in one decode; the context then has a row of logits for each of them."""
         position, began = len(self.held), time.perf_counter()
         if len(tokens) == 1:
-            self._guarded(lambda: self.context.decode_next(tokens[0], position, 0), tokens, long=False)
+            self._guarded(lambda: self.context.decode_next(tokens[0], position, 0), tokens)
         else:
             positions = np.arange(position, position + len(tokens), dtype=np.int32)
-            self._guarded(lambda: self.context.decode(tokens, positions, 0, True), tokens, long=False)
-        took = time.perf_counter() - began
-        self.costs.add(len(tokens), took)
-        self._slow = took > 0.1
+            self._guarded(lambda: self.context.decode(tokens, positions, 0, True), tokens)
+        self.costs.add(len(tokens), time.perf_counter() - began)
 
     def keep(self, n: int) -> None:
         """Forget all but the first `n` tokens that are held."""
@@ -280,9 +287,9 @@ class Reader:
             self.forget()
             self.read(tokens)
 
-    def _guarded(self, decode: Callable[[], None], tokens: Sequence[int], *, long: bool) -> None:
+    def _guarded(self, decode: Callable[[], None], tokens: Sequence[int]) -> None:
         try:
-            self.compute(decode, self.context, long=long)
+            self.compute(decode, self.context)
         except BaseException:
             self._resync([*self.held, *tokens])
             raise

@@ -233,6 +233,6 @@ def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypat
     monkeypatch.setattr(reading._Task, "wait", lambda task: next(answers)(task))
     context.abort = aborted.set  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        one.compute(slow, context, long=True)
+        one.compute(slow, context)
     monkeypatch.undo()
     assert list(run(one).tokens) == fake.story(PROMPT, 6)
