@@ -85,7 +85,7 @@ class Lookup:
 
     priors = (0.05, 0.2, 0.4, 0.6, 0.75, 0.85)  # for matches of 0, 1, 2-3, 4-7, 8-15, 16 and more tokens
     step_s = 0.0
-    n_before = 0
+    n_before = 4
     _SIZES = (4, 3, 2)
 
     def __init__(self) -> None:
@@ -205,10 +205,11 @@ class Speculator:
 
         Call it once a decode: what was said since the last call tells what the tokens returned then were worth.
         """
+        if len(said) < self._proposer.n_before:
+            return []
         self._learn(said)
         one = self._costs.of(1)
-        # Without figures a token is decoded alone, and measured.
-        if one is None or room < 1 or len(said) < self._proposer.n_before:
+        if one is None or room < 1:  # without figures a token is decoded alone, and measured
             return []
         if self._pause:
             self._pause -= 1
