@@ -342,7 +342,7 @@ def test_asking_for_fast_kernels_without_numba_names_the_extra() -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     said = run_python(code, LLAMALITE_KERNELS="fast").strip()
-    assert said == f"{QuantizationError.__name__} LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'"
+    assert said == f"{QuantizationError.__name__} LLAMALITE_KERNELS=fast needs Numba: pip install numba"
 
 
 def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:

@@ -18,7 +18,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a plot is written as {', '.join(SUFFIXES)}; found {path.name!r}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise EvaluationError('plots need matplotlib: pip install "llamalite[plot]"')
+        raise EvaluationError("plots need matplotlib: pip install matplotlib")
 
 
 def plot(comparison: Comparison, path: Path) -> None:
