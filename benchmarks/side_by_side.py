@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,15 @@ def short_table(figures: Iterable[Figure]) -> str:
         mine, other = _short(statistics.median(one.ours)), _short(statistics.median(one.theirs))
         lines.append(f"| {one.name} | {mine} {one.unit} | {other} {one.unit} | {one.ratio:.2f} | {one.peer} |")
     return "\n".join(lines)
+
+
+def in_a_thread(call: Callable[[], float]) -> float:
+    """Return what `call` gives in a thread that ends with it: the OpenMP threads that llama.cpp keeps for it end, too.
+
+    As long as another side's stand by, GCC's OpenMP lets all of them sleep at barriers instead of spinning.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def in_turns(
