@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
     from llamalite.evaluation.perplexity import perplexity as perplexity
     from llamalite.model import Model as Model
+    from llamalite.native.model import LoraAdapter as LoraAdapter
     from llamalite.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "Comparison": "llamalite.evaluation.comparison",
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
+    "LoraAdapter": "llamalite.native.model",
     "Model": "llamalite.model",
     "PerplexityResult": "llamalite.evaluation.perplexity",
     "Piece": "llamalite.answers",

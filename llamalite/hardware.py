@@ -351,3 +351,32 @@ def fit(
     else:
         advice = "convert it to a smaller type, close other programs, or run a smaller model"
     raise OutOfMemoryError(f"{name} needs {need(wanted)}, and {free_bytes / GIB:.2f} GiB are free: {advice}")
+
+
+def planned_n_ctx(
+    header: Header,
+    n_ctx: int | None,
+    *,
+    on_gpu: bool,
+    kv_type: str,
+    flash_attn: bool,
+    features: str,
+    draft: Header | None = None,
+) -> int:
+    """Return the context length to load a model with, beside the one of `draft`; ``OutOfMemoryError`` as `fit` has it.
+
+    A model whose layers are on a GPU is measured by llama.cpp alone. `features` is ``llama_print_system_info()``.
+    """
+    usual = n_ctx or min(DEFAULT_N_CTX, header.n_ctx_train)
+    if on_gpu:
+        return usual
+    drafts = memory_needed(draft, n_ctx=usual).total_bytes if draft else 0
+    need = fit(
+        header,
+        n_ctx=n_ctx,
+        free_bytes=free_memory_bytes() - drafts,
+        kv_type=kv_type,
+        flash_attn=flash_attn,
+        repacked=repacked_types(features),
+    )
+    return n_ctx or need.n_ctx

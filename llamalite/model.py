@@ -12,21 +12,22 @@ costs only its rest.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamalite import hardware, session, store
 from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
-from llamalite.gguf_check import Header, check
+from llamalite.gguf_check import check, check_adapter
 from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
 from llamalite.native.devices import offload
 from llamalite.native.library import llama, version
-from llamalite.native.model import LoraAdapter, NativeModel
+from llamalite.native.model import Lora, NativeModel, lora_adapters
 from llamalite.native.sampler import NativeSampler
 from llamalite.prompts import Message, Prompt, Prompts
 from llamalite.sampling import SamplingParams
@@ -38,18 +39,18 @@ if TYPE_CHECKING:
     from llamalite.batching import OnCompletion
     from llamalite.sampling import SamplingOptions
 
-Lora = str | os.PathLike[str] | LoraAdapter
+_logger = logging.getLogger(__name__)
 
 
 class Model:
     """A loaded GGUF file with one context. Close it, or use ``with``: the memory goes back at once.
 
-    - `path`: a file, or a name in the models folder (`llamalite.store`).
-    - `n_ctx`: tokens that the context holds; None takes the smallest of 8192, what the model was trained for and what
-      free memory holds. `n_batch`: tokens read in one call.
-    - `n_threads`: None takes the physical cores that this process may use.
-    - `n_gpu_layers`: "auto" uses the GPU where the installed llama.cpp has one, "all" or a number insists on it;
-      `device` names which (`llamalite doctor` lists them), or several with commas.
+    - `path`: a GGUF file, or a name in the models folder (`llamalite.store`); `from_pretrained` takes checkpoints too.
+    - `n_ctx`: tokens that a conversation may have; None takes the smallest of 8192, what the model was trained for and
+      what free memory holds. More than it was trained for is warned of. `n_batch`: tokens of a prompt read in one call.
+    - `n_threads`: threads that compute; None takes as many as the physical cores that this process may use.
+    - `n_gpu_layers`: "auto" is all of them where the installed llama.cpp can use a GPU, else none; "all" or a number
+      insists on it. `device`: which GPU, as `llamalite doctor` names it, or several with commas.
     - `kv_type`: the cache's type, `flash_attn`: "auto" or a bool; `exact`: F32 cache, flash attention off.
     - `lora`: adapters in GGUF form. `seed`: of generations that name none. `progress`: called with 0..1 while loading.
     - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
@@ -86,9 +87,22 @@ class Model:
         n_gpu = offload(n_gpu_layers, device)
         self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
         self._n_gpu = n_gpu
+        adapters = lora_adapters(lora)
+        for adapter in adapters:
+            check_adapter(adapter.path, self._header)
         helper = None if draft is None else check(store.resolve(draft))
-        cache = "F32" if exact else kv_type
-        n_ctx = _fitting_n_ctx(self._header, n_ctx, cache, flash_attn and not exact, n_gpu, helper)
+        n_ctx = hardware.planned_n_ctx(
+            self._header,
+            n_ctx,
+            on_gpu=n_gpu != 0,
+            kv_type="F32" if exact else kv_type,
+            flash_attn=bool(flash_attn) and not exact,
+            features=llama().llama_print_system_info().decode(),
+            draft=helper,
+        )
+        if n_ctx > self._header.n_ctx_train:
+            what = (self.path.name, self._header.n_ctx_train, n_ctx)
+            _logger.warning("%s was trained for %d tokens, and n_ctx is %d: answers get worse beyond", *what)
         native = NativeModel(self.path, n_gpu_layers=n_gpu, device=device, progress=progress, header=self._header)
         try:
             if not native.has_decoder or native.has_encoder:
@@ -102,9 +116,8 @@ class Model:
                 flash_attn=flash_attn,
                 exact=exact,
             )
-            alone = isinstance(lora, (str, LoraAdapter)) or not isinstance(lora, Sequence)
-            if adapters := cast("list[Lora]", [lora] if alone else list(lora)):  # type: ignore[arg-type]
-                self._context.set_lora([one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in adapters])
+            if adapters:
+                self._context.set_lora(adapters)
             drafting = open_draft(helper.path, self._context, n_gpu_layers=n_gpu) if helper else None
             self.defaults = SamplingParams.from_metadata(native.metadata).replace(seed=seed)
         except BaseException:
@@ -399,23 +412,3 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _fitting_n_ctx(
-    header: Header, n_ctx: int | None, kv_type: str, flash_attn: FlashAttention, n_gpu: int, draft: Header | None
-) -> int:
-    """Return the context length to load with; a model whose layers are on a GPU is measured by llama.cpp alone."""
-    if n_gpu != 0:
-        return n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
-    features = llama().llama_print_system_info().decode()
-    n_most = n_ctx or min(hardware.DEFAULT_N_CTX, header.n_ctx_train)
-    drafts = hardware.memory_needed(draft, n_ctx=n_most).total_bytes if draft else 0
-    need = hardware.fit(
-        header,
-        n_ctx=n_ctx,
-        free_bytes=hardware.free_memory_bytes() - drafts,
-        kv_type=kv_type,
-        flash_attn=bool(flash_attn),
-        repacked=hardware.repacked_types(features),
-    )
-    return n_ctx or need.n_ctx

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 from llamalite import Model, hardware
 from llamalite.errors import GGUFError
-from llamalite.gguf_check import check, check_adapter, read_header
+from llamalite.gguf_check import check, read_header
 from llamalite.gguf_check.strings import packed_spans, packed_spans_slowly
 from llamalite.gguf_check.vocabulary import first_duplicate
 
@@ -364,21 +364,6 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
         with pytest.raises(GGUFError, match="qwen9|tokens") as refusal:
             check(tmp_path / "bad.gguf")
         assert expected in str(refusal.value)
-
-
-def test_an_adapter_is_held_to_its_frame_and_its_types(tmp_path: Path) -> None:
-    file = GgufBytes(tensors=[Tensor(b"blk.0.attn_q.weight.lora_a", [8, 2], 0, bytes(64))])
-    file.set("general.type", STRING, b"adapter")
-    path = tmp_path / "adapter.gguf"
-    path.write_bytes(file.dump())
-    assert check_adapter(path).tensors[0].shape == (8, 2)
-    file.tensors[0].type = 26
-    path.write_bytes(file.dump())
-    with pytest.raises(GGUFError, match="lora_a is of type I32, which llama.cpp cannot multiply"):
-        check_adapter(path)
-    path.write_bytes(file.dump()[:-8])
-    with pytest.raises(GGUFError, match="lora_a ends at byte"):
-        check_adapter(path)
 
 
 # ── split models ────────────────────────────────────────────────────────────────────────────────────────────────────

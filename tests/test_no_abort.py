@@ -103,7 +103,7 @@ CASES = {
     ),
     "a LoRA adapter that is none": (
         "load(lora=PATH)",
-        "ModelLoadError: llama.cpp cannot load the LoRA adapter",
+        "toy.gguf is no LoRA adapter: its key general.type is missing, expected 'adapter'",
     ),
     "bytes that are no text": (
         "print(len(load().tokenize(bytes(range(256)) * 3)) > 0)",

@@ -20,7 +20,6 @@ from llamalite.gguf_check.header import DAMAGED, Header
 from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, SCALING, check_llama
 from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
-from llamalite.quant_types import NO_WEIGHTS
 
 _SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # llama_split_path (llama.cpp)
 
@@ -41,19 +40,6 @@ def check(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
         _check_other(header)
         if "tokenizer.ggml.model" in header.metadata:
             check_vocabulary(header, None)
-    return header
-
-
-def check_adapter(path: str | os.PathLike[str]) -> Header:
-    """Return the header of the LoRA adapter at `path`, or raise ``GGUFError``.
-
-    llama.cpp holds names and shapes against the model and refuses what does not fit (llama-adapter.cpp), but not types
-    that it cannot multiply with.
-    """
-    header = read_header(path)
-    for tensor in header.tensors:
-        if tensor.type.name in NO_WEIGHTS:
-            _fail(header, f"tensor {tensor.name} is of type {tensor.type.name}, which llama.cpp cannot multiply with")
     return header
 
 

@@ -16,7 +16,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,20 @@ class LoraAdapter(NamedTuple):
 
     path: str | os.PathLike[str]
     scale: float = 1.0
+
+
+Lora = str | os.PathLike[str] | LoraAdapter
+
+
+def lora_adapters(lora: Lora | Sequence[Lora]) -> list[LoraAdapter]:
+    """Return one adapter or several, files among them, as a list; ``TypeError`` for what is neither."""
+    alone = isinstance(lora, (str, LoraAdapter)) or not isinstance(lora, Sequence)
+    given = cast("list[Lora]", [lora] if alone else list(lora))  # type: ignore[arg-type]
+    found = [one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in given]
+    for one in found:
+        if not isinstance(one.path, (str, os.PathLike)):
+            raise TypeError(f"lora must name files or be LoraAdapters, found {one.path!r:.80}")
+    return found
 
 
 class _Freed(Protocol):
@@ -76,9 +90,9 @@ class NativeModel:
             raise TypeError(f"progress must be a function of one number, found {progress!r:.80}")
         self.path = Path(path)
         if header is None or header.path != self.path:
-            check(
-                self.path, vocab_only=vocab_only
-            )  # llama.cpp ends the process on some files that contradict themselves
+            # llama.cpp ends the process on some files that contradict themselves.
+            header = check(self.path, vocab_only=vocab_only)
+        self._header = header
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = devices.offload(n_gpu_layers, device)
@@ -157,11 +171,9 @@ class NativeModel:
 
     def adapter(self, path: str | os.PathLike[str]) -> Any:
         """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"lora must name files or be LoraAdapters, found {path!r:.80}")
         path = Path(path)
         if path not in self._adapters:
-            check_adapter(path)
+            check_adapter(path, self._header)
             with errors_heard() as heard:
                 found = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
             if not found:
