@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.errors import HubError
-from llamalite.quant_types import FILE_TYPES, file_type
+from llamalite.quant_types import FILE_TYPES, file_type, type_name
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def is_repo_id(source: str | os.PathLike[str]) -> bool:
 def split_type(reference: str) -> tuple[str, str | None]:
     """Split ``org/name-GGUF:Q4_K_M`` into ``("org/name-GGUF", "Q4_K_M")``; the type is None where none is named."""
     repo_id, colon, qtype = reference.partition(":")
-    return repo_id, qtype.upper() if colon else None
+    return repo_id, type_name(qtype) if colon else None
 
 
 def fetch_checkpoint(
@@ -280,7 +280,7 @@ def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[
 
 def _type_of(stem: str) -> str | None:
     """Return the type that ends a file's name, as in ``Llama-3.2-1B-Instruct-Q4_K_M`` or ``tiny.f16``."""
-    last = re.split(r"[-.]", stem)[-1].upper()
+    last = type_name(re.split(r"[-.]", stem)[-1])
     return last if last in FILE_TYPES else None
 
 

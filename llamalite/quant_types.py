@@ -143,9 +143,35 @@ FILE_TYPES = _file_types(
 )
 
 
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""Names of tensor types that llama-quantize takes for a file type (``QUANT_OPTIONS``, quantize.cpp), and so do we."""
+
+
+def type_name(name: str) -> str:
+    """Return what the table of file types would call `name`: in upper case, an alias by the name it stands for."""
+    return ALIASES.get(name.upper(), name.upper())
+
+
 def file_type(name: str) -> FileType:
-    """Return the file type called `name`, in any case; ``ValueError`` names the known ones."""
+    """Return the file type called `name`, in any case, aliases too; ``ValueError`` names the known ones."""
     try:
-        return FILE_TYPES[name.upper()]
+        return FILE_TYPES[type_name(name)]
     except KeyError:
-        raise ValueError(f"unknown type {name!r}; known are {', '.join(FILE_TYPES)}") from None
+        near = nearest_type(name)
+        hint = f" (did you mean {near}?)" if near else ""
+        raise ValueError(f"unknown type {name!r}{hint}; known are {', '.join(FILE_TYPES)}") from None
+
+
+def nearest_type(name: str) -> str | None:
+    """Return the file type that was probably meant by `name`, None where none is near.
+
+    >>> nearest_type("q4"), nearest_type("Q6_K_M"), nearest_type("q4km"), nearest_type("gptq")
+    ('Q4_K_M', 'Q6_K', 'Q4_K_M', None)
+    """
+    import difflib  # for those who mistyped
+
+    wanted = name.upper()
+    longer = [one for one in FILE_TYPES if wanted and one.startswith(wanted)]
+    usual = [one for one in longer if one.endswith("_M")]
+    shorter = [one for one in FILE_TYPES if wanted.startswith(one)]
+    return next(iter([*usual, *longer, *shorter, *difflib.get_close_matches(wanted, FILE_TYPES, n=1)]), None)

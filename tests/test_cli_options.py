@@ -14,9 +14,10 @@ import pytest
 import toy
 from conftest import Run
 
-from llamalite import cli
+from llamalite import cli, hub
 from llamalite.cli import _options
 from llamalite.native.context import KV_TYPES
+from llamalite.quant_types import file_type
 
 # What each verb wants beside options. The model is not there: an absurd value that were taken would end in exit code 1.
 NEEDED = {
@@ -159,3 +160,22 @@ def test_every_verb_takes_v_and_q(capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0
         assert "-v, --verbose" in out
         assert "-q, --quiet" in out
+
+
+def test_names_that_llama_quantize_takes_for_a_type_mean_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """``QUANT_OPTIONS`` (tools/quantize/quantize.cpp of llama.cpp, as llama-cpp-python 0.3.36 carries it)."""
+    assert [file_type(name).name for name in ("Q3_K", "q4_k", "Q5_K")] == ["Q3_K_M", "Q4_K_M", "Q5_K_M"]
+    assert hub.split_type("org/name:q4_k") == ("org/name", "Q4_K_M")
+    code, _, err = outcome(capsys, "convert", "nowhere", "-t", "q4_k", "-t", "Q4_K_M")
+    assert (code, "the types Q4_K_M, Q4_K_M are not all different" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("Q4", "Q4_K_M"), ("q4km", "Q4_K_M"), ("Q6_K_M", "Q6_K"), ("Q3", "Q3_K_M"), ("Q8", "Q8_0")]
+)
+def test_a_type_that_there_is_not_names_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str], typed: str, meant: str
+) -> None:
+    assert f"unknown type {typed!r}; near it is {meant} (" in outcome(capsys, "convert", "nowhere", "-t", typed)[2]
+    with pytest.raises(ValueError, match=rf"unknown type {typed!r} \(did you mean {meant}\?\); known are F32"):
+        file_type(typed)
