@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamalite import gguf_check, hardware
-from llamalite.converters import header, output, pipeline
+from llamalite.converters import header, mix, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.planning import Plan, Recipe, make_plan
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
@@ -96,6 +96,7 @@ def preview(
     file_types = _file_types(qtype)
     with open_checkpoint(Path(source)) as checkpoint, tempfile.TemporaryDirectory() as scratch:
         planned = make_plan(checkpoint, file_types, recipe)
+        _warn_of_idle_overrides(planned, recipe)
         vocabulary = None
         if checkpoint.carried is None:
             vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
@@ -142,7 +143,9 @@ def convert(
     _check_address_space(n_threads)
     with open_checkpoint(Path(source)) as checkpoint:
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
-        planned, vocabulary, layouts = _preflight(checkpoint, file_types, recipe, paths, split_max_bytes, force=force)
+        planned, vocabulary, layouts, replaced = _preflight(
+            checkpoint, file_types, recipe, paths, split_max_bytes, force=force
+        )
         keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         with contextlib.ExitStack() as stack:
             held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
@@ -168,6 +171,8 @@ def convert(
             checkpoint.check_unchanged()
             for one in held:
                 one.finish()
+            for path in replaced:
+                path.unlink()
         return ConversionReport(
             source=checkpoint.folder,
             source_bytes=planned.source_bytes,
@@ -218,14 +223,19 @@ def _preflight(
     split_max_bytes: int | None,
     *,
     force: bool,
-) -> tuple[Plan, Vocabulary | None, list[output.Layout]]:
-    """Return what the conversion needs, or raise with all that speaks against it: weights, vocabulary, files, disk."""
+) -> tuple[Plan, Vocabulary | None, list[output.Layout], list[Path]]:
+    """Return what the conversion needs, or raise with all that speaks against it: weights, vocabulary, files, disk.
+
+    The last are the files of a split model of that name that the new one replaces.
+    """
     problems: list[Exception] = []
     planned = vocabulary = None
     layouts: list[output.Layout] = []
+    replaced: list[Path] = []
     try:
         planned = make_plan(checkpoint, file_types, recipe)
         layouts = [output.lay_out(planned, i, path, split_max_bytes) for i, path in enumerate(paths)]
+        _warn_of_idle_overrides(planned, recipe)
     except LlamaliteError as error:
         problems.append(error)
     try:
@@ -235,15 +245,18 @@ def _preflight(
     except (LlamaliteError, FileNotFoundError) as error:
         problems.append(error)
     try:
-        _check_paths([path for layout in layouts for path in layout.paths] or paths, checkpoint, force=force)
+        wanted = [path for layout in layouts for path in layout.paths] or paths
+        if split_max_bytes is not None:
+            replaced = [one for path in paths for one in output.old_shards(path, wanted)]
+        _check_paths([*wanted, *replaced], checkpoint, force=force)
         _check_disk(paths[0].parent, sum(layout.n_data_bytes for layout in layouts))
     except OSError as error:
         problems.append(error)
-    if len(problems) == 1:
+    if len({str(problem) for problem in problems}) == 1:
         raise problems[0]
     if planned is None or problems:
-        raise CheckpointError("; and ".join(str(problem) for problem in problems)) from problems[0]
-    return planned, vocabulary, layouts
+        raise CheckpointError("; and ".join(dict.fromkeys(map(str, problems)))) from problems[0]
+    return planned, vocabulary, layouts, replaced
 
 
 def _warn_of_template(vocabulary: Vocabulary) -> None:
@@ -253,6 +266,18 @@ def _warn_of_template(vocabulary: Vocabulary) -> None:
         ChatTemplate(vocabulary.chat_template)
     except TemplateError as error:
         _logger.warning("the chat template is carried over, but will not work: %s", error)
+
+
+def _warn_of_idle_overrides(planned: Plan, recipe: Recipe) -> None:
+    """Say which ``--tensor-type`` changes nothing, which llama-quantize does not: a mistyped name would go unseen."""
+    if not recipe.overrides:
+        return
+    if not any(one.tensor_type.is_quantized for one in planned.file_types):
+        _logger.warning("--tensor-type changes nothing in %s", " or ".join(one.name for one in planned.file_types))
+        return
+    shapes = [mix.TensorShape(one.name, one.shape, one.stored) for one in planned.tensors]
+    if told := mix.idle_overrides(shapes, recipe.overrides):
+        _logger.warning("--tensor-type: %s", "; ".join(told))
 
 
 def _check_paths(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) -> None:

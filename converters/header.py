@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from llamalite.converters.checkpoints import Checkpoint
+from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.converters.planning import Plan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
@@ -155,6 +156,8 @@ def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
 
 
 def _said_of(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metadata:
+    for name in ("README.md", "config.json", "generation_config.json"):  # gguf-py opens them by their names
+        member(folder, name, max_bytes=None)
     card_file = folder / "README.md"
     if card_file.is_file() and card_file.stat().st_size > _MAX_CARD_BYTES:
         raise ValueError(f"README.md has {card_file.stat().st_size:,} bytes, expected at most {_MAX_CARD_BYTES:,}")

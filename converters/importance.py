@@ -40,6 +40,8 @@ class Importance:
     def load(cls, path: str | os.PathLike[str]) -> Importance:
         """Read either form from `path`; `GGUFError` says what is wrong with the file."""
         source = Path(path)
+        if source.exists() and not source.is_file():  # a device or a pipe may never end
+            raise GGUFError(f"{source} is a device or a folder, expected the file of an importance matrix")
         with source.open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
         rows, dataset, n_chunks = _read_gguf(source) if is_gguf else _read_dat(source)
@@ -73,8 +75,6 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
 
 
 def _read_dat(path: Path) -> tuple[dict[str, Floats], str | None, int]:
-    if not path.is_file():  # a device or a pipe may never end
-        raise GGUFError(f"{path} is a device, expected the file of an importance matrix")
     if path.stat().st_size > _MAX_DAT_BYTES:
         raise GGUFError(f"{path} has {path.stat().st_size:,} bytes: too large for an importance matrix")
     data, at = path.read_bytes(), 0

@@ -20,16 +20,17 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from llamalite.converters.checkpoints.json_file import number, whole_number
 from llamalite.converters.mix import ModelShape
+from llamalite.converters.vocabulary.files import MAX_TOKENS
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
-from llamalite.gguf_check.llama import MAX_CONTEXT
+from llamalite.gguf_check.llama import MAX_CONTEXT, MAX_LAYERS
 
 _logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
-_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # a GGUF key's numbers
-_YARN_NUMBERS = ("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow")
+_ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 
 # What transformers fills in where config.json is silent (LlamaConfig, MistralConfig).
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -96,12 +97,12 @@ class LlamaConfig:
         _warn_of_window(architecture, known)
         activation = known.get("hidden_act", "silu")
         if activation != "silu":
-            raise UnsupportedArchitectureError(f"config.json: hidden_act is {activation!r}, supported is 'silu'")
+            raise UnsupportedArchitectureError(f"config.json: hidden_act is {activation!r:.40}, supported is 'silu'")
         return cls(
-            n_vocab=_size(known, "vocab_size"),
+            n_vocab=_size(known, "vocab_size", most=MAX_TOKENS),
             n_embd=n_embd,
             n_ff=_size(known, "intermediate_size"),
-            n_layer=_size(known, "num_hidden_layers"),
+            n_layer=_size(known, "num_hidden_layers", most=MAX_LAYERS),
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
@@ -219,6 +220,11 @@ class LlamaConfig:
             is_short = wavelengths < n_ctx_old / self.rope["high_freq_factor"]
             is_long = wavelengths > n_ctx_old / self.rope["low_freq_factor"]
             factors: npt.NDArray[np.float32] = np.where(is_short, one, np.where(is_long, factor, blended)).astype(f32)
+        if not (np.isfinite(factors) & (factors > 0)).all():
+            raise CheckpointError(
+                f"config.json: a llama3 scaling by {self.rope['factor']} between {self.rope['low_freq_factor']} and "
+                f"{self.rope['high_freq_factor']} gives frequencies that float32 cannot hold"
+            )
         return factors
 
 
@@ -230,8 +236,9 @@ def _architecture(config: Mapping[str, Any]) -> str:
     if found == "mistral":
         found = "MistralForCausalLM"
     if found not in ARCHITECTURES:
+        named = found or "unknown"
         raise UnsupportedArchitectureError(
-            f"this checkpoint is of the architecture {found or 'unknown'}; supported are {' and '.join(ARCHITECTURES)}"
+            f"this checkpoint is of the architecture {named!s:.80}; supported are {' and '.join(ARCHITECTURES)}"
         )
     return cast(str, found)
 
@@ -259,32 +266,27 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
     if quantization:
         method = quantization.get("quant_method") or "some method" if isinstance(quantization, dict) else quantization
         raise UnsupportedArchitectureError(
-            f"this checkpoint is already quantized by {method}; supported are F64, F32, F16 and BF16 weights: "
+            f"this checkpoint is already quantized by {method!s:.80}; supported are F64, F32, F16 and BF16 weights: "
             "convert the original model"
         )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_CONTEXT:
-        found = "is missing" if value is None else f"is {value!r:.40}"
-        raise CheckpointError(f"config.json: {key} {found}, expected a whole number from 1 to {MAX_CONTEXT}")
-    return value
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = MAX_CONTEXT) -> int:
+    return whole_number(config, key, "config.json", default, most=most)
 
 
-def _number(config: Mapping[str, Any], key: str) -> float:
-    value = config.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _SMALLEST <= value <= _LARGEST:
-        found = "is missing" if value is None else f"is {value!r:.40}"
-        raise CheckpointError(f"config.json: {key} {found}, expected a positive number in the range of float32")
-    return value
+def _number(config: Mapping[str, Any], key: str, default: float | None = None, **bound: Any) -> float:
+    return number(config, key, "config.json", default, **bound)
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge what transformers 5 writes (``rope_parameters``) and 4 (``rope_scaling`` and ``rope_theta``)."""
+    """Merge what transformers 5 writes (``rope_parameters``) and 4 (``rope_scaling`` and ``rope_theta``).
+
+    Every number of the scaling's kind is held against its bounds here: what comes out can be computed with.
+    """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, dict):
-        raise CheckpointError(f"config.json: rope scaling is {given!r}, expected an object")
+        raise CheckpointError(f"config.json: rope scaling is {given!r:.40}, expected an object")
     rope = {key: value for key, value in given.items() if value is not None}
     if any(isinstance(value, dict) for value in rope.values()):
         raise UnsupportedArchitectureError(
@@ -293,44 +295,51 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
     if partial != 1:
         raise UnsupportedArchitectureError(
-            f"config.json: partial_rotary_factor is {partial!r}, supported is 1: the LLaMA family turns whole heads"
+            f"config.json: partial_rotary_factor is {partial!r:.40}, supported is 1: the LLaMA family turns whole heads"
         )
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     kind = str(rope.get("rope_type", rope.get("type", "default"))).lower()
     rope["rope_type"] = kind
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise UnsupportedArchitectureError(
-            f"config.json: rope scaling of type {kind!r} cannot be expressed in GGUF for this architecture; "
+            f"config.json: rope scaling of type {kind!r:.40} cannot be expressed in GGUF for this architecture; "
             "supported are linear, llama3 and yarn"
         )
-    rope["rope_theta"] = _number(rope, "rope_theta")
-    if kind == "llama3":
-        rope.setdefault("factor", 8.0)
-        rope.setdefault("low_freq_factor", 1.0)
-        rope.setdefault("high_freq_factor", 4.0)
-        rope.setdefault("original_max_position_embeddings", 8192)
-        if _number(rope, "low_freq_factor") == _number(rope, "high_freq_factor"):
-            raise CheckpointError("config.json: low_freq_factor and high_freq_factor are equal, expected a range")
-    if kind == "yarn":
-        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-        if "attn_factor" in rope:
-            rope.setdefault("attention_factor", rope["attn_factor"])
-        for key in _YARN_NUMBERS:
-            if rope.get(key, 0) != 0:
-                _number(rope, key)
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    rope["rope_theta"] = _number(rope, "rope_theta", least=_ABOVE_ONE, kind="a number above 1")
     if kind != "default":
-        rope["factor"] = _number(rope, "factor")
-    if kind == "yarn":
-        if rope.get("truncate", True) is not True:
-            raise UnsupportedArchitectureError(
-                "config.json: a YaRN ramp with truncate = false cannot be expressed in GGUF for this architecture"
+        # Below 1 it would shorten the context; transformers warns of it, and none is known to have been trained so.
+        usual = 8.0 if kind == "llama3" else None
+        rope["factor"] = _number(rope, "factor", usual, least=1.0, kind="a number from 1 on")
+    if kind == "llama3":
+        low, high = (_number(rope, key, usual) for key, usual in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)))
+        if not np.float32(low) < np.float32(high):
+            raise CheckpointError(
+                f"config.json: low_freq_factor is {low} and high_freq_factor {high}, expected the first to be smaller"
             )
-        if "mscale" in rope and "mscale_all_dim" in rope and "attention_factor" not in rope:
-            logarithm = 0.1 * math.log(rope["factor"])
-            rope["attention_factor"] = (rope["mscale"] * logarithm + 1) / (rope["mscale_all_dim"] * logarithm + 1)
-        for key in ("beta_fast", "beta_slow", "attention_factor"):
-            if key in rope:
-                _number(rope, key)
-    if kind in ("llama3", "yarn"):
-        _size(rope, "original_max_position_embeddings")
+        rope |= {"low_freq_factor": low, "high_freq_factor": high}
+        rope["original_max_position_embeddings"] = _size(rope, "original_max_position_embeddings", 8192)
+    if kind == "yarn":
+        n_ctx = _size(rope, "original_max_position_embeddings", config["max_position_embeddings"])
+        rope["original_max_position_embeddings"] = n_ctx
+        _read_yarn(rope)
     return rope
+
+
+def _read_yarn(rope: dict[str, Any]) -> None:
+    """Put the numbers that only YaRN has in `rope`, as transformers reads them (``_compute_yarn_parameters``)."""
+    if rope.get("truncate", True) is not True:
+        raise UnsupportedArchitectureError(
+            f"config.json: a YaRN ramp with truncate = {rope['truncate']!r:.40} cannot be expressed in GGUF for this "
+            "architecture; supported is true"
+        )
+    if "attn_factor" in rope:
+        rope.setdefault("attention_factor", rope["attn_factor"])
+    mscale, mscale_all = (_number(rope, key, 0.0, least=0.0, kind="0 or more") for key in ("mscale", "mscale_all_dim"))
+    if mscale and mscale_all and "attention_factor" not in rope:
+        logarithm = 0.1 * math.log(rope["factor"])
+        rope["attention_factor"] = (mscale * logarithm + 1) / (mscale_all * logarithm + 1)
+    for key in ("attention_factor", "beta_fast", "beta_slow"):
+        if key in rope:
+            rope[key] = _number(rope, key)
+    if "extrapolation_factor" in rope:
+        rope["extrapolation_factor"] = _number(rope, "extrapolation_factor", least=0.0, kind="0 or more")

@@ -129,6 +129,27 @@ def choose_types(
     return chosen
 
 
+def idle_overrides(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str, TensorType]]) -> list[str]:
+    """Return a line for each override that decides no tensor's type: what it matches nothing, or is behind another."""
+    patterns = [Pattern(pattern) for pattern, _ in overrides]
+    matched: list[list[int]] = [  # of each matrix that any pattern matches: which, in the order given
+        found
+        for tensor in tensors
+        if allows_quantization(tensor) and (found := [i for i, one in enumerate(patterns) if one.search(tensor.name)])
+    ]
+    told = []
+    for i, (pattern, kind) in enumerate(overrides):
+        before = {found[0] for found in matched if i in found}
+        if not before:
+            told.append(f"{pattern}={kind.name} matches no matrix of this model")
+        elif i not in before:
+            first = overrides[min(before)]
+            told.append(
+                f"{pattern}={kind.name} matches only what earlier ones decide, such as {first[0]}={first[1].name}"
+            )
+    return told
+
+
 def _fit(tensor: TensorShape, kind: TensorType) -> Choice:
     if tensor.n_columns % kind.block_size == 0:
         return Choice(kind)

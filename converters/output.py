@@ -9,8 +9,10 @@ against a second conversion to the same name, and removed if it comes to nothing
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,12 @@ from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
 from llamalite.converters.pipeline import OutputFile, Place, named_errors
 from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.errors import GGUFError
+from llamalite.gguf_check import read_header
 
 _logger = logging.getLogger(__name__)
 
+_NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})$")
 _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on
 
 
@@ -63,6 +68,32 @@ def lay_out(plan: Plan, i_output: int, path: Path, split_max_bytes: int | None) 
     return Layout(plan, i_output, tuple(paths), tuple(tuple(shard) for shard in shards))
 
 
+def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
+    """Return the files of split models that are called as `path` is, of another number of files than those `wanted`.
+
+    They would lie beside the new ones as a second model of that name. ``FileExistsError`` for a file that is called so
+    and is no such shard by its own keys: it is somebody else's, and not to be removed.
+    """
+    stem = path.name.removesuffix(".gguf")
+    found = []
+    for one in sorted(path.parent.glob(f"{glob.escape(stem)}-?????-of-?????.gguf")):
+        numbers = _NUMBERS.search(one.stem)
+        if one in wanted or numbers is None:
+            continue
+        try:
+            metadata = read_header(one).metadata
+            keys = metadata.get("split.no"), metadata.get("split.count")
+            is_shard = keys == (int(numbers[1]) - 1, int(numbers[2]))
+        except GGUFError:
+            is_shard = False
+        if not is_shard:
+            raise FileExistsError(
+                f"{one} is called as a shard of {path}, and is none by its own keys: move it away, or pass another -o"
+            )
+        found.append(one)
+    return found
+
+
 class PartFiles:
     """The files of a layout while they are written."""
 
@@ -90,11 +121,18 @@ class PartFiles:
         return places
 
     def finish(self) -> None:
-        """Put everything on the disk and give the files their names."""
+        """Put everything on the disk and give the files their names.
+
+        Of several the first, which is the one that is opened, has its name last, and an old one goes first: so that
+        files of two conversions are never taken for one model.
+        """
         for file in self._files:
             file.flush()
         self.close()
-        for part, path in zip(self.parts, self._layout.paths, strict=True):
+        first, *others = zip(self.parts, self._layout.paths, strict=True)
+        if others:
+            first[1].unlink(missing_ok=True)
+        for part, path in (*others, first):
             part.replace(path)
 
     def close(self) -> None:

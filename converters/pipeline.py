@@ -32,6 +32,7 @@ from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
 CHUNK_WEIGHTS = 1 << 20
+_CACHED_BYTES = 1 << 17
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -254,8 +255,12 @@ class _Worker:
         """Whether no weight's exponent is all ones, which only NaN and infinity have (``ggml_validate_row_data``)."""
         exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[stored.name]
         bits = rows.view(f"<u{stored.block_bytes}")
-        scratch = self._buffer("exponents", rows.nbytes).view(bits.dtype)
-        return bits.size == 0 or int(np.bitwise_and(bits, exponent, out=scratch).max()) < exponent
+        scratch = self._buffer("exponents", _CACHED_BYTES).view(bits.dtype)
+        for at in range(0, bits.size, scratch.size):  # pieces that stay in the processor's cache
+            part = bits[at : at + scratch.size]
+            if int(np.bitwise_and(part, exponent, out=scratch[: part.size]).max()) >= exponent:
+                return False
+        return True
 
     def _pack(self, chunk: _Chunk, target: TensorType, rows: Bytes) -> Bytes:
         tensor, n_columns = chunk.tensor, chunk.tensor.shape[-1]
@@ -269,11 +274,18 @@ class _Worker:
             self._importance.get(tensor.name),
             self._buffer("widened", 4 * chunk.n_rows * n_columns).view(np.float32),
         )
-        if not self._allow_nonfinite and not _scales_are_finite(target, packed):
+        if not self._allow_nonfinite and not self._fits(target, packed):
             raise QuantizationError(
-                f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as BF16"
+                f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as "
+                + ("F32" if target.name == "BF16" else "BF16")
             )
         return packed
+
+    def _fits(self, target: TensorType, packed: Bytes) -> bool:
+        """Whether nothing has overflowed: no 16-bit float, no block's scale (``ggml_validate_row_data``)."""
+        if target.name in ("F16", "BF16"):
+            return self._is_finite(packed.reshape(-1), target)
+        return _scales_are_finite(target, packed)
 
     def _blocks(self, source: QuantizedTensor, chunk: _Chunk) -> Bytes:
         """The chunk as it stands in a GGUF source, for a file in which the tensor keeps its type."""
@@ -284,7 +296,5 @@ class _Worker:
 
 def _scales_are_finite(target: TensorType, packed: Bytes) -> bool:
     """Whether no float16 scale has overflowed (``ggml_validate_row_data``, which also writes to stderr)."""
-    if target.name == "F16":
-        return not ((packed.reshape(-1).view("<u2") & 0x7C00) == 0x7C00).any()
     blocks = packed.reshape(-1, target.block_bytes)
     return not any(((blocks[:, at + 1] & 0x7C) == 0x7C).any() for at in target.scales)

@@ -214,28 +214,10 @@ links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 
 
 @links
-@pytest.mark.parametrize(
-    "name",
-    ["model.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
-     "README.md", "chat_template.jinja", "additional_chat_templates/tool.jinja", "generation_config.json"],
-)  # fmt: skip
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    outside = folder_of(tmp_path / "outside", model=W)
-    (outside / "additional_chat_templates").mkdir()
-    (outside / name).touch()
-    index(outside, {"w": "model.safetensors", "v": "model.safetensors"})
-    folder = tmp_path / "model"
-    shutil.copytree(outside, folder)
-    (folder / name).unlink()
-    (folder / name).symlink_to(outside / name)
-    refused(folder, f"{name} is a link to .*outside.*{name}, outside of its folder")
-
-
-@links
 def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     (folder / "model.safetensors").symlink_to("model.safetensors")
-    refused(folder, "model.safetensors (is a link that leads in a circle|is no regular file)")
+    refused(folder, "model.safetensors is a link that leads (in a circle|nowhere)")
 
 
 @links

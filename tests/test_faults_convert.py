@@ -250,6 +250,8 @@ def test_every_file_is_on_the_disk_before_any_has_its_name(split: list[str], sou
     synced = [what for kind, what in events[last_write:first_rename] if kind == "fsync"]
     assert sorted(synced) == sorted(f"{path.stat().st_ino} {path.stat().st_size}" for path in files)
     assert kinds[first_rename:].count("rename") == len(files)
+    if split:  # the file that is opened comes last: files of two conversions are never one model
+        assert "/out-00001-of-" in [what for kind, what in events if kind == "rename"][-1]
 
 
 @posix

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamalite.converters.checkpoints import gguf_source, huggingface, meta
-from llamalite.converters.checkpoints.folder import check_links, listing
+from llamalite.converters.checkpoints.folder import listing
 from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor, model_name
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -31,7 +31,6 @@ def open_checkpoint(source: Path) -> Checkpoint:
     if source.is_file() and gguf_source.is_gguf(source):
         return gguf_source.open_file(source)
     if source.is_dir():
-        check_links(source)
         if (source / "config.json").exists():
             return huggingface.open_folder(source)
         if (source / meta.PARAMS).exists():

@@ -1,8 +1,10 @@
-"""The files of a checkpoint's folder, and where the links among them may lead.
+"""The files of a checkpoint's folder: where the links among them may lead, and that each is a file with an end.
 
 A folder that was downloaded may hold links as well as files. One that leads out of the folder would have the converter
-read what its maker chose, so it is refused, but for the one place where links belong: in Hugging Face's cache a file
-``models--org--name/snapshots/REVISION/config.json`` is a link into ``models--org--name/blobs``.
+read what its maker chose (a template or a model card is copied into the result as it is: a link to somebody's keys
+would be published with it), so it is refused, but for the one place where links belong: in Hugging Face's cache a file
+``models--org--name/snapshots/REVISION/config.json`` is a link into ``models--org--name/blobs``. A pipe or a device
+would be waited for without end, and is refused too. Only what is read is looked at: every reader asks `member` first.
 """
 
 from __future__ import annotations
@@ -10,28 +12,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamalite.converters.checkpoints.interface import SourceFile
+from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError
 
-_READ = frozenset({".json", ".jinja", ".model", ".txt", ".md", ".safetensors", ".bin", ".pth"})
 _LFS_POINTER = b"version https://git-lfs"
+_TEMPLATES = "additional_chat_templates"
 
 
-def member(folder: Path, name: str) -> Path:
-    """Return the path of the file `name` in `folder`; `CheckpointError` where the name or a link leads elsewhere."""
+def member(folder: Path, name: str, *, max_bytes: int | None = MAX_BYTES) -> Path:
+    """Return the path of the file `name` in `folder`, whether there is one or not.
+
+    Raises `CheckpointError` where the name or a link leads elsewhere, or nowhere, and for what is no regular file or
+    longer than `max_bytes`.
+    """
     if Path(name).name != name or name in ("", ".", ".."):
         raise CheckpointError(f"{folder} names {name!r}: a file must stand in the checkpoint's own folder")
-    _check_link(folder, folder / name)
-    return folder / name
-
-
-def check_links(folder: Path) -> None:
-    """Raise `CheckpointError` if a file of a kind that is read from `folder` is a link that leads out of it.
-
-    A template or a model card is copied into the result as it is: a link to somebody's keys would be published with it.
-    """
-    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
-        if path.suffix in _READ:
-            _check_link(folder, path)
+    path = folder / name
+    _check_link(folder, path)
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is a link that leads nowhere: put the file itself there")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file")
+    if max_bytes is not None and path.exists() and path.stat().st_size > max_bytes:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected at most {max_bytes:,}")
+    return path
 
 
 def _check_link(folder: Path, path: Path) -> None:
@@ -48,14 +52,19 @@ def _check_link(folder: Path, path: Path) -> None:
 
 def open_member(folder: Path, name: str) -> SourceFile:
     """Return the weights' file `name` of `folder`, open; a Git LFS pointer in its place is a `CheckpointError`."""
-    path = member(folder, name)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")
+    path = member(folder, name, max_bytes=None)
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         raise CheckpointError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in {folder}")
     return SourceFile(path)
+
+
+def more_templates(folder: Path) -> list[Path]:
+    """Return the files ``additional_chat_templates/*.jinja`` of `folder`, by name."""
+    inside = folder / _TEMPLATES
+    _check_link(folder, inside)
+    return [member(inside, path.name) for path in sorted(inside.glob("*.jinja"))]
 
 
 def listing(folder: Path, n: int = 8) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
     weight_map = _weight_map(folder, form)
     shards = sorted(set(weight_map.values())) or _loose_shards(folder, form)
-    missing = [shard for shard in shards if not (folder / shard).exists()]
+    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]  # of a link `member` says what is wrong
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(shards)} shards: download what is missing")
     tensors: dict[str, SourceTensor] = {}

@@ -1,8 +1,9 @@
-"""JSON files that strangers wrote: bounded in size and depth, no NaN, no key twice, an object on top."""
+"""JSON files that strangers wrote: bounded in size and depth, no NaN, no key twice, an object on top; their numbers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ _KINDS: dict[type, str] = {  # JSON's names, not Python's
     type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list",
 }  # fmt: skip
 MAX_BYTES = 256 << 20  # the largest real one, a tokenizer.json of 256k tokens, has about 35 MB
+FLOAT32_SMALLEST, _FLOAT32_LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the normal ones
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
@@ -47,3 +49,38 @@ def read_object(path: Path) -> dict[str, Any]:
     if size > MAX_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}")
     return parse_object(path.read_bytes(), str(path))
+
+
+def whole_number(found: Mapping[str, Any], key: str, where: str, default: int | None = None, *, most: int) -> int:
+    """Return the number from 1 to `most` under `key`, or `default` where there is none or null.
+
+    `CheckpointError` names `where`, the key and what stands there.
+    """
+    value = found.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        told = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"{where}: {key} {told}, expected a whole number from 1 to {most}")
+    return value
+
+
+def number(
+    found: Mapping[str, Any],
+    key: str,
+    where: str,
+    default: float | None = None,
+    *,
+    least: float = FLOAT32_SMALLEST,
+    kind: str = "a positive number",
+) -> float:
+    """Return the number under `key`, or `default` where there is none or null: from `least` on, and within float32,
+    which is what a GGUF key holds.
+
+    `CheckpointError` names `where`, the key and what stands there, and calls what is expected `kind`.
+    """
+    value = found.get(key)
+    value = default if value is None else value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= _FLOAT32_LARGEST:
+        told = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"{where}: {key} {told}, expected {kind} in the range of float32")
+    return float(value)

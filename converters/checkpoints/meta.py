@@ -13,7 +13,6 @@ read. Names and config come out as Hugging Face has them; q and k rows are in th
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ import numpy.typing as npt
 from llamalite.converters.checkpoints import torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
 from llamalite.converters.checkpoints.interface import Checkpoint, SourceTensor, same_rows
-from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.checkpoints.json_file import number, read_object, whole_number
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+from llamalite.gguf_check.llama import MAX_CONTEXT
 
 PARAMS = "params.json"
 _ROWS, _COLUMNS, _WHOLE, _BY_SHAPE = "rows", "columns", "whole", "by shape"
@@ -184,20 +184,12 @@ def _renamed(tensor: SourceTensor, name: str) -> SourceTensor:
     return JoinedTensor(name, tensor.dtype, tensor.shape, (tensor,), by_columns=False)
 
 
-def _size(path: Path, params: Mapping[str, Any], key: str) -> int:
-    value = params.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise CheckpointError(f"{path}: {key} is {value!r}, expected a positive whole number")
-    return value
+def _size(path: Path, params: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    return whole_number(params, key, str(path), default, most=MAX_CONTEXT)
 
 
 def _number(path: Path, params: Mapping[str, Any], key: str, default: float) -> float:
-    value = params.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: {key} is {value!r}, expected a positive number")
-    return float(value)
+    return number(params, key, str(path), default)
 
 
 def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> dict[str, Any]:
@@ -209,7 +201,7 @@ def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceT
             f"{path} describes weights that are quantized already: convert the original model"
         )
     dim, n_head = _size(path, params, "dim"), _size(path, params, "n_heads")
-    n_head_kv = n_head if params.get("n_kv_heads") is None else _size(path, params, "n_kv_heads")
+    n_head_kv = _size(path, params, "n_kv_heads", n_head)
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{path.parent} has no matrix tok_embeddings.weight")
@@ -246,7 +238,7 @@ def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceT
 
 def _intermediate_size(path: Path, params: Mapping[str, Any], dim: int) -> int:
     """``FeedForward.__init__`` (meta-llama/llama, llama/model.py): two thirds of 4 dim, scaled, then rounded up."""
-    multiple_of = 256 if params.get("multiple_of") is None else _size(path, params, "multiple_of")
+    multiple_of = _size(path, params, "multiple_of", 256)
     hidden = int(2 * (4 * dim) / 3)
     if params.get("ffn_dim_multiplier") is not None:
         hidden = int(_number(path, params, "ffn_dim_multiplier", 1.0) * hidden)

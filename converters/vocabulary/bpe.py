@@ -11,7 +11,7 @@ import logging
 import re
 from typing import Any
 
-from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles, entries
+from llamalite.converters.vocabulary.files import MAX_TOKENS, AddedToken, TokenizerFiles, entries
 from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
@@ -141,7 +141,7 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
                 f"{_SOURCE}: token {added.id} is {by_id[added.id]!r} in the vocabulary and {added.content!r} among the "
                 "added tokens: one of them belongs to another model"
             )
-    n_tokens = files.config.get("vocab_size") or max(by_id) + 1
+    n_tokens = files.n_tokens or min(max(by_id, default=-1) + 1, MAX_TOKENS)
     if n_base > n_tokens:
         raise VocabularyError(
             f"{_SOURCE} has {n_base} tokens (the last is {by_id[n_base - 1]!r}), but config.json says "

@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.checkpoints.folder import member
+from llamalite.converters.checkpoints.json_file import read_object, whole_number
 from llamalite.errors import VocabularyError
 
 # The names under which tokenizer_config.json and config.json speak of single tokens, in llama.cpp's order
 # (SpecialVocab, gguf-py/gguf/vocab.py): the order of the keys in a GGUF file follows it.
 SPECIAL_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+MAX_TOKENS = 1 << 21  # the largest real vocabularies have 262,144
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class TokenizerFiles:
     config: Mapping[str, Any]
 
     def _object(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / name
+        path = member(self.folder, name)
         return read_object(path) if path.is_file() else None
 
     @cached_property
@@ -71,8 +73,15 @@ class TokenizerFiles:
 
     @cached_property
     def sentencepiece_model(self) -> Path | None:
-        path = self.folder / "tokenizer.model"
+        path = member(self.folder, "tokenizer.model")
         return path if path.is_file() else None
+
+    @property
+    def n_tokens(self) -> int | None:
+        """The rows of the embedding, as config.json has them; ``None`` where it says nothing."""
+        if self.config.get("vocab_size") is None:
+            return None
+        return whole_number(self.config, "vocab_size", "config.json", most=MAX_TOKENS)
 
     def named_token(self, name: str) -> str | None:
         """Return the text of the token that tokenizer_config.json calls `name`_token, where it names one."""

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import tokenizers
 
 from llamalite.converters.vocabulary import bpe, sentencepiece
-from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.files import MAX_TOKENS, TokenizerFiles
 from llamalite.converters.vocabulary.probe_texts import special_texts, texts
 from llamalite.converters.vocabulary.tiktoken import open_files
 from llamalite.errors import VocabularyError
@@ -150,7 +150,7 @@ class _Original:
     """The tokenizer of the checkpoint: `encode` never adds special tokens."""
 
     def __init__(self, files: TokenizerFiles) -> None:
-        n_tokens = files.config.get("vocab_size") or 1 << 31
+        n_tokens = files.n_tokens or MAX_TOKENS
         added = [token for token in files.added_tokens.values() if token.id < n_tokens]
         self.ids = {token.content: token.id for token in added}
         self.adds: tuple[str, list[int]] | None = None

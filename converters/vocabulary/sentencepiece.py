@@ -47,7 +47,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
     """
     model = load_model(path)
     n_pieces = model.vocab_size()
-    n_tokens = files.config.get("vocab_size") or n_pieces
+    n_tokens = files.n_tokens or n_pieces
     tokens = [b"[PAD%d]" % i for i in range(n_tokens)]
     scores = [PAD_SCORE] * n_tokens
     types = [int(TokenType.UNUSED)] * n_tokens

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamalite.converters.checkpoints.folder import member, more_templates
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
 from llamalite.errors import VocabularyError
@@ -234,14 +235,13 @@ def read_chat_template(files: TokenizerFiles) -> ChatTemplate:
     """
     template: Any = (files.tokenizer_config or {}).get("chat_template")
     where = "tokenizer_config.json"
-    jinja, as_json = files.folder / "chat_template.jinja", files.folder / "chat_template.json"
-    if template is None and jinja.is_file():
+    if template is None and (jinja := member(files.folder, "chat_template.jinja")).is_file():
         template, where = _text(jinja), jinja.name
-        others = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
+        others = more_templates(files.folder)
         if others:
             template = [{"name": "default", "template": template}]
             template += [{"name": path.stem, "template": _text(path)} for path in others]
-    elif template is None and as_json.is_file():
+    elif template is None and (as_json := member(files.folder, "chat_template.json")).is_file():
         template, where = read_object(as_json).get("chat_template"), as_json.name
     if template is None or _is_text(template):
         return template  # type: ignore[no-any-return]

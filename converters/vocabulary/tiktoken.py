@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.vocabulary.files import TokenizerFiles
 from llamalite.errors import VocabularyError
 
@@ -47,9 +48,9 @@ def open_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
 
     One that stands beside a tokenizer.json is left alone, since that says the same better.
     """
-    if not _is_tiktoken(folder / "tokenizer.model"):
+    if not _is_tiktoken(member(folder, "tokenizer.model")):
         return TokenizerFiles(folder, config)
-    if (folder / "tokenizer.json").is_file():
+    if member(folder, "tokenizer.json").is_file():
         return _WithoutModel(folder, config)
     return TiktokenFiles(folder, config)
 
@@ -75,7 +76,7 @@ class TiktokenFiles(_WithoutModel):
     @cached_property
     def tokenizer_json(self) -> dict[str, Any] | None:
         ranks = read_ranks(self.folder / "tokenizer.model")
-        n_special = (self.config.get("vocab_size") or len(ranks) + 256) - len(ranks)
+        n_special = (self.n_tokens or len(ranks) + 256) - len(ranks)
         is_31 = bool(self.config.get("rope_scaling"))  # the scaling and the new names came with the same release
         return tokenizer_json(ranks, special_tokens(n_special, is_31=is_31))
 

@@ -118,7 +118,7 @@ def numba_is_installed(*, needed: bool = False) -> bool:
     """Whether the extra `fast` is installed; does not load it. If it is `needed` and missing: `QuantizationError`."""
     installed = importlib.util.find_spec("numba") is not None
     if needed and not installed:
-        raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install 'llamalite[fast]'")
+        raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install numba")
     return installed
 
 

@@ -1,4 +1,4 @@
-"""Q8_0 and Q4_0, blocks of 32 weights with one scale, found without a search; and F32.
+"""Q8_0 and Q4_0, blocks of 32 weights with one scale, found without a search; F32 and F16.
 
 One weight is d · l, or d · (l − 8). Bytes of a block: d (a 16-bit float), then 32 bytes, or 16 whose low halves are the
 first 16 weights. The rules are those of ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` (ggml-quants.c). What
@@ -24,10 +24,12 @@ from llamalite.converters.kernels.fast.vectors import (
     largest_lane,
     load,
     low_bytes,
+    low_shorts,
     scratch_bytes,
     scratch_floats,
     second_half,
     select,
+    shorts_at,
     splat,
     store,
     truncate,
@@ -51,6 +53,13 @@ def widen(source: Any, kind: Any, n_weights: Any, out: Any) -> None:
     weights = floats_at(out.ctypes.data)
     for at in range(0, n_weights, 32):
         store(weights, at, load_weights(source, kind, at))
+
+
+def narrow(source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+    """Write `n_weights`, a multiple of 32, to `out` as 16-bit floats (``ggml_fp32_to_fp16_row``, ggml.c)."""
+    words = shorts_at(out.ctypes.data)
+    for at in range(0, n_weights, 32):
+        store(words, at, low_shorts(halves(load_weights(source, kind, at))))
 
 
 def quantize_q8_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:

@@ -319,6 +319,7 @@ truncate = _conversion("f32", "i32", "fptosi")  # toward zero; out of range: wha
 bits_of_floats = _conversion("f32", "i32", "bitcast")
 floats_of_bits = _conversion("i32", "f32", "bitcast")
 low_bytes = _conversion("i32", "u8", "trunc")
+low_shorts = _conversion("i32", "u16", "trunc")
 widen_u16 = _conversion("u16", "i32", "zext")
 absolute = _called("fabs")
 square_root = _called("sqrt")  # correctly rounded, as sqrtf is

@@ -1,0 +1,146 @@
+"""Shards: a set replaces another of its name as a whole, and nothing that is not such a set by its own keys."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from faults import snapshot
+from toy_checkpoint import write_checkpoint
+
+from llamalite import gguf_check
+from llamalite.converters import convert
+
+MANY, FEW = 200_000, 500_000  # bytes of a shard
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "source" / "toy", n_layer=1)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    (tmp_path / "made").mkdir()
+    return tmp_path / "made"
+
+
+def split(source: Path, out: Path, size: int, *, force: bool = False, **more: object) -> int:
+    """Convert, and return the number of files."""
+    return convert(source, out, qtype="Q8_0", split_max_bytes=size, force=force, **more).outputs[0].n_files  # type: ignore[arg-type]
+
+
+def one_set(folder: Path, n: int) -> None:
+    """Assert that `folder` has one set of `n` files, which belong together, and nothing else."""
+    names = [f"toy-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    gguf_check.check(folder / names[0])
+
+
+def test_a_set_of_fewer_or_more_files_replaces_the_old_one(source: Path, made: Path) -> None:
+    many = split(source, made / "toy.gguf", MANY)
+    few = split(source, made / "toy.gguf", FEW, force=True)
+    assert 1 < few < many
+    one_set(made, few)
+    assert split(source, made / "toy.gguf", MANY, force=True) == many
+    one_set(made, many)
+
+
+def test_one_file_replaces_the_set_that_its_size_no_longer_needs(source: Path, made: Path) -> None:
+    split(source, made / "toy.gguf", MANY)
+    assert split(source, made / "toy.gguf", 10**9, force=True) == 1
+    assert [path.name for path in made.iterdir()] == ["toy.gguf"]
+
+
+def test_without_force_an_old_set_is_named_and_stays(source: Path, made: Path) -> None:
+    split(source, made / "toy.gguf", MANY)
+    before = snapshot(made)
+    with pytest.raises(FileExistsError, match=r"toy-00001-of-\d{5}.gguf exists: pass --force to replace it"):
+        split(source, made / "toy.gguf", FEW)
+    assert snapshot(made) == before
+
+
+def test_a_conversion_that_fails_leaves_the_old_set_whole(source: Path, made: Path) -> None:
+    split(source, made / "toy.gguf", MANY)
+    before = snapshot(made)
+
+    def stop(done: int, _total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        split(source, made / "toy.gguf", FEW, force=True, progress=stop)
+    assert snapshot(made) == before
+
+
+def no_gguf(path: Path, _whole: Path) -> None:
+    path.write_text("precious")
+
+
+def no_shard(path: Path, whole: Path) -> None:
+    shutil.copy(whole, path)
+
+
+def of_another_place(path: Path, _whole: Path) -> None:
+    first = next(path.parent.glob("toy-00001-of-*.gguf"))
+    shutil.copy(first, path)  # says that it is the first of another number of files
+
+
+@pytest.mark.parametrize("write", [no_gguf, no_shard, of_another_place])
+def test_what_is_only_called_like_a_shard_is_never_removed(
+    write: Callable[[Path, Path], None], source: Path, made: Path, tmp_path: Path
+) -> None:
+    whole = convert(source, tmp_path / "whole.gguf", qtype="Q8_0").path
+    split(source, made / "toy.gguf", MANY)
+    write(made / "toy-00001-of-00099.gguf", whole)
+    before = snapshot(made)
+    with pytest.raises(
+        FileExistsError, match="toy-00001-of-00099.gguf is called as a shard of .*toy.gguf, and is none"
+    ):
+        split(source, made / "toy.gguf", FEW, force=True)
+    assert snapshot(made) == before
+
+
+def test_sets_of_other_names_stay(source: Path, made: Path) -> None:
+    split(source, made / "toy.gguf", MANY)
+    split(source, made / "toy-00001-of-00002.gguf", MANY)
+    split(source, made / "my-toy.gguf", MANY)
+    kept = {name: digest for name, digest in snapshot(made).items() if "my-" in name or name.count("-of-") == 2}
+    assert len(kept) > 2
+    split(source, made / "toy.gguf", FEW, force=True)
+    assert kept.items() <= snapshot(made).items()
+
+
+def test_a_set_that_is_the_source_is_not_replaced(source: Path, made: Path) -> None:
+    split(source, made / "toy.gguf", MANY)
+    before = snapshot(made)
+    first = next(made.glob("toy-00001-of-*.gguf"))
+    with pytest.raises(FileExistsError, match="belongs to the source"):
+        convert(first, made / "toy.gguf", qtype="Q8_0", split_max_bytes=FEW, force=True)
+    assert snapshot(made) == before
+
+
+def test_one_file_of_a_set_joins_it_and_leaves_it(source: Path, made: Path) -> None:
+    """Without --split-max-size the files of a split model beside OUT are none of its business."""
+    split(source, made / "toy.gguf", MANY)
+    before = snapshot(made)
+    first = next(made.glob("toy-00001-of-*.gguf"))
+    convert(first, made / "toy.gguf", qtype="Q8_0")
+    assert before.items() <= snapshot(made).items()
+    assert "toy.gguf" in snapshot(made)
+
+
+def test_in_the_models_folder_a_set_is_replaced_with_what_is_kept_beside_it(
+    source: Path, models_folder: Path, llamalite_command: Run
+) -> None:
+    ran = [
+        llamalite_command("convert", source, "-t", "F32", "--split-max-size", size, "--force") for size in ("1M", "2M")
+    ]
+    assert [one.returncode for one in ran] == [0, 0], ran
+    first, second = sorted(path.name for path in models_folder.glob("*.gguf"))
+    assert (first, second) == ("toy-F32-00001-of-00002.gguf", "toy-F32-00002-of-00002.gguf")
+    assert [path.name for path in models_folder.glob("*.source")] == [f"{first}.source"]
+    assert llamalite_command("inspect", "toy-F32").returncode == 0
