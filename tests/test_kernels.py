@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,7 +22,7 @@ from llamalite.converters import kernels
 from llamalite.converters.kernels import fast
 from llamalite.converters.kernels.fast.recipes import RECIPES
 from llamalite.errors import QuantizationError
-from llamalite.native.quantize import quantize_rows
+from llamalite.native.quantize import dequantize_rows, quantize_rows
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
 Bytes = npt.NDArray[np.uint8]
@@ -183,7 +184,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 SOURCE_DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "Q4_0", "Q5_0", "BF16"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "Q4_0", "Q5_0", "BF16", "F16"])
 @pytest.mark.parametrize("dtype", SOURCE_DTYPES)
 def test_source_bytes_are_quantized_as_their_floats(mode: str, name: str, dtype: str) -> None:
     values = normal(5, 768) * np.float32(0.02)
@@ -267,6 +268,23 @@ def test_a_kernel_whose_bytes_differ_is_not_used(caplog: pytest.LogCaptureFixtur
 
 
 @needs_numba
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ2_XS", "IQ3_S", "IQ4_NL", "TQ2_0"])
+def test_blocks_are_read_as_gguf_py_reads_them(name: str) -> None:
+    kind, rows = TENSOR_TYPES[name], np.random.default_rng(3).normal(size=(5, 512)).astype(np.float32)
+    blocks = quantize_rows(kind, rows, importance=np.ones(512, np.float32))
+    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(kind.ggml_type)).reshape(rows.shape)
+    for found, wanted in (
+        (dequantize_rows(kind, blocks, 512), expected),
+        (dequantize_rows(kind, blocks[::2], 512), expected[::2]),  # rows that do not lie together
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+        assert np.array_equal(found, wanted) or not ggml_is_plain()
+    with pytest.raises(ValueError, match=f"5 rows of 768 {name} weights, found {blocks.nbytes} bytes"):
+        dequantize_rows(kind, blocks, 768)
+    with pytest.raises(ValueError, match="ggml cannot read I32 as float32"):
+        dequantize_rows(TENSOR_TYPES["I32"], np.zeros((1, 4), np.uint8), 1)
+
+
 def test_few_weights_are_left_to_ggml_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     q8_0 = TENSOR_TYPES["Q8_0"]

@@ -13,7 +13,7 @@ import toy
 from toy_checkpoint import write_checkpoint
 from toy_importance import write_importance
 
-from llamalite import gguf_check
+from llamalite import gguf_check, store
 from llamalite.converters import Importance, Recipe, convert
 from llamalite.errors import VerificationError
 from llamalite.evaluation.verification import VerificationReport, verify
@@ -150,6 +150,23 @@ def test_a_wrong_rope_theta_is_found_in_keys_and_logits(checkpoint: Path, tmp_pa
     assert _found(report) == {"keys", "logits"}
 
 
+@pytest.mark.parametrize("qtype", ["BF16", "Q4_0", "Q2_K"])
+def test_a_wrong_key_is_found_in_the_logits_whatever_the_type_loses(qtype: str, tmp_path: Path) -> None:
+    """Rotary positions that are a little off cost this model less than 2 bits do: the type's own loss is no bound."""
+    source = store.demo_checkpoint()
+    path = convert(source, tmp_path / "model.gguf", qtype=qtype).path
+    right = next(check for check in verify(path, source).checks if check.name == "logits")
+    wrong = next(
+        check
+        for check in verify(_rewritten(path, tmp_path / "bad.gguf", llama__rope__freq_base=15_000.0), source).checks
+        if check.name == "logits"
+    )
+    assert right.ok, right.text
+    assert right.figures["computed_kld"] < right.figures["limit_kld"] / 5
+    assert not wrong.ok, wrong.text
+    assert wrong.figures["mean_kld"] < 0.5
+
+
 def test_a_shifted_vocabulary_is_found_in_keys_and_tokens(checkpoint: Path, tmp_path: Path) -> None:
     path = convert(checkpoint, tmp_path / "model.gguf", qtype="F32").path
     tokens = gguf.GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
@@ -195,3 +212,20 @@ def test_the_command_tells_it_in_words_and_in_json(
     told = llamalite_command("verify", tmp_path / "model.gguf", "--against", checkpoint, "--json")
     assert told.returncode == 1  # type: ignore[attr-defined]
     assert not json.loads(told.stdout)["ok"]  # type: ignore[attr-defined]
+
+
+def test_without_a_checkpoint_the_note_beside_the_file_names_it(
+    checkpoint: Path, tmp_path: Path, models_folder: Path, llamalite_command: Callable[..., object]
+) -> None:
+    assert llamalite_command("convert", checkpoint, "-t", "Q8_0").returncode == 0  # type: ignore[attr-defined]
+    made = models_folder / "toy-Q8_0.gguf"
+    told = llamalite_command("verify", "toy")
+    assert (told.returncode, told.stderr) == (0, "")  # type: ignore[attr-defined]
+    assert told.stdout.splitlines()[-1] == f"{made} is what {checkpoint} holds."  # type: ignore[attr-defined]
+    raw = bytearray(made.read_bytes())
+    _flip_a_byte(gguf_check.read_header(made), raw)
+    made.write_bytes(raw)  # and is no longer the file of the note, which is what verify is for
+    assert llamalite_command("verify", "toy").returncode == 1  # type: ignore[attr-defined]
+    made.with_name(f"{made.name}.source").unlink()
+    told = llamalite_command("verify", "toy")
+    assert (told.returncode, "name its checkpoint, --against DIR" in told.stderr) == (2, True)  # type: ignore[attr-defined]

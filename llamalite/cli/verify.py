@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     metavar="CHECKPOINT",
-    required=True,
     type=click.Path(path_type=Path),
-    help="The checkpoint that the file was made of.",
+    help="The checkpoint that the file was made of. Default: the one that llamalite noted when it made the file.",
 )
 @click.option(
     "--imatrix",
@@ -32,23 +32,30 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Threads. Default: the physical cores.")
 @click.pass_context
 def command(
-    ctx: click.Context, model: str, against: Path, imatrix: Path | None, as_json: bool, threads: int | None
+    ctx: click.Context, model: str, against: Path | None, imatrix: Path | None, as_json: bool, threads: int | None
 ) -> None:
-    """Compare the file GGUF with the checkpoint that it was made of.
+    """Check that the file GGUF holds what the checkpoint holds that it was made of.
 
-    Keys, chat template, every tensor, token ids of a few thousand texts, and the logits of a fixed text in llama.cpp's
-    exact mode beside a plain NumPy forward pass of the checkpoint. Exit code 1 if any of them is not as it should be.
+    Five things are compared: keys, chat template, every tensor, the tokens of a few thousand texts, and the logits that
+    llama.cpp computes for a fixed text beside those of a plain NumPy forward pass. The exit code is 1 if anything is
+    wrong.
 
     \b
     Examples:
-      llamalite verify TinyLlama-1.1B-Q4_K_M --against ./TinyLlama-1.1B
+      llamalite verify TinyLlama-1.1B-Q4_K_M
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
     from llamalite.cli import _hub
     from llamalite.converters import Importance, Recipe
+    from llamalite.evaluation.verification import noted_source
 
+    path = _hub.model(ctx, model)
+    if against is None and (against := noted_source(path)) is None:
+        raise click.UsageError(
+            f"no note beside {path.name} says what it was made of: name its checkpoint, --against DIR"
+        )
     recipe = Recipe(importance=Importance.load(imatrix) if imatrix else None)
-    if not run(ctx, _hub.model(ctx, model), against, recipe, threads, as_json=as_json):
+    if not run(ctx, path, against, recipe, threads, as_json=as_json):
         ctx.exit(1)
 
 
@@ -56,10 +63,11 @@ def run(
     ctx: click.Context, path: Path, against: Path, recipe: Recipe, n_threads: int | None, *, as_json: bool = False
 ) -> bool:
     """Verify, print the report, and return whether all is well."""
+    from llamalite.cli import _text
     from llamalite.evaluation.verification import verify
 
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
-    with tqdm(unit="B", unit_scale=True, desc="verifying", leave=False, disable=hidden) as bar:
+    with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="verifying", leave=False, disable=hidden) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -71,7 +79,10 @@ def run(
         return report.ok
     for check in report.checks:
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
-        click.echo(f"{word}  {check.name:8}  {check.text}")
+        text = _text.clean(check.text)
+        if sys.stdout.isatty():
+            text = ("\n" + " " * 17).join(textwrap.wrap(text, max(30, _text.width() - 18), break_on_hyphens=False))
+        click.echo(f"{word}  {check.name:8}  {text}")
     if report.ok:
         click.echo(f"{path} is what {against} holds.")
     else:

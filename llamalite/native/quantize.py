@@ -37,6 +37,19 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` (ggml.h), as far as it is needed."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    ]
+
+
 def _quantize_chunk() -> Callable[..., Any]:
     pointer, long = ctypes.c_void_p, ctypes.c_int64
     return _function("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer, long, long, long, pointer)
@@ -92,11 +105,21 @@ def checked_room(
 
 
 def dequantize_rows(tensor_type: TensorType, rows: Bytes, n_columns: int) -> Floats:
-    """Return `rows` (uint8 [n_rows, row bytes]) of `tensor_type` as float32 [n_rows, n_columns] (gguf-py's reader)."""
-    import gguf
+    """Return `rows` (uint8 [n_rows, row bytes]) of `tensor_type` as float32 [n_rows, n_columns].
 
-    kind = gguf.GGMLQuantizationType(tensor_type.ggml_type)
-    values: Floats = gguf.quants.dequantize(rows, kind).reshape(len(rows), n_columns)
+    By ggml's own ``to_float``, as llama-quantize does; gguf-py's reader gives the same, ten times slower.
+    """
+    if rows.nbytes != len(rows) * tensor_type.row_bytes(n_columns):
+        raise ValueError(f"{len(rows)} rows of {n_columns} {tensor_type.name} weights, found {rows.nbytes} bytes")
+    values = np.empty((len(rows), n_columns), np.float32)
+    if tensor_type.name == "F32":  # nothing to be computed, and no kernel
+        values.reshape(-1).view(np.uint8)[:] = rows.reshape(-1)
+        return values
+    traits = _function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)(tensor_type.ggml_type)
+    if not traits.contents.to_float:
+        raise ValueError(f"ggml cannot read {tensor_type.name} as float32")
+    blocks = np.ascontiguousarray(rows)
+    traits.contents.to_float(blocks.ctypes.data, values.ctypes.data, values.size)
     return values
 
 
