@@ -42,15 +42,16 @@ class Shape:
     n_ff: int
     n_vocab: int
     tied: bool  # the output matrix is the embedding
+    n_ctx_train: int  # tokens of context that it was trained for
 
 
 SHAPES = (
-    Shape("SmolLM2 135M", 30, 576, 9, 3, 64, 1536, 49152, tied=True),
-    Shape("TinyLlama 1.1B", 22, 2048, 32, 4, 64, 5632, 32000, tied=False),
-    Shape("Llama 3.2 3B", 28, 3072, 24, 8, 128, 8192, 128256, tied=True),
-    Shape("Llama 3.1 8B", 32, 4096, 32, 8, 128, 14336, 128256, tied=False),
-    Shape("Llama 2 13B", 40, 5120, 40, 40, 128, 13824, 32000, tied=False),
-    Shape("Llama 3.3 70B", 80, 8192, 64, 8, 128, 28672, 128256, tied=False),
+    Shape("SmolLM2 135M", 30, 576, 9, 3, 64, 1536, 49152, tied=True, n_ctx_train=8192),
+    Shape("TinyLlama 1.1B", 22, 2048, 32, 4, 64, 5632, 32000, tied=False, n_ctx_train=2048),
+    Shape("Llama 3.2 3B", 28, 3072, 24, 8, 128, 8192, 128256, tied=True, n_ctx_train=131072),
+    Shape("Llama 3.1 8B", 32, 4096, 32, 8, 128, 14336, 128256, tied=False, n_ctx_train=131072),
+    Shape("Llama 2 13B", 40, 5120, 40, 40, 128, 13824, 32000, tied=False, n_ctx_train=4096),
+    Shape("Llama 3.3 70B", 80, 8192, 64, 8, 128, 28672, 128256, tied=False, n_ctx_train=131072),
 )
 
 
@@ -81,6 +82,17 @@ class Machine:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"missed": self.missed, "backends": devices.backends()}
+
+
+def this_machine() -> dict[str, Any]:
+    """Return what a figure that was measured here is to be told with; nothing is measured for it."""
+    return {
+        "processor": features.processor_name(),
+        "n_cores": hardware.machine_cores(),
+        "n_usable": hardware.physical_cores(),
+        "memory_bytes": hardware.total_memory_bytes(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
 
 
 def examine() -> Machine:
@@ -137,18 +149,25 @@ def fitting(header: Header, machine: Machine, *, n_ctx: int, name: str | None = 
 
 
 def shapes_that_fit(machine: Machine, *, n_ctx: int) -> list[Fitting]:
-    """Return each of `SHAPES` in the largest of `TYPES` that fits; in the smallest, not fitting, if none does."""
+    """Return each of `SHAPES` in the largest of `TYPES` that fits; in the smallest, not fitting, if none does.
+
+    The context is `n_ctx`, and at most what the model was trained for.
+    """
     found = []
     for shape in SHAPES:
-        in_types = (fitting(header_of(shape, qtype), machine, n_ctx=n_ctx, name=shape.name) for qtype in TYPES)
+        in_types = (_fitting(shape, qtype, machine, n_ctx) for qtype in TYPES)
         one = next(one for one in in_types if one.fits or one.qtype == TYPES[-1])
         found.append(one)
     return found
 
 
 def usual_type(machine: Machine, *, n_ctx: int) -> list[Fitting]:
-    """Return each of `SHAPES` as Q4_K_M."""
-    return [fitting(header_of(shape, "Q4_K_M"), machine, n_ctx=n_ctx, name=shape.name) for shape in SHAPES]
+    """Return each of `SHAPES` as Q4_K_M, with the context of `shapes_that_fit`."""
+    return [_fitting(shape, "Q4_K_M", machine, n_ctx) for shape in SHAPES]
+
+
+def _fitting(shape: Shape, qtype: str, machine: Machine, n_ctx: int) -> Fitting:
+    return fitting(header_of(shape, qtype), machine, n_ctx=min(n_ctx, shape.n_ctx_train), name=shape.name)
 
 
 def header_of(shape: Shape, qtype: str) -> Header:

@@ -7,12 +7,14 @@ import io
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import toy
 from click.testing import CliRunner
+from test_cli_models import on_terminal
 
 from llamalite.benchmark import Plan, bytes_a_token, iter_bench, memory_bandwidth
 from llamalite.cli import cli
@@ -103,6 +105,17 @@ def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, p
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:-1000])
     failed = llamalite_command("bench", tmp_path / "cut.gguf", path, "-p", "8", "-n", "0", "-r", "1")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
+def test_on_a_narrow_terminal_the_table_becomes_two(path: Path) -> None:
+    args = ("bench", path, "-p", "16", "-n", "2", "-r", "2", "--threads", "1")
+    for columns, tables in ((80, 2), (140, 1)):
+        lines = [line.rpartition("\r")[2] for line in on_terminal(*args, colour=False, columns=columns).split("\n")]
+        assert max(map(len, lines)) <= columns
+        assert sum(line.startswith("| model ") for line in lines) == tables
+        assert sum(line.startswith("| toy ") for line in lines) == 2 * tables
+        assert "pp16: a prompt of 16 tokens is read; tg2: 2 tokens generated" in " ".join(lines)
 
 
 def test_the_command_tells_a_failure(path: Path) -> None:

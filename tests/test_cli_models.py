@@ -17,6 +17,7 @@ from toy_checkpoint import write_checkpoint
 
 import llamalite
 from llamalite import store
+from llamalite.cli import _text
 from llamalite.converters import convert
 from llamalite.inspection import inspect
 
@@ -87,19 +88,23 @@ def test_on_a_terminal_a_table_keeps_to_its_width(folder: Path, colour: bool) ->
     assert ("\x1b[1m" in shown) == colour
 
 
-def on_terminal(*args: str, colour: bool = True, typed: str = "") -> str:
-    """Return what a pseudo-terminal of 80 columns shows."""
+def on_terminal(*args: str | Path, colour: bool = True, typed: str = "", columns: int = 80) -> str:
+    """Return the exit code, and what a pseudo-terminal shows."""
     import pty
 
     own, theirs = pty.openpty()
     environment = os.environ | {
         "PYTHONPATH": str(Path(llamalite.__file__).parents[1]),
         "TERM": "xterm",
-        "COLUMNS": "80",
+        "COLUMNS": str(columns),
     }
     environment |= {} if colour else {"NO_COLOR": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "llamalite", *args], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        [sys.executable, "-m", "llamalite", *map(str, args)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
     ) as process:
         os.close(theirs)
         os.write(own, typed.encode())
@@ -123,7 +128,7 @@ def test_inspect_tells_a_model_without_loading_it(llamalite_command: Run, folder
     ran = llamalite_command("inspect", "chat")
     assert (ran.returncode, ran.stderr) == (0, "")
     for part in (
-        "architecture  llama (GGUF 3)", "type          F32, 32.00 bits a weight", "in 21 tensors",
+        "architecture  llama (GGUF 3)", "type          F32, 32.00 bits per weight", "in 21 tensors",
         "2 layers, 64 wide, 4 heads, 2 of keys and values, feed-forward 96", "4,096 tokens trained for",
         "yes: answers messages", "SentencePiece", "bos <s> (1), eos </s> (2)", "2,048 tokens", "fits",
         "llamalite run takes 4,096 tokens", "llama.block_count", "× string]",
@@ -131,6 +136,24 @@ def test_inspect_tells_a_model_without_loading_it(llamalite_command: Run, folder
         assert " ".join(part.split()) in " ".join(ran.stdout.split()), part
     listed = llamalite_command("inspect", "chat", "--tensors").stdout.splitlines()
     assert any(line.split()[:2] == ["blk.1.ffn_down.weight", "F32"] for line in listed)
+
+
+def test_the_parts_of_the_memory_add_up_as_printed_and_are_those_of_a_dry_run(
+    llamalite_command: Run, tmp_path: Path
+) -> None:
+    source = write_checkpoint(tmp_path / "mine", n_embd=256, n_ff=512)
+    planned = llamalite_command("convert", source, "-t", "Q4_K_M", "--dry-run").stdout
+    shown = llamalite_command("inspect", source).stdout
+    head = next(line for line in shown.splitlines() if line.startswith("  CONTEXT"))
+    assert head.split() == ["CONTEXT", "WEIGHTS", "REPACKED", "CACHE", "BUFFERS", "TOTAL"]
+    rows = [line.split() for line in shown.splitlines() if line.endswith(("  fits", "  too much"))]
+    assert rows
+    for row in rows:
+        weights, repacked, cache, buffers, total = (round(100 * float(cell.replace(",", ""))) for cell in row[2:7])
+        assert weights + repacked + cache + buffers == total
+    memory = llamalite_command("inspect", source, "--json").stdout
+    for need in json.loads(memory)["memory"]:
+        assert f"{_text.size(need['total_bytes'])} with {need['n_ctx']:,}" in planned
 
 
 def test_inspect_as_json_has_every_key_and_tensor(llamalite_command: Run, folder: Path) -> None:
@@ -263,7 +286,8 @@ def test_remove_asks_on_a_terminal_and_wants_yes_elsewhere(llamalite_command: Ru
         shown = on_terminal("remove", "base", typed="n\n")
         assert shown.startswith("1\n")
         assert "Delete it? [y/N]" in shown
-        assert "nothing was deleted" in shown
+        assert "Nothing removed." in shown
+        assert "error" not in shown
         assert (folder / "base-F32.gguf").exists()
         assert "1 model removed" in on_terminal("remove", "base", typed="y\n")
         assert not (folder / "base-F32.gguf").exists()

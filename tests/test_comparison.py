@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import html
 import html.parser
 import io
 import json
 import math
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import pytest
 import toy
 import toy_checkpoint
 import toy_importance
+from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
@@ -25,7 +30,7 @@ from llamalite.evaluation.comparison import Comparison, compare, iter_compare
 from llamalite.evaluation.decoding import Protocol
 from llamalite.evaluation.page import to_csv, to_html
 from llamalite.evaluation.perplexity import perplexity
-from llamalite.evaluation.study import judge, make_candidates
+from llamalite.evaluation.study import judge, lesson, make_candidates
 from llamalite.evaluation.windows import read_text, tokens_of
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
@@ -178,12 +183,22 @@ class _Strict(html.parser.HTMLParser):
 
 
 def test_the_page_is_well_formed_and_loads_nothing(comparison: Comparison) -> None:
-    page = to_html(comparison, title="<b> & cost")
+    page = to_html(comparison, title="<b> & cost", text="<my> text")
     parser = _Strict()
     parser.feed(page)
     assert (parser.open, parser.loads) == ([], [])
     assert "&lt;b&gt; &amp; cost" in page
     assert page.count("<svg") == 4
+    assert "<td>&lt;my&gt; text, " in page
+    machine = comparison.protocol["machine"]
+    for fact in (
+        comparison.protocol["date"][:10],
+        machine["processor"],
+        machine["system"],
+        comparison.protocol["versions"],
+    ):
+        assert html.escape(fact) in page
+    assert "n_ubatch" not in page  # words, no names of the code
     assert "nan" not in page.lower().replace("finance", "")
     assert f"{comparison.candidates[0].divergence.mean_kld:.6f}" in page  # type: ignore[union-attr]
 
@@ -225,15 +240,82 @@ def test_the_command_studies_a_checkpoint(llamalite_command: Run, tmp_path: Path
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     args = ["compare", source, "-t", "Q8_0", "-t", "Q4_0", "-f", "text.txt", "--ctx", "32", "--threads", "1"]
     table = llamalite_command(*args, "--csv", "a.csv", "--html", "a.html", "--kld-budget", "100")
-    assert (table.returncode, table.stderr) == (0, "")
-    assert "within a mean KLD of 100" in table.stdout
+    assert (table.returncode, table.stderr) == (0, "wrote a.csv\nwrote a.html\n")
+    assert "with a mean KLD of at most 100" in table.stdout
     assert "\n→ " in table.stdout
     assert (tmp_path / "a.csv").read_text(encoding="utf-8").startswith("name,path,")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "text.txt (sha256 " in page
     said = llamalite_command(*args, "--json", "--kld-budget", "100")
     document = json.loads(said.stdout)
     assert (said.stderr, len(document["candidates"]), document["complete"]) == ("", 2, True)
     assert document["budget"]["chosen"] is not None
     assert llamalite_command("compare", source, "-f", "text.txt").returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_them(
+    columns: int, base: Path, quantized: list[Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    args = ("compare", base, *quantized, "-f", text, "--ctx", "32", "--threads", "1")
+    code, *lines = on_terminal(*args, colour=False, columns=columns).rstrip().split("\n")
+    lines = [line.rpartition("\r")[2] for line in lines]  # bars are drawn over
+    shown = "\n".join(lines)
+    assert code == "0"
+    assert max(map(len, lines)) <= columns, shown
+    assert [line.split("  ")[0] for line in lines if line[:4] in ("QUAL", "SIZE")] == ["QUALITY", "SIZE AND SPEED"]
+    assert ("RMS Δp in a wider terminal" in shown) == (columns == 80)
+    assert [line.split()[0] for line in lines if line.startswith(("F32 ", "Q8_0 ", "Q4_0 "))] == [
+        "F32", "Q8_0", "Q4_0",
+    ] * 2  # fmt: skip
+    assert "The smallest with a mean KLD of at most 0.05 is Q8_0: " in " ".join(shown.split())
+    assert shown.endswith("same top token.")
+    quiet = on_terminal(*args, "-q", colour=False, columns=columns)
+    assert "SAME TOP" in quiet
+    assert "lower is better" not in quiet
+
+
+def test_the_lesson_names_the_smallest_that_keeps_within_the_budget(comparison: Comparison) -> None:
+    eight, four = (one.divergence.mean_kld for one in comparison.candidates if one.divergence)
+    ratio = [comparison.reference.n_bytes / one.n_bytes for one in comparison.candidates]
+    told = lesson(comparison, (eight + four) / 2)
+    assert told.startswith(
+        f"The smallest with a mean KLD of at most {(eight + four) / 2:g} is Q8_0: {ratio[0]:.1f} times"
+    )
+    assert f"{comparison.candidates[0].divergence.same_top_p:.1%} same top token" in told  # type: ignore[union-attr]
+    assert lesson(comparison, eight / 2).startswith("None has a mean KLD of at most ")
+    assert "Nearest is Q8_0: " in lesson(comparison, eight / 2)
+    alone = dataclasses.replace(comparison, candidates=comparison.candidates[1:])
+    assert lesson(alone, four).startswith(f"Q4_0: {ratio[1]:.1f} times smaller than the reference, perplexity ")
+    renamed = dataclasses.replace(comparison.candidates[1], name="other-Q4_0")  # no type of one model: its whole name
+    assert lesson(dataclasses.replace(comparison, candidates=(renamed,))).startswith("other-Q4_0: ")
+
+
+def test_generation_is_timed_over_single_tokens_after_some_that_warm_up(
+    base: Path, quantized: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    real = NativeContext._decode
+
+    def noting(self: NativeContext, n: int) -> None:
+        decoded.append(n)
+        if decoded.count(1) in (1, 2, 10):  # a cold start, and one that is disturbed, tell nothing of the speed
+            time.sleep(0.3)
+        real(self, n)
+
+    monkeypatch.setattr(NativeContext, "_decode", noting)
+    found = compare(base, quantized[:1], TEXT, **SETTINGS, chunks=2)
+    assert decoded.count(1) == 2 * 36
+    assert found.reference.running.tg_tok_per_s > 36 / 0.9
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(llamalite_command: Run, base: Path) -> None:
+    done = llamalite_command("compare", base, base, "-f", base, "--html", "nowhere/study.html")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: there is no folder nowhere to write study.html into\n"
 
 
 def test_candidates_are_made_with_an_importance_matrix(llamalite_command: Run, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "rope scaling without a factor": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "linear"}),
-        "factor is missing, expected a positive number in the range of float32",
+        "factor is missing, expected a number from 1 on in the range of float32",
     ),
     "yarn numbers that are texts": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "yarn", "factor": 2.0, "beta_fast": "32"}),
@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a number beyond float64": (lambda folder: _edit_config(folder, rope_theta=10**400), "rope_theta is 1000"),
     "a billion layers": (
         lambda folder: _edit_config(folder, num_hidden_layers=10**9),
-        "num_hidden_layers is 1000000000, but the checkpoint has only 21 tensors",
+        "num_hidden_layers is 1000000000, expected a whole number from 1 to 512",
     ),
     "another activation": (lambda folder: _edit_config(folder, hidden_act="gelu"), "hidden_act is 'gelu'"),
     "a size is missing": (lambda folder: _edit_config(folder, hidden_size=...), "hidden_size is missing"),
@@ -217,6 +217,7 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(checkpoint: P
     (np.inf, "Q4_K_M", "holds infinity, or a value beyond"),
     (1e6, "F16", "values too large for F16"),
     (1e30, "Q4_0", "values too large for Q4_0"),
+    (3.4e38, "BF16", "values too large for BF16: choose a type of wider range, such as F32"),
 ])  # fmt: skip
 def test_weights_that_the_type_cannot_hold_are_refused_by_name(
     value: float, qtype: str, message: str, tmp_path: Path
@@ -257,7 +258,10 @@ def test_without_an_output_it_goes_into_the_models_folder(
     assert done.returncode == 0, done.stderr
     assert [p.name for p in models_folder.glob("*.gguf")] == ["toy-model-Q4_K_M.gguf"]
     assert "bits per weight" in done.stdout
-    assert str(models_folder / "toy-model-Q4_K_M.gguf") in done.stdout.splitlines()[-1]
+    wrote, _took, following = done.stdout.splitlines()
+    assert wrote.startswith(f"wrote {models_folder / 'toy-model-Q4_K_M.gguf'}: Q4_K_M, ")
+    assert "GiB" not in done.stdout  # units by size: a small checkpoint is not 0.00 of a large one
+    assert following == "Next: llamalite run toy-model-Q4_K_M"
 
 
 def test_the_plan_needs_no_weights(checkpoint: Path) -> None:
@@ -475,12 +479,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     planned = plan(checkpoint, ["Q4_K_M", "F16"])
     lines = done.stdout.splitlines()
     row = next(line.split() for line in lines if line.startswith("blk.1.attn_v.weight"))
-    assert row == ["blk.1.attn_v.weight", "128", "x", "256", "BF16", "->", "Q6_K", "26.88", "kB", "F16", "65.54", "kB"]
+    assert row == ["blk.1.attn_v.weight", "128", "x", "256", "BF16", "->", "Q6_K", "26.2", "KiB", "F16", "64.0", "KiB"]
     assert [line.split()[0] for line in lines[: len(planned.tensors)]] == [tensor.name for tensor in planned.tensors]
     norm = next(line for line in lines if line.startswith("blk.0.attn_norm.weight"))
-    assert "1.02 kB" in norm  # no size is 0.00 of something
+    assert "1.00 KiB" in norm  # no size is 0.00 of something
     files = convert(checkpoint, tmp_path, qtype=["Q4_K_M", "F16"]).outputs
-    assert f"disk needed: {sum(one.n_bytes for one in files) / 1e6:.2f} MB; nothing was written" in lines[-1]
+    total = sum(one.n_bytes for one in files)
+    assert lines[-1].startswith(f"It takes {total / 2**20:.2f} MiB on disk.")
     for one in files:
         assert any(line.startswith(f"{one.qtype}: ") and f"{one.bits_per_weight:.2f} bits" in line for line in lines)
     assert sum("memory to run it" in line for line in lines) == 2
@@ -499,6 +504,8 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     assert sorted(listed) == sorted(tensor.name for tensor in plan(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
+    told = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
+    assert f"  token_embd.weight {told} " in done.stdout
 
 
 def test_a_dry_run_checks_the_metadata_and_counts_it(

@@ -32,7 +32,7 @@ def test_the_demo_converts_asks_and_measures(
     assert done.stderr == ""
     assert sorted(path.name for path in models_folder.glob("*.gguf")) == sorted(f"toy-{t}.gguf" for t in demo.TYPES)
     rows = re.findall(
-        r"^   (\w+) +([\d.]+) MB +([\d.]+) +([\d.]+) ± ([\d.]+)(?: +([\d.]+) +([\d.]+)%)?$", done.stdout, re.M
+        r"^   (\w+) +([\d.]+) [KM]iB +([\d.]+) +([\d.]+) ± ([\d.]+)(?: +([\d.]+) +([\d.]+)%)?$", done.stdout, re.M
     )
     assert [row[0] for row in rows] == list(demo.TYPES)
     bits = [float(row[2]) for row in rows]
@@ -45,6 +45,13 @@ def test_the_demo_converts_asks_and_measures(
     following = done.stdout.partition("Next:\n")[2].splitlines()
     assert len(following) == 3
     assert all(" llamalite " in f" {Path(line.split()[0]).name} " or "__main__" in line for line in following)
+
+
+def test_a_quiet_demo_shows_the_table_and_nothing_else(llamalite_command: Any, tmp_path: Path, text: Path) -> None:
+    toy_checkpoint.write_checkpoint(tmp_path / "toy", n_layer=1)
+    done = llamalite_command("demo", "toy", "-f", text, "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["type", *demo.TYPES]
 
 
 def test_an_answer_is_wrapped_at_words_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from test_hardware import threads as topology
 
 from llamalite import diagnosis, hardware
 from llamalite.benchmark import Row, bytes_a_token
+from llamalite.cli import doctor
 from llamalite.native import devices, features
 
 TOLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | FMA = 1 | LLAMAFILE = 1 | REPACK = 1 | "
@@ -143,7 +144,26 @@ def test_doctor_measures_threads_on_a_model(llamalite_command: Run, models_folde
     table = ran.stdout[ran.stdout.index("Threads, measured on toy-F32.gguf") :].splitlines()
     assert table[1].split()[:3] == ["THREADS", "PROMPT", "TOKENS/S"]
     assert sum(line.endswith("best") for line in table) == 1
-    assert table[-1].startswith("Next: llamalite run toy-F32 --threads ")
+    assert table[-1].startswith("Next: llamalite run --threads ")
     found = json.loads(llamalite_command("doctor", "toy", "--threads", "--json").stdout)
     assert {one["n_threads"] for one in found["measured"]} == set(diagnosis.thread_counts(diagnosis.examine()))
     assert found["threads"] in {one["n_threads"] for one in found["measured"]}
+
+
+def test_what_does_not_fit_is_said_and_no_context_is_longer_than_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = made(free_bytes=10**9)
+    largest, usual = (what(tiny, n_ctx=8192) for what in (diagnosis.shapes_that_fit, diagnosis.usual_type))
+    assert {one.name: one.n_ctx for one in largest} == {one.name: one.n_ctx for one in usual}
+    assert {one.name: one.n_ctx for one in largest}["Llama 2 13B"] == 4096
+    assert {one.name: one.n_ctx for one in largest}["Llama 3.1 8B"] == 8192
+    assert {one.n_ctx for one in diagnosis.usual_type(tiny, n_ctx=1024)} == {1024}
+    doctor._fitting(largest, usual)
+    shown = capsys.readouterr().out.splitlines()
+    assert next(line for line in shown if line.startswith("Llama 3.1 8B")).split()[3:8] == [
+        "8,192",
+        "none",
+        "fits",
+        "-",
+        "-",
+    ]
+    assert not any("Q2_K" in line and "large" in line for line in shown)

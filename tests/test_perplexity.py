@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import toy
+from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
@@ -225,9 +226,11 @@ def test_bytes_and_words_of_the_scored_tokens(model: NativeModel) -> None:
 
 
 def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, path: Path) -> None:
-    with pytest.raises(EvaluationError, match="13 tokens long, and a context of 8 needs at least 16"):
+    with pytest.raises(
+        EvaluationError, match=r"has 13 tokens, and a context of 8 needs at least 16: .* is 6 \(--ctx 6\)"
+    ):
         perplexity(model, np.arange(13), n_ctx=8)
-    with pytest.raises(EvaluationError, match="0 tokens long"):
+    with pytest.raises(EvaluationError, match="has 0 tokens"):
         perplexity(model, [], n_ctx=8, stride=2)
     with pytest.raises(ValueError, match="n_ctx must be 4 or more"):
         perplexity(model, TEXT, n_ctx=3)
@@ -294,10 +297,21 @@ def test_the_command_prints_a_table_or_one_json_document(llamalite_command: Run,
     assert found["ppl"] == pytest.approx(perplexity(path, TEXT, n_ctx=64, chunks=3, n_threads=1).ppl, rel=1e-9)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
+def test_on_a_terminal_it_says_what_the_figure_is_for(path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    args = ("perplexity", path, "-f", text, "--ctx", "64", "--chunks", "2", "--threads", "1")
+    assert f"\nLower is better. To see what quantization cost:\n  llamalite compare CHECKPOINT {path}" in on_terminal(
+        *args
+    )
+    assert "Lower is better" not in on_terminal(*args, "-q") + on_terminal(*args, "--json")
+
+
 def test_the_command_tells_a_failure_in_one_line(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("once", encoding="utf-8")
     for args, expected in (
-        ([path, "-f", "short.txt"], "needs at least 1024: give a longer text or a smaller context"),
+        ([path, "-f", "short.txt"], "a context of 512 needs at least 1024: give a longer text"),
         ([path, "-f", "none.txt"], "none.txt"),
         (["no-such-model", "-f", "short.txt"], "no model 'no-such-model'"),
         (["short.txt", "-f", "short.txt"], "is no GGUF file"),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from llamalite import hardware
-from llamalite.cli.convert import bytes_text
+from llamalite.cli import _text
 from llamalite.converters import Plan, Recipe, preview
 from llamalite.converters.mix import Choice
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import Header
+from llamalite.inspection import Inspection
 
-CONTEXTS = (2048, 8192, 32768)
+MOST_CONTEXT = 32768  # tokens: what needs more is told by `llamalite inspect`
 
 
 def show(
@@ -33,14 +34,14 @@ def show(
     for tensor in plan.tensors:
         shape = " x ".join(map(str, tensor.shape))
         sizes = "  ".join(
-            f"{choice.type.name:8} {bytes_text(tensor.n_bytes(i)):>10}" for i, choice in enumerate(tensor.types)
+            f"{choice.type.name:8} {_text.size(tensor.n_bytes(i)):>10}" for i, choice in enumerate(tensor.types)
         )
         click.echo(f"{tensor.name:{width}}  {shape:>15}  {tensor.stored.name} -> {sizes}")
-    click.echo(f"{plan.n_params:,} weights in {len(plan.tensors)} tensors, {bytes_text(plan.source_bytes)} to read")
+    click.echo(f"{plan.n_params:,} weights in {len(plan.tensors)} tensors, {_text.size(plan.source_bytes)} to read")
     for i, (name, files) in enumerate(zip(names, headers, strict=True)):
         _summary(plan, i, name, files, every_fallback=ctx.obj["verbose"] > 0)
     total = sum(one.n_bytes_file for files in headers for one in files)
-    click.echo(f"disk needed: {bytes_text(total)}; nothing was written")
+    click.echo(f"It takes {_text.size(total)} on disk. This was a dry run: nothing was written.")
 
 
 def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header], *, every_fallback: bool) -> None:
@@ -48,16 +49,17 @@ def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header], *, e
     shards = f" in {len(files)} files" if len(files) > 1 else ""
     counts = Counter(tensor.types[i_output].type.name for tensor in plan.tensors)
     kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
-    click.echo(f"{name}: {bytes_text(n_bytes)}{shards}, {plan.bits_per_weight(i_output):.2f} bits per weight ({kinds})")
+    click.echo(f"{name}: {_text.size(n_bytes)}{shards}, {plan.bits_per_weight(i_output):.2f} bits per weight ({kinds})")
     _fallbacks(plan.fallbacks(i_output), every=every_fallback)
+    # Of a split model the first header with the others behind it, as it is read from files that are there.
+    whole = Inspection(dataclasses.replace(files[0], rest=tuple(files[1:])))
     try:
-        trained = files[0].n_ctx_train or CONTEXTS[-1]
-        contexts = [n for n in CONTEXTS if n < trained] + [min(trained, CONTEXTS[-1])]
-        needs = [(n, hardware.memory_needed(files[0], n_ctx=n)) for n in sorted(set(contexts))]
+        needs = [need for need in whole.needs() if need.n_ctx <= MOST_CONTEXT]
     except GGUFError:
         return  # not a LLaMA model: a GGUF source of another family, whose memory is not known
-    memory = ", ".join(f"{bytes_text(need.total_bytes)} at {n} tokens" for n, need in needs)
-    click.echo(f"  memory to run it: {memory} of context")
+    if needs:
+        memory = ", ".join(f"{_text.size(need.total_bytes)} with {need.n_ctx:,}" for need in needs)
+        click.echo(f"  memory to run it: {memory} tokens of context")
 
 
 def _fallbacks(found: Mapping[str, Choice], *, every: bool) -> None:

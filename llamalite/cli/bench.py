@@ -33,9 +33,9 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-p", "--prompt", "n_prompt", type=_options.COUNT_OR_NONE, default=512, show_default=True,
-              metavar="N", help="Prompt tokens, 0: none.")  # fmt: skip
+              metavar="N", help="Tokens of the prompt; 0 leaves this test out.")  # fmt: skip
 @click.option("-n", "--generate", "n_generate", type=_options.COUNT_OR_NONE, default=128, show_default=True,
-              metavar="N", help="Tokens to generate, 0: none.")  # fmt: skip
+              metavar="N", help="Tokens to generate; 0 leaves this test out.")  # fmt: skip
 @click.option("-r", "--repetitions", type=_options.COUNT, default=5, show_default=True, metavar="N",
               help="How often each test is measured, after a warm-up.")  # fmt: skip
 @click.option("--threads", "n_threads", callback=_listed(_options.THREADS), metavar="N,N",
@@ -61,11 +61,11 @@ def command(
     as_csv: bool,
     **options: Any,
 ) -> None:
-    """Measure speed as llama-bench does: prompt (pp512) and generation (tg128), mean ± standard deviation.
+    """Measure how fast MODEL reads a prompt and generates, as llama-bench does: mean ± standard deviation.
 
-    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. The lists are
-    combined with each other. Several models are measured in a process each, so that the peak of memory
-    is each one's own.
+    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. Where an option
+    takes several values (N,N), every combination is measured. Each of several models gets a process of its own, so that
+    its peak of memory is its own.
 
     \b
     Examples:
@@ -86,7 +86,9 @@ def command(
     elif as_csv:
         click.echo(_csv(rows), nl=False)
     else:
-        _markdown(rows)
+        _tables(rows)
+        if sys.stdout.isatty() and not ctx.obj["quiet"]:
+            _explain(options)
 
 
 def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,33 +139,70 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _markdown(rows: list[dict[str, Any]]) -> None:
-    """Print a table, with a column for each setting that differs between its rows."""
+def _explain(options: dict[str, Any]) -> None:
+    from llamalite.cli import _text
+
+    n_prompt, n_generate = options["n_prompt"], options["n_generate"]
+    tests = [f"pp{n_prompt}: a prompt of {_text.count(n_prompt, 'token')} is read"] if n_prompt else []
+    tests += [f"tg{n_generate}: {_text.count(n_generate, 'token')} generated, one at a time"] if n_generate else []
+    share = "; bandwidth: what generating reads, as a share of what the memory gives" if n_generate else ""
+    click.echo()
+    _text.labelled("", f"{'; '.join(tests)}; mean ± standard deviation of {options['repetitions']}{share}.", 0)
+
+
+def _tables(rows: list[dict[str, Any]]) -> None:
+    """Print the rows in Markdown, with a column for each setting that differs: in two tables where one is too wide."""
+    from llamalite.cli import _text
+
     settings = ["n_threads", *(name for name in _LISTED if len({row[name] for row in rows}) > 1)]
-    heads = ["model", "MiB", *settings, "test", "tokens/s", "first token s", "bandwidth", "peak MiB", "load s"]
-    cells = []
+    keys, columns = (
+        ["model", *settings, "test"],
+        ("MiB", "tokens/s", "first token s", "bandwidth", "peak MiB", "load s"),
+    )
+    cells: dict[str, list[str]] = {name: [] for name in (*keys, *columns)}
     for row in rows:
         share = row["bandwidth_share"]
-        cells.append(
-            [
-                row["model"].removesuffix(".gguf"),
-                f"{row['n_bytes'] / 2**20:,.1f}",
-                *(str(row[name]) for name in settings),
-                row["test"],
-                f"{row['tok_per_s']:,.2f} ± {row['tok_per_s_sd']:.2f}",
-                "" if row["ttft_s"] is None else f"{row['ttft_s']:.3f}",
-                "" if share is None else f"{row['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, {share:.0%}",
-                f"{row['peak_memory_bytes'] / 2**20:,.0f}",
-                f"{row['load_s']:.2f}",
-            ]
-        )
-    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
-    click.echo("| " + " | ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)) + " |")
+        shown = {
+            "model": row["model"].removesuffix(".gguf"),
+            **{name: str(row[name]) for name in settings},
+            "test": row["test"],
+            "MiB": f"{row['n_bytes'] / 2**20:,.1f}",
+            "tokens/s": f"{row['tok_per_s']:,.2f} ± {row['tok_per_s_sd']:.2f}",
+            "first token s": "" if row["ttft_s"] is None else f"{row['ttft_s']:.3f}",
+            "bandwidth": "" if share is None else f"{row['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, {share:.0%}",
+            "peak MiB": f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            "load s": f"{row['load_s']:.2f}",
+        }
+        for name, cell in shown.items():
+            cells[name].append(cell)
+    room = _text.width() if sys.stdout.isatty() else sys.maxsize
+    wide = ["model", "MiB", *settings, "test", *columns[1:]]
+    if _width(cells, wide) < room:
+        _markdown(cells, wide)
+        return
+    # Names give way where even these are too wide: their ends have the types.
+    tables = [[*keys, "tokens/s", "first token s"], [*keys, "bandwidth", "MiB", "peak MiB", "load s"]]
+    longest = max(12, max(map(len, cells["model"])) - max(0, max(_width(cells, one) for one in tables) - room + 1))
+    cells["model"] = [_text.short(name, longest, end=True) for name in cells["model"]]
+    _markdown(cells, tables[0])
+    click.echo()
+    _markdown(cells, tables[1])
+
+
+def _width(cells: dict[str, list[str]], names: list[str]) -> int:
+    return sum(max(map(len, [name, *cells[name]])) + 3 for name in names) + 1
+
+
+def _markdown(cells: dict[str, list[str]], names: list[str]) -> None:
+    """Print the columns `names`, the model to the left, the rest to the right."""
+    lines = [names, *zip(*(cells[name] for name in names), strict=True)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    click.echo("| " + " | ".join(rule) + " |")
-    for line in cells:
+    for n, line in enumerate(lines):
         shown = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i == 0 or n == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         click.echo("| " + " | ".join(shown) + " |")
+        if n == 0:
+            click.echo("| " + " | ".join(rule) + " |")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from llamalite.evaluation.comparison import Comparison, Standing
 
 
+_WRITTEN = ("csv_file", "html_file", "plot_file")
+
+
 @click.command("compare")
 @click.argument("reference")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
               help="The text, taken as bytes; - reads standard input.")  # fmt: skip
 @click.option("-t", "--type", "qtypes", multiple=True, metavar="TYPE", callback=quant_types,
               shell_complete=complete_quant_types,
-              help="Make a candidate of this type from REFERENCE; repeatable.")  # fmt: skip
+              help="Make a model of this type from REFERENCE and compare it; repeatable.")  # fmt: skip
 @click.option("--imatrix", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="An importance matrix for what -t makes.")  # fmt: skip
 @click.option("--keep", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
@@ -41,9 +45,9 @@ if TYPE_CHECKING:
 @_options.threads("n_threads")
 @_options.gpu("0")
 @click.option("--kld-budget", type=_options.Number(0, 1000), metavar="X",
-              help="Name the smallest candidate whose mean KLD is at most X and that fits this machine.")  # fmt: skip
+              help="Name the smallest model whose mean KLD is at most X and that fits into the memory.")  # fmt: skip
 @click.option("--budget-ctx", type=_options.COUNT, default=4096, show_default=True, metavar="N",
-              help="The context that --kld-budget plans memory for.")  # fmt: skip
+              help="Tokens of context that --kld-budget plans memory for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "csv_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the table as CSV.")
 @click.option("--html", "html_file", metavar="FILE", type=click.Path(path_type=Path),
@@ -65,11 +69,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare MODELs with REFERENCE over the same text: perplexity, KL divergence, top tokens, size and speed.
+    """Measure what quantization cost: each MODEL against REFERENCE on the same text, in quality, size and speed.
 
-    MODELs are GGUF files, names in the models folder, folders of checkpoints, or org/name[:TYPE], and so is REFERENCE,
-    whose checkpoint is compared with as it is, not quantized; -t makes candidates from it. All models are computed in
-    lockstep, and no logits are stored. Ctrl-C prints what stands.
+    A MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. So is
+    REFERENCE; a checkpoint is taken as it is there, not quantized, and -t makes models of it to compare. Ctrl-C prints
+    what has been measured so far.
 
     \b
     Examples:
@@ -86,7 +90,10 @@ def command(
     if not models and not qtypes:
         raise click.UsageError("nothing to compare REFERENCE with: name models, or types to make with -t")
     if options["plot_file"]:
-        check_plot(options["plot_file"])  # now, not after an hour
+        check_plot(options["plot_file"])
+    for path in filter(None, (options[name] for name in _WRITTEN)):  # now, not after an hour
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
     offload = _options.offload(options)
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = Protocol(**{name: options[name] for name in names})
@@ -110,7 +117,7 @@ def command(
                 stopped = signalled
         if standing is not None:
             text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
-            _show(standing.comparison(), text, kld_budget, budget_ctx, as_json, options)
+            _show(standing.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
     if stopped is not None:
         raise stopped
 
@@ -127,14 +134,14 @@ def _candidates(
     from llamalite.evaluation.study import make_candidates
 
     importance = Importance.load(imatrix) if imatrix else None
-    source = Path(reference) if Path(reference).is_dir() else _hub.located(ctx, reference)
+    source = _hub.located(ctx, reference)
     if source.is_file() and not qtypes:
         yield source, []
         return
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llamalite-")))
-        with tqdm(unit="B", unit_scale=True, leave=False, disable=hidden, desc="converting") as bar:
+        with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, leave=False, disable=hidden, desc="converting") as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
@@ -151,6 +158,7 @@ def _show(
     budget_ctx: int,
     as_json: bool,
     options: dict[str, Any],
+    quiet: bool,
 ) -> None:
     from llamalite.evaluation.page import to_csv, to_html
     from llamalite.evaluation.plots import plot
@@ -171,55 +179,110 @@ def _show(
             }
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
-        _table(comparison)
+        _tables(comparison, text["path"], quiet)
         if verdicts:
             _budget(verdicts, kld_budget or 0.0, budget_ctx, free)
+        elif not quiet:
+            _lesson(comparison)
     if options["csv_file"]:
         options["csv_file"].write_text(to_csv(comparison), encoding="utf-8", newline="")
     if options["html_file"]:
-        options["html_file"].write_text(to_html(comparison), encoding="utf-8")
+        named = f"{_named(text['path'])} (sha256 {text['sha256']})"
+        options["html_file"].write_text(to_html(comparison, text=named), encoding="utf-8")
     if options["plot_file"]:
         plot(comparison, options["plot_file"])
+    for path in filter(None, (options[name] for name in _WRITTEN)):
+        if not quiet:
+            click.echo(f"wrote {path}", err=True)
 
 
-def _table(comparison: Comparison) -> None:
+def _named(text_file: str) -> str:
+    return "standard input" if text_file == "-" else Path(text_file).name
+
+
+def _tables(comparison: Comparison, text: str, quiet: bool) -> None:
+    """Print what each candidate lost, then what each model takes: two tables that 80 columns hold."""
+    from llamalite.cli import _text
+    from llamalite.evaluation.comparison import N_GENERATED
+    from llamalite.evaluation.study import labels
+
     scored = comparison.candidates[0].divergence
     assert scored is not None  # a candidate always has one
-    base = comparison.reference
-    state = "" if comparison.complete else ", stopped early"
-    click.echo(f"{scored.n_tokens:,} tokens scored in chunks of {comparison.protocol['n_ctx']}{state}\n")
-    heading = f"{'model':<24}{'MiB':>9}{'bpw':>6}{'PPL':>19}{'PPL, paired':>19}{'mean KLD':>21}{'99% KLD':>9}"
-    click.secho(f"{heading}{'same top':>10}{'RMS Δp':>8}", bold=True)
-    for one in (base, *comparison.candidates):
-        line = f"{_short(one.name, 23):<24}{one.n_bytes / 2**20:>9,.1f}{one.bits_per_weight:>6.2f}"
-        if (found := one.divergence) is None:
-            line += f"{_pm(scored.ppl_base, scored.ppl_base_err):>19}"
-        else:
-            line += f"{_pm(found.ppl, found.ppl_err):>19}{_pm(found.ppl_diff, found.ppl_diff_err, sign='+'):>19}"
-            line += f"{_pm(found.mean_kld, found.mean_kld_err, 6):>21}{found.p99_kld:>9.4f}"
-            line += f"{found.same_top_p:>10.2%}{found.rms_delta_p:>8.2%}"
-        click.echo(line)
-    click.secho(f"\n{'model':<24}{'prompt t/s':>12}{'generated t/s':>15}{'load s':>9}{'memory MiB':>12}", bold=True)
-    for one in (base, *comparison.candidates):
-        run = one.running
-        line = f"{_short(one.name, 23):<24}{run.pp_tok_per_s:>12,.1f}{run.tg_tok_per_s:>15,.1f}{run.load_s:>9.2f}"
-        click.echo(f"{line}{run.memory_bytes / 2**20:>12,.0f}")
+    base, everyone = comparison.reference, (comparison.reference, *comparison.candidates)
+    names = labels(comparison)
+    state = "" if comparison.complete else "; stopped early"
+    _wrapped(
+        f"{scored.n_tokens:,} tokens of {_text.clean(_named(text))} scored, in chunks of "
+        f"{comparison.protocol['n_ctx']}{state}. The reference is {base.name}."
+    )
+    click.echo()
+    rows = [(names[base.path], _pm(scored.ppl_base, scored.ppl_base_err), *[""] * 5)]
+    for one in comparison.candidates:
+        found = one.divergence
+        assert found is not None
+        change = f"{100 * (found.ppl_ratio - 1):+.2f} ± {found.ppl_ratio_err:.2%}"
+        digits = 5 if found.mean_kld_err >= 5e-6 or found.mean_kld == 0 else 6
+        rows.append(
+            (names[one.path], _pm(found.ppl, found.ppl_err), change, _pm(found.mean_kld, found.mean_kld_err, digits),
+             f"{found.same_top_p:.2%}", f"{found.p99_kld:.4f}", f"{found.rms_delta_p:.2%}")
+        )  # fmt: skip
+    quality = ("QUALITY", "PPL", "CHANGE", "MEAN KLD", "SAME TOP", "99% KLD", "RMS Δp")
+    left_out = _text.table(quality, rows, optional=(6, 5), end=True)
+    click.echo()
+    running = [
+        (names[one.path], _text.size(one.n_bytes), f"{one.bits_per_weight:.2f}", f"{one.running.pp_tok_per_s:,.1f}",
+         f"{one.running.tg_tok_per_s:,.1f}", f"{one.running.load_s:.2f}", _text.size(one.running.memory_bytes))
+        for one in everyone
+    ]  # fmt: skip
+    _text.table(("SIZE AND SPEED", "FILE", "BPW", "PROMPT t/s", "GENERATED t/s", "LOAD s", "MEMORY"), running, end=True)
+    if quiet:
+        return
+    click.echo()
+    _text.labelled("PPL", "perplexity, and its CHANGE from the reference: lower is better", 10)
+    _text.labelled("MEAN KLD", "how far next-token probabilities moved, in nats: lower is better", 10)
+    _text.labelled("SAME TOP", "how often the likeliest token stayed the same: higher is better", 10)
+    if left_out:
+        _text.labelled("", f"{' and '.join(left_out)} in a wider terminal, and in --csv and --json", 10)
+    else:
+        _text.labelled("99% KLD", "the worst hundredth of the tokens begins here: lower is better", 10)
+        _text.labelled("RMS Δp", "how far the text's token changed in probability: lower is better", 10)
+    _text.labelled("t/s", f"rough; GENERATED is the median of {N_GENERATED} tokens; see llamalite bench", 10)
 
 
-def _pm(value: float, error: float, digits: int = 4, sign: str = "") -> str:
-    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
+def _lesson(comparison: Comparison) -> None:
+    from llamalite.evaluation.study import lesson
+
+    click.echo()
+    _wrapped(lesson(comparison))
 
 
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else "…" + name[1 - width :]
+def _wrapped(text: str) -> None:
+    """Print `text` in lines of the terminal's width, at most 100 columns; in a pipe in one."""
+    from llamalite.cli import _text
+
+    if sys.stdout.isatty():
+        text = textwrap.fill(text, min(_text.width(), 101) - 1, break_on_hyphens=False)
+    click.echo(text)
+
+
+def _pm(value: float, error: float, digits: int = 4) -> str:
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _budget(verdicts: list[Any], kld_budget: float, n_ctx: int, free: int) -> None:
-    click.echo(f"\nwithin a mean KLD of {kld_budget:g}, and {free / 2**30:.2f} GiB of free memory at {n_ctx} tokens:")
+    from llamalite.cli import _text
+
+    click.echo()
+    _wrapped(
+        f"The smallest with a mean KLD of at most {kld_budget:g} that the free memory, {_text.size(free)}, holds "
+        f"with {n_ctx:,} tokens of context:"
+    )
+    room = max(len(one.candidate.name) for one in verdicts)
+    room = max(12, min(room, _text.width() - 53)) if sys.stdout.isatty() else room
     for one in verdicts:
-        kld = f"KLD {one.mean_kld:.6f} {'≤' if one.within_budget else '>'} {kld_budget:g}"
-        need = f"needs {one.needed.total_bytes / 2**30:.2f} GiB {'≤' if one.fits else '>'} {free / 2**30:.2f}"
+        kld = f"KLD {one.mean_kld:.5f} {'≤' if one.within_budget else '>'} {kld_budget:g}"
+        need = f"needs {_text.size(one.needed.total_bytes)} {'≤' if one.fits else '>'} {_text.size(free)}"
         mark = "→" if one.chosen else " "
-        click.echo(f"{mark} {_short(one.candidate.name, 27):<28}{kld:<28}{need}")
+        click.echo(f"{mark} {_text.short(one.candidate.name, room, end=True):{room}}  {kld:<23}{need}")
     if not any(one.chosen for one in verdicts):
-        click.echo("none of them: allow a larger budget, add larger types with -t, or free memory")
+        click.echo("None of them: allow a larger budget, add larger types with -t, or free memory.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +11,20 @@ import click
 from click.shell_completion import CompletionItem
 from tqdm import tqdm
 
-from llamalite.errors import LlamaliteError
-from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, TensorType
+from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, TensorType, nearest_type, type_name
 
 if TYPE_CHECKING:
     from llamalite.converters import ConversionReport
 
 
 def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the file types `values` in upper case; an unknown one is wrong usage (exit 2)."""
+    """Return the names of the file types `values` as the table has them; an unknown one is wrong usage (exit 2)."""
     for value in values:
-        if value.upper() not in FILE_TYPES:
-            near = difflib.get_close_matches(value.upper(), FILE_TYPES, n=1)
-            nearest = f"; near it is {near[0]}" if near else ""
+        if type_name(value) not in FILE_TYPES:
+            near = nearest_type(value)
+            nearest = f"; near it is {near}" if near else ""
             raise click.BadParameter(f"unknown type {value!r}{nearest} (--list-types lists them)", ctx, param)
-    names = tuple(value.upper() for value in values)
+    names = tuple(map(type_name, values))
     if len(set(names)) < len(names):
         raise click.BadParameter(f"the types {', '.join(names)} are not all different", ctx, param)
     return names
@@ -118,14 +115,16 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     metavar="REGEX=TYPE",
     multiple=True,
     callback=tensor_types,
-    help="The type of the tensors whose names match, repeatable; the first that matches decides.",
+    help="Give the tensors whose names match this type; repeatable, the first that matches decides.",
 )
-@click.option("--pure", is_flag=True, help="Give every matrix the type's own tensor type, without the usual mix.")
+@click.option(
+    "--pure", is_flag=True, help="Give every matrix the same type, without the usual mix (Q4_K_M: some are Q6_K)."
+)
 @click.option("--allow-requantize", is_flag=True, help="Quantize a GGUF file again that is quantized already.")
 @click.option(
     "--allow-token-mismatch",
     is_flag=True,
-    help="Convert even if the file tokenizes otherwise than the original; recorded in the file.",
+    help="Convert even if the file would cut text into other tokens than the original; the file says so.",
 )
 @click.option(
     "--metadata",
@@ -144,8 +143,10 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     "--verify", is_flag=True, help="Compare the result with the checkpoint at the end: tensors, tokens, logits."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and what it needs to run, and stop.")
-@click.option("-f", "--force", is_flag=True, help="Replace files that stand.")
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Worker threads. Default: one a usable core.")
+@click.option("-f", "--force", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--threads", type=click.IntRange(1, 512), metavar="N", help="Worker threads. Default: one for each usable core."
+)
 @click.pass_context
 def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tuple[str, ...], **options: Any) -> None:
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
@@ -188,9 +189,8 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     elif len(qtypes) > 1:
         output.mkdir(parents=True, exist_ok=True)
     quiet = ctx.obj["quiet"]
-    with tqdm(
-        unit="B", unit_scale=True, desc="converting", leave=False, disable=quiet or not sys.stderr.isatty()
-    ) as bar:
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="converting", leave=False, disable=hidden) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -223,43 +223,26 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
 
 
 def _print_report(report: ConversionReport) -> None:
-    read = f"read {report.source_bytes / 1e9:.2f} GB in {report.seconds:.1f} s"
+    from llamalite import store
+    from llamalite.cli import _text
+
     for output in report.outputs:
         files = f" in {output.n_files} files" if output.n_files > 1 else ""
         click.echo(
-            f"{output.qtype}: {bytes_text(output.n_bytes)}{files}, {output.bits_per_weight:.2f} bits per weight, {read}"
+            f"wrote {_text.clean(str(output.path))}: {output.qtype}, {_text.size(output.n_bytes)}{files}, "
+            f"{output.bits_per_weight:.2f} bits per weight"
         )
         if output.fallbacks:
             name, what = next(iter(output.fallbacks.items()))
-            others = f" and {len(output.fallbacks) - 1} more" if len(output.fallbacks) > 1 else ""
+            others = f", and so {len(output.fallbacks) - 1} more tensors" if len(output.fallbacks) > 1 else ""
             excess = output.bits_per_weight / output.bits_without_fallbacks - 1
             larger = f": the file is {excess:.0%} larger than {output.qtype} promises" if excess > 0.05 else ""
-            click.echo(f"  rows too short for {output.qtype}: {name} is {what}{others}{larger}")
+            click.echo(f"  {name} is {what}, whose blocks its rows do not fill{others}{larger}")
     if report.tokens and report.tokens.differences:
         click.echo(f"  {report.tokens.describe()}")
+    click.echo(f"It took {report.seconds:.1f} s, for {_text.size(report.source_bytes)} of weights.")
     for output in report.outputs:
-        click.echo(_next_step(output.path))
-
-
-def _next_step(path: Path) -> str:
-    """How the file is run: by its name where the models folder has it, else by its path."""
-    from llamalite import store
-
-    try:
-        named = store.find(store.name_of(path)) == path
-    except (LlamaliteError, ValueError):  # a folder that cannot be read, a name of several models
-        named = False
-    if named:
-        return f"{path}: llamalite run {shlex.quote(store.name_of(path))}"
-    return f"llamalite run {shlex.quote(str(path))}"
-
-
-def bytes_text(n_bytes: int) -> str:
-    """Return a size for people, in decimal units as disks are sold."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n_bytes >= unit / 10:
-            return f"{n_bytes / unit:.2f} {name}"
-    return f"{n_bytes} bytes"
+        click.echo(f"Next: llamalite run {_text.clean(store.as_argument(output.path))}")
 
 
 def _list_types(ctx: click.Context) -> None:

@@ -50,12 +50,16 @@ def command(settings: dict[str, Any], source: Path | None, text_file: Path | Non
     started = time.perf_counter()
     text_file = text_file or store.demo_checkpoint() / "heldout.txt"
     text = text_file.read_bytes().removesuffix(b"\n")
-    _heading(1, f"Convert {_shown(source) if source else 'the demo checkpoint'} to {len(TYPES)} types in one read")
-    report = _convert(source or store.demo_checkpoint(), store.models_folder(), settings["quiet"])
+    quiet = settings["quiet"]
+    if not quiet:
+        _heading(1, f"Convert {_shown(source) if source else 'the demo checkpoint'} to {len(TYPES)} types in one read")
+    report = _convert(source or store.demo_checkpoint(), store.models_folder(), quiet)
     paths = {output.qtype: output.path for output in report.outputs}
-    _ask(paths[ASKED])
-    _measure(report, text, text_file.name, None if source is None else CHUNKS, settings)
-    _say_what_next(paths[ASKED], time.perf_counter() - started)
+    if not quiet:
+        _ask(paths[ASKED])
+    _measure(report, text, text_file.name, None if source is None else CHUNKS, quiet)
+    if not quiet:
+        _say_what_next(paths[ASKED], time.perf_counter() - started)
 
 
 def _heading(number: int, text: str) -> None:
@@ -73,10 +77,11 @@ def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
 
 def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
     from llamalite import kept
+    from llamalite.cli import _text
     from llamalite.converters import convert
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _bar(quiet, unit="B", unit_scale=True, desc="   converting") as bar:
+    with _bar(quiet, unit="iB", unit_scale=True, unit_divisor=1024, desc="   converting") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -85,8 +90,9 @@ def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
         report = convert(source, folder, qtype=list(TYPES), force=True, progress=show)
     for output in report.outputs:
         kept.note(output.path, source, output.qtype, plain=True)
-    click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {report.source_bytes / 1e6:,.1f} MB read "
-               f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip
+    if not quiet:
+        click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {_text.size(report.source_bytes)} read "
+                   f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip
     return report
 
 
@@ -125,27 +131,32 @@ def _say(stream: Iterable[Piece], width: int) -> Totals:
     raise AssertionError("a stream ends in a piece with its totals")
 
 
-def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, settings: dict[str, Any]) -> None:
+def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, quiet: bool) -> None:
+    from llamalite.cli import _text
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import Protocol
+    from llamalite.evaluation.study import lesson
 
-    _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
+    if not quiet:
+        _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
     base, *others = report.outputs
-    with _bar(settings["quiet"], total=1, desc="   comparing", bar_format=_PERCENT) as bar:
+    with _bar(quiet, total=1, desc="   comparing", bar_format=_PERCENT) as bar:
         for standing in iter_compare(base.path, [one.path for one in others], text, Protocol(chunks=chunks)):
             bar.total = standing.n_chunks
             bar.update(standing.chunks_done - bar.n)
-    found = [one.divergence for one in standing.comparison().candidates]
+    comparison = standing.comparison()
+    found = [one.divergence for one in comparison.candidates]
     first = found[0]
     assert first is not None  # only the reference has none
-    click.secho(
-        f"   {'type':8}{'size':>10}{'bits/weight':>13}{'perplexity':>21}{'mean KLD':>11}{'same top':>10}", dim=True
-    )
+    click.secho(f"   {'type':8}{'size':>10}{'BPW':>7}{'perplexity':>21}{'mean KLD':>11}{'same top':>10}", dim=True)
     for output, one in zip(report.outputs, [None, *found], strict=True):
         ppl, error = (one.ppl, one.ppl_err) if one else (first.ppl_base, first.ppl_base_err)
         cost = f"{one.mean_kld:>11.5f}{one.same_top_p:>10.1%}" if one else ""
-        line = f"   {output.qtype:8}{output.n_bytes / 1e6:>7.2f} MB{output.bits_per_weight:>13.2f}"
+        line = f"   {output.qtype:8}{_text.size(output.n_bytes):>10}{output.bits_per_weight:>7.2f}"
         click.echo(f"{line}{f'{ppl:.4f} ± {error:.4f}':>21}{cost}")
+    if not quiet:
+        _text.labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 is not at all.", 1)
+        _text.labelled("", lesson(comparison), 1)
 
 
 def _say_what_next(path: Path, seconds: float) -> None:

@@ -21,17 +21,17 @@ _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # of the measurement: seconds, no
 
 @click.command("doctor")
 @click.argument("model", metavar="[MODEL]", required=False)
-@click.option("--threads", is_flag=True, help="Measure which number of threads is best, on MODEL; takes a minute.")
+@click.option("--threads", is_flag=True, help="Measure which number of threads is fastest for MODEL; takes a minute.")
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=8192, show_default=True, metavar="N",
-              help="The context that memory is planned for.")  # fmt: skip
+              help="Tokens of context that memory is planned for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as_json: bool) -> None:
-    """Tell what this machine has, and what follows: threads, the models that fit, the speed to expect.
+    """Show what this machine has, which models fit it, and how fast they can be.
 
-    The bandwidth of the memory is measured, for about a second. Generation reads every weight once a token: expected
-    tokens a second are the bandwidth by those bytes, which a measurement comes close to and does not exceed. With MODEL
-    it is told of that one; --threads measures it (without MODEL the largest in the models folder, else demo).
+    A CPU reads all weights from memory for every token that it generates, so the speed of the memory, measured for
+    about a second, says how many tokens a second a model can reach at most. With MODEL it tells that of your own too.
+    --threads without MODEL measures on the largest model of the models folder that fits, or on demo.
 
     \b
     Examples:
@@ -60,10 +60,10 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
     _machine(machine)
-    _follows(machine, largest, of_model, n_ctx, best)
+    _follows(machine, largest, of_model, best)
     _fitting(largest, usual)
-    if best is not None and of_model is not None:
-        _threads(rows, best, of_model)
+    if best is not None and of_model is not None and path is not None:
+        _threads(rows, best, of_model.name, path)
 
 
 def _measured_model(ctx: click.Context, model: str | None, threads: bool) -> Path | None:
@@ -129,7 +129,7 @@ def _machine(machine: Machine) -> None:
     _line("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items()))
 
 
-def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, n_ctx: int, best: Row | None) -> None:
+def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, best: Row | None) -> None:
     from llamalite.cli import _text
     from llamalite.native import devices
 
@@ -154,33 +154,42 @@ def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, n
     if largest is None:
         _line("models", f"not even {found[0].name} as {found[0].qtype} fits: free memory, or plan a shorter --ctx")
     else:
-        _line("largest", f"{largest.name} as {largest.qtype}, with {n_ctx:,} tokens of context")
+        _line("largest", f"{largest.name} as {largest.qtype}, with {largest.n_ctx:,} tokens of context")
 
 
 def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
     from llamalite.cli import _text
 
-    def cells(one: Fitting) -> tuple[str, str]:
-        return _text.size(one.needed_bytes), _speed(one.tok_per_s) if one.fits else "too large"
+    def best(one: Fitting) -> tuple[str, str, str]:
+        if not one.fits:
+            return "none fits", "-", "-"
+        return one.qtype or "-", _text.size(one.needed_bytes), _speed(one.tok_per_s)
 
     click.echo()
-    rows = [(one.name, one.qtype or "-", *cells(one), *cells(other)) for one, other in zip(largest, usual, strict=True)]
-    _text.table(("MODEL", "LARGEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 1))
-    click.echo("TOKENS/S: what the memory allows at most; llamalite bench MODEL measures it.")
-    click.echo("NEEDS: with the copy of 4-bit weights that llama.cpp makes for this processor.")
+    rows = [
+        (one.name, f"{one.n_ctx:,}", *best(one), _text.size(other.needed_bytes),
+         _speed(other.tok_per_s) if other.fits else "too large")
+        for one, other in zip(largest, usual, strict=True)
+    ]  # fmt: skip
+    _text.table(("MODEL", "CONTEXT", "BEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 2))
+    click.echo("BEST TYPE: the largest that fits. CONTEXT: --ctx, at most what the model was")
+    click.echo("trained for. NEEDS: weights, cache and buffers, and the copy of 4-bit weights")
+    click.echo("that llama.cpp makes for this processor. TOKENS/S: generated, at most, given the")
+    click.echo("speed of the memory; llamalite bench MODEL measures it.")
 
 
-def _threads(rows: list[tuple[Row, Row]], best: Row, of_model: Fitting) -> None:
+def _threads(rows: list[tuple[Row, Row]], best: Row, name: str, path: Path) -> None:
+    from llamalite import store
     from llamalite.cli import _text
 
-    click.secho(f"\nThreads, measured on {_text.clean(of_model.name)}", bold=True)
+    click.secho(f"\nThreads, measured on {_text.clean(name)}", bold=True)
     shown = [
         (str(row.n_threads), f"{prompt.tok_per_s:.1f}", f"{row.tok_per_s:.1f} ± {row.tok_per_s_sd:.1f}",
          f"{row.bandwidth_share:.0%}" if row.bandwidth_share is not None else "-", "best" if row is best else "")
         for prompt, row in rows
     ]  # fmt: skip
     _text.table(("THREADS", "PROMPT", "TOKENS/S", "OF THE BANDWIDTH", ""), shown, left=(4,))
-    click.echo(f"\nNext: llamalite run {Path(of_model.name).stem} --threads {best.n_threads}")
+    click.echo(f"\nNext: llamalite run --threads {best.n_threads} {_text.clean(store.as_argument(path))}")
 
 
 def _speed(tok_per_s: float) -> str:

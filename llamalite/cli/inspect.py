@@ -19,7 +19,7 @@ _ROOM = 14  # columns of a label
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with every key and tensor.")
 @click.pass_context
 def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -> None:
-    """Show what MODEL holds and what it needs to run: keys, vocabulary, tensors by type, memory at several contexts.
+    """Show what MODEL is and what it needs to run: shape, vocabulary, tensors by type, memory, keys.
 
     MODEL is any GGUF file (split models by their first file, other families, adapters), a name in the models folder,
     demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a model that
@@ -71,7 +71,7 @@ def _model(found: Inspection) -> None:
     _line("name", header.name or "-")
     _line("architecture", arch + ("" if kind == "model" else f", {kind}") + f" (GGUF {header.version})")
     if header.all_tensors:
-        _line("type", f"{found.qtype}, {header.bits_per_weight:.2f} bits a weight")
+        _line("type", f"{found.qtype}, {header.bits_per_weight:.2f} bits per weight")
     files = f" in {len(found.paths)} files" if header.rest else ""
     _line("size", f"{_text.size(found.n_bytes)}{files}, {header.n_params:,} weights in "
                   f"{_text.count(len(header.all_tensors), 'tensor')}")  # fmt: skip
@@ -141,13 +141,19 @@ def _memory(found: Inspection, free: int) -> None:
     needs = list(found.needs())
     if not needs:
         return
-    _heading(f"Memory to run it ({_text.size(free)} are free here)")
-    for need in needs:
+    heads = {"CONTEXT": 13, "WEIGHTS": 8, "REPACKED": 9, "CACHE": 8, "BUFFERS": 8, "TOTAL": 8}
+    unit, rows = _text.sums([(n.weights_bytes, n.repacked_bytes, n.kv_bytes, n.compute_bytes) for n in needs])
+    _heading(f"Memory to run it, in {unit} ({_text.size(free)} are free here)")
+    click.echo(
+        "  " + " ".join(head.ljust(room) if head == "CONTEXT" else head.rjust(room) for head, room in heads.items())
+    )
+    for need, parts in zip(needs, rows, strict=True):
+        cells = (f"{part:>{room}}" for part, room in zip(parts, list(heads.values())[1:], strict=True))
+        click.echo(f"  {f'{need.n_ctx:,} tokens':{heads['CONTEXT']}} {' '.join(cells)}  ", nl=False)
         fits = need.total_bytes <= free
-        again = f", repacked {_text.size(need.repacked_bytes)}" if need.repacked_bytes else ""
-        parts = f"weights {_text.size(need.weights_bytes)}{again}, cache {_text.size(need.kv_bytes)}"
-        click.echo(f"  {f'{need.n_ctx:,} tokens':{_ROOM}}{_text.size(need.total_bytes):>9}  {parts}  ", nl=False)
         click.secho("fits" if fits else "too much", fg="green" if fits else "red")
+    if any(need.repacked_bytes for need in needs):
+        click.echo("  REPACKED: a copy of the 4-bit weights that llama.cpp makes for this processor.")
     try:
         click.echo(f"  llamalite run takes {found.fitting(free).n_ctx:,} tokens unless --ctx says otherwise.")
     except OutOfMemoryError as error:

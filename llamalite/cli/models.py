@@ -36,7 +36,8 @@ def command(settings: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps({"folder": str(store.models_folder()), "models": rows}, indent=2, allow_nan=False))
         return
     if not rows:
-        click.echo(f"no models in {store.models_folder()} yet: llamalite run demo, or llamalite convert CHECKPOINT")
+        folder = _text.clean(str(store.models_folder()))
+        click.echo(f"no models in {folder} yet: llamalite run demo, or llamalite convert CHECKPOINT")
         return
     _text.table(
         ("NAME", "SIZE", "TYPE", "BPW", "CONTEXT", "TEMPLATE", "FITS"), [_cells(row) for row in rows], left=(0, 2, 5, 6)
@@ -46,7 +47,7 @@ def command(settings: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{_text.clean(row['name'])}: {_text.clean(row['problem'])}", err=True)
     if sys.stdout.isatty() and not settings["quiet"]:
         total = _text.size(sum(row["n_bytes"] for row in rows))
-        click.echo(f"\n{_text.count(len(rows), 'model')}, {total}, in {store.models_folder()}")
+        click.echo(f"\n{_text.count(len(rows), 'model')}, {total}, in {_text.clean(str(store.models_folder()))}")
         click.echo("Next: llamalite run NAME, llamalite inspect NAME, llamalite remove NAME")
 
 

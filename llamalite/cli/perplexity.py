@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, the protocol spelled out in it.")
 @click.pass_context
 def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **options: Any) -> None:
-    """Measure the perplexity of MODEL on a text, by llama-perplexity's protocol and to its digits.
+    """Measure how well MODEL predicts a text: its perplexity, to the digits that llama-perplexity prints.
 
-    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. Ctrl-C prints
-    what stands.
+    Lower is better. MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
+    Ctrl-C prints what has been measured so far.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     """
     from tqdm import tqdm
 
-    from llamalite.cli import _hub
+    from llamalite.cli import _hub, _text
     from llamalite.evaluation.decoding import Protocol, opened
     from llamalite.evaluation.perplexity import iter_perplexity
     from llamalite.evaluation.windows import without_newline
@@ -71,6 +71,9 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
         click.echo(json.dumps({"model": about, "text": text} | result.to_json(), indent=2, allow_nan=False))
     elif result is not None:
         _print(result)
+        if sys.stdout.isatty() and not ctx.obj["quiet"]:
+            click.echo("\nLower is better. To see what quantization cost:")
+            click.echo(f"  llamalite compare CHECKPOINT {_text.clean(model)} -f {_text.clean(text_file)}")
     if stopped is not None:
         raise stopped
 
@@ -80,7 +83,7 @@ def _print(result: PerplexityResult) -> None:
         click.echo(f"stopped after {result.chunks_done} of {result.n_chunks} chunks")
     click.echo(f"PPL        {result.ppl:.4f} ± {result.ppl_err:.5f}")
     if result.bits_per_byte is not None and result.bits_per_word is not None:
-        click.echo(f"bits       {result.bits_per_byte:.4f} a byte, {result.bits_per_word:.3f} a word")
+        click.echo(f"bits       {result.bits_per_byte:.4f} per byte, {result.bits_per_word:.3f} per word")
     protocol = result.protocol
     how = f"a window of {protocol['n_ctx']} every {protocol['stride']}" if protocol["stride"] else (
         f"chunks of {protocol['n_ctx']}, the second half of each"

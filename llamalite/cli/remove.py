@@ -36,9 +36,10 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
             click.echo(f"  {_text.size(path.lstat().st_size):>10}  {_text.clean(str(path))}", err=True)
         question = f"Delete {'it' if len(files) == 1 else f'these {len(files)} files'}?"
         if not click.confirm(question, default=False, err=True):
-            raise click.ClickException("nothing was deleted")
+            click.echo("Nothing removed.", err=True)
+            raise click.exceptions.Exit(1)  # as click's own `abort` exits
     for path in files:
         path.unlink()
     if not settings["quiet"]:
         removed = _text.count(len(found), "model")
-        click.echo(f"{removed} removed, {_text.size(n_bytes)} freed in {store.models_folder()}")
+        click.echo(f"{removed} removed, {_text.size(n_bytes)} freed in {_text.clean(str(store.models_folder()))}")

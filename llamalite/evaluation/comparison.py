@@ -13,30 +13,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llamalite import store
+from llamalite import diagnosis, store
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.decoding import Decoder, Protocol, check_finite, decode_thread, opened
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Batch, Text, TokenIds, batches, sequences, tokens_of
 from llamalite.gguf_check import Header, check
-from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked_types
+from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed
+from llamalite.inspection import repacked
 from llamalite.native.context import NativeContext
-from llamalite.native.library import llama
 from llamalite.native.memory import resident_bytes
 from llamalite.native.model import NativeModel
 
 _logger = logging.getLogger(__name__)
-_N_GENERATED = 16  # tokens that tell the speed of generation
+N_GENERATED = 32  # single tokens whose median tells the speed of generation
+_N_WARM = 4  # before them: the first ones read the file from the disk
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Running:
 
     load_s: float
     pp_tok_per_s: float  # tokens of the text, in the comparison's own batches
-    tg_tok_per_s: float  # one token at a time
+    tg_tok_per_s: float  # one token at a time: the median of `N_GENERATED`
     memory_bytes: int  # by which the process grew: weights, cache, buffers
 
 
@@ -203,12 +206,19 @@ def iter_compare(
                 for one in (base, *group):
                     context = stack.enter_context(_loaded(one, protocol, (n_gpu_layers, device), thread))
                     _check_vocabulary(base, one, context.model, text, tokens)
-                    described = described or protocol.described(context.model, context) | {"n_tokens": len(tokens)}
+                    described = described or _described(protocol, context, len(tokens))
                 workers = stack.enter_context(RowWorkers(context.n_threads))
                 for batch in batches(windows, protocol.n_ctx, context.n_batch):
                     _decode_and_score(base, group, batch, workers)
                     done += len(batch.window_ends)
                     yield Standing(done, len(windows) * len(passes), base, others, described)
+
+
+def _described(protocol: Protocol, context: NativeContext, n_tokens: int) -> dict[str, Any]:
+    """Return the protocol, and when and on which machine it was followed: speeds mean nothing without."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    about = {"n_tokens": n_tokens, "date": now, "machine": diagnosis.this_machine()}
+    return protocol.described(context.model, context) | about
 
 
 def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: Batch, workers: RowWorkers) -> None:
@@ -246,7 +256,7 @@ def _loaded(
         one.load_s = time.perf_counter() - start
         one.decoder = Decoder(context, thread)
         if not one.n_decoded:
-            one.tg_tok_per_s = _generation_speed(context)
+            one.tg_tok_per_s = _generation_speed(one.decoder)
             one.memory_bytes = max(0, resident_bytes() - before)
         try:
             yield context
@@ -254,18 +264,24 @@ def _loaded(
             one.decoder = None
 
 
-def _generation_speed(context: NativeContext) -> float:
-    """Return tokens a second, one at a time from an empty cache, after two that warm up."""
-    n = min(_N_GENERATED, context.n_ctx_seq - 2)
-    start = 0.0
-    for position in range(n + 2):
-        if position == 2:
-            start = time.perf_counter()
-        context.decode_next((context.model.bos if position == 0 and context.model.bos >= 0 else position), position)
-        context.logits()  # waits for a GPU
-    speed = n / (time.perf_counter() - start)
+def _generation_speed(decoder: Decoder) -> float:
+    """Return tokens a second, one at a time from an empty cache: by the median, which leaves out what was disturbed."""
+    context, seconds = decoder.context, []
+    n = min(_N_WARM + N_GENERATED, context.n_ctx_seq)
+    for position in range(n):
+        token = context.model.bos if position == 0 and context.model.bos >= 0 else position
+        before = decoder.decode_s
+        decoder.decode(_one_token(token, position))
+        seconds.append(decoder.decode_s - before)
     context.clear()
-    return speed
+    return 1 / statistics.median(seconds[min(_N_WARM, n // 2) :])
+
+
+def _one_token(token: int, position: int) -> Batch:
+    def one(value: int) -> TokenIds:
+        return np.array([value], dtype=np.int32)
+
+    return Batch(position == 0, one(token), one(position), one(0), np.ones(1, np.bool_), one(NOT_SCORED), ())
 
 
 def _check_vocabulary(base: _Subject, one: _Subject, model: NativeModel, text: Text, tokens: TokenIds) -> None:
@@ -310,11 +326,6 @@ def _passes(base: _Subject, others: Sequence[_Subject], protocol: Protocol, free
 
 def needed(header: Header, n_ctx: int, *, exact: bool = False) -> MemoryNeeded:
     """Return what a model takes on this machine's CPU at `n_ctx`, the copy that llama.cpp repacks included."""
-    features = llama().llama_print_system_info().decode()
     return memory_needed(
-        header,
-        n_ctx=n_ctx,
-        kv_type="F32" if exact else "F16",
-        flash_attn=not exact,
-        repacked=repacked_types(features),
+        header, n_ctx=n_ctx, kv_type="F32" if exact else "F16", flash_attn=not exact, repacked=repacked()
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from html import escape
 
 from llamalite.evaluation.charts import bars, lines, scatter
-from llamalite.evaluation.comparison import Candidate, Comparison
+from llamalite.evaluation.comparison import N_GENERATED, Candidate, Comparison
+from llamalite.evaluation.study import lesson
+from llamalite.hardware import GIB
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
@@ -22,7 +23,7 @@ td small { opacity: .65; }
 .table { overflow-x: auto; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.5rem; margin: 1.5rem 0; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; }
-pre { overflow-x: auto; padding: .8rem; background: #8881; border-radius: 4px; }
+.facts { width: auto; } .facts td { text-align: left; white-space: normal; }
 """
 
 _PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
@@ -30,12 +31,16 @@ _PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld")
 
 _EXPLAINED = (
     "KLD is the Kullback-Leibler divergence of the candidate's next-token distribution from the reference's, in nats a "
-    "token; ± is one standard error."
+    "token: how far the probabilities moved, 0 is not at all; lower is better, as with perplexity. Same top is how "
+    "often the likeliest token stayed the same, RMS Δp how far the probability of the text's token moved. ± is one "
+    "standard error."
 )
 
 
-def to_html(comparison: Comparison, title: str = "What quantization cost") -> str:
-    """Return a whole HTML document: a table, four charts and the protocol; no script, and nothing is loaded."""
+def to_html(comparison: Comparison, title: str = "What quantization cost", *, text: str | None = None) -> str:
+    """Return a whole HTML document: tables, four charts, and how, when and where it was measured, on the `text` of this
+    name. It has no script, and loads nothing.
+    """
     everyone = [comparison.reference, *comparison.candidates]
     scored = comparison.candidates[0].divergence if comparison.candidates else None
     tokens = f"{scored.n_tokens:,} tokens scored" if scored else "nothing scored"
@@ -46,8 +51,9 @@ def to_html(comparison: Comparison, title: str = "What quantization cost") -> st
             f'{head}\n<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>',
             f"<h1>{escape(title)}</h1>",
             f"<p>Reference: <b>{escape(comparison.reference.name)}</b>; {tokens}. {_EXPLAINED}{state}</p>",
+            f"<p>{escape(lesson(comparison))}</p>" if comparison.candidates else "",
             '<div class="table"><table>',
-            "<tr><th>model</th><th>MiB</th><th>bits a weight</th><th>perplexity</th><th>paired difference</th>"
+            "<tr><th>model</th><th>MiB</th><th>bits per weight</th><th>perplexity</th><th>paired difference</th>"
             "<th>mean KLD</th><th>median</th><th>99%</th><th>max</th><th>same top</th><th>RMS Δp</th></tr>",
             *(_row(one, comparison) for one in everyone),
             "</table></div>",
@@ -59,10 +65,36 @@ def to_html(comparison: Comparison, title: str = "What quantization cost") -> st
             "<th>load, s</th></tr>",
             *(_running_row(one) for one in everyone),
             "</table></div>",
-            f"<h2>Protocol</h2>\n<pre>{escape(json.dumps(comparison.protocol, indent=2))}</pre>",
+            '<h2>How it was measured</h2>\n<div class="table"><table class="facts">',
+            *(f"<tr><th>{label}</th><td>{escape(told)}</td></tr>" for label, told in _facts(comparison, text)),
+            "</table></div>",
             "</body>\n</html>\n",
         ]
     )
+
+
+def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
+    """Return what else somebody needs to know to measure it again, as label and words."""
+    how = comparison.protocol
+    machine = how["machine"]
+    cores = f"{machine['n_cores']} cores" if machine["n_cores"] else "cores unknown"
+    memory = f"{machine['memory_bytes'] / GIB:.1f} GiB" if machine["memory_bytes"] else "memory unknown"
+    flash = {"auto": "where llama.cpp chooses", False: "off", True: "on"}[how["flash_attn"]]
+    return [
+        ("date", str(how["date"]).replace("T", " ").replace("+00:00", " UTC")),
+        ("machine", f"{machine['processor']}, {cores}, {memory}, {machine['system']}"),
+        ("versions", str(how["versions"])),
+        ("text", f"{text or 'not named'}, {how['n_tokens']:,} tokens"),
+        ("scored", f"chunks of {how['n_ctx']} tokens that do not overlap, the second half of each"
+                   + (f"; the first {how['chunks']} chunks" if how["chunks"] else "")
+                   + (", BOS first in each" if how["bos"] else "")),
+        ("computed", ("exact mode: " if how["exact"] else "") + f"{how['kv_type']} cache, flash attention {flash}, "
+                     f"batches of {how['n_batch']} tokens in steps of {how['n_ubatch']}, "
+                     f"{how['n_seq']} chunks at once, {how['n_threads']} threads"),
+        ("speeds", f"of the prompt in these batches; of generation the median of {N_GENERATED} single tokens, from an "
+                   "empty cache: rough, llamalite bench measures better"),
+        ("memory", "what the process grew by"),
+    ]  # fmt: skip
 
 
 def _row(one: Candidate, comparison: Comparison) -> str:

@@ -20,6 +20,11 @@ from llamalite.evaluation.comparison import Candidate, Comparison, needed
 from llamalite.gguf_check import check
 from llamalite.hardware import MemoryNeeded
 
+SMALL_LOSS = 0.05
+"""A mean KLD, in nats, up to which a candidate is recommended: beyond it benchmarks begin to show the loss.
+
+llama.cpp's table of Llama 3 8B (tools/perplexity/README.md) has 0.03 for Q4_K_M and 0.10 for Q3_K_M.
+"""
 _REFERENCE_TYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
@@ -85,3 +90,34 @@ def judge(comparison: Comparison, *, kld_budget: float, n_ctx: int, free_bytes: 
         verdicts.append(Verdict(one, one.divergence.mean_kld, need, within, fits, within and fits and not found))
         found = found or verdicts[-1].chosen
     return verdicts
+
+
+def labels(comparison: Comparison) -> dict[Path, str]:
+    """Return what each model is called in a table: its type, where they are types of one model, else its name."""
+    everyone = (comparison.reference, *comparison.candidates)
+    bare = {one.name.removesuffix(f"-{one.qtype}") for one in everyone}
+    types = {one.qtype for one in everyone}
+    if len(bare) == 1 and len(types) == len(everyone) and None not in types:
+        return {one.path: str(one.qtype) for one in everyone}
+    return {one.path: one.name for one in everyone}
+
+
+def lesson(comparison: Comparison, kld_budget: float = SMALL_LOSS) -> str:
+    """Return what to take from it, in a sentence: the smallest file whose mean KLD is at most `kld_budget`."""
+    pairs = [(one, one.divergence) for one in comparison.candidates if one.divergence is not None]
+    within = [(one, found) for one, found in pairs if found.mean_kld <= kld_budget]
+    one, found = min(within or pairs, key=lambda pair: pair[0].n_bytes if within else pair[1].mean_kld)
+    name = labels(comparison)[one.path]
+    ratio = comparison.reference.n_bytes / one.n_bytes
+    size = f"{ratio:.1f} times smaller than" if ratio >= 1.05 else f"{1 / ratio:.1f} times larger than"
+    if 0.95 < ratio < 1.05:
+        size = "as large as"
+    told = (
+        f"{name}: {size} the reference, perplexity {found.ppl_ratio - 1:+.2%} ± {found.ppl_ratio_err:.2%}, "
+        f"{found.same_top_p:.1%} same top token."
+    )
+    if len(pairs) == 1:
+        return told if within else f"{told} A mean KLD above {kld_budget:g} is a loss that shows."
+    if within:
+        return f"The smallest with a mean KLD of at most {kld_budget:g} is {told}"
+    return f"None has a mean KLD of at most {kld_budget:g}: all lose something that shows. Nearest is {told}"

@@ -116,9 +116,13 @@ def chunk_windows(tokens: TokenIds, n_ctx: int, bos: int | None) -> list[Window]
     if n_ctx < 4:
         raise ValueError(f"n_ctx must be 4 or more, for half a chunk to hold a token that is scored; found {n_ctx}")
     if len(tokens) < 2 * n_ctx:
+        largest = len(tokens) // 2
+        shorter = (
+            f", or a smaller context: the largest for this one is {largest} (--ctx {largest})" if largest > 3 else ""
+        )
         raise EvaluationError(
-            f"the text is {len(tokens)} tokens long, and a context of {n_ctx} needs at least {2 * n_ctx}: "
-            "give a longer text or a smaller context"
+            f"the text has {len(tokens)} tokens, and a context of {n_ctx} needs at least {2 * n_ctx}: "
+            f"give a longer text{shorter}"
         )
     first = n_ctx // 2
     windows = []
@@ -143,7 +147,7 @@ def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
     if not 1 <= stride <= n_ctx:
         raise ValueError(f"the stride must lie in 1..{n_ctx} (n_ctx), found {stride}")
     if len(tokens) < 2:
-        raise EvaluationError(f"the text is {len(tokens)} tokens long, and at least 2 are needed: give a longer text")
+        raise EvaluationError(f"the text has {len(tokens)} tokens, and at least 2 are needed: give a longer text")
     windows = []
     scored = 1  # tokens[:scored] have been targets, or never can be
     for start in range(0, len(tokens), stride):
