@@ -192,12 +192,15 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 
 def summary(path: Path, free_bytes: int) -> dict[str, Any]:
-    """Return `Inspection.summary` of a file; of one that cannot be read the same keys with None, and the problem."""
+    """Return `Inspection.summary` of a file of the models folder, with the name that finds it there.
+
+    Of one that cannot be read it is the same keys with None, and the problem.
+    """
     try:
-        return inspect(path).summary(free_bytes)
+        return inspect(path).summary(free_bytes) | {"name": store.called(path)}
     except (GGUFError, OSError) as error:
         unknown = dict.fromkeys(("type", "bits_per_weight", "n_ctx_train", "has_template", "fits"))
-        known = {"name": store.name_of(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
+        known = {"name": store.called(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
         return known | {"free_bytes": free_bytes, "problem": str(error).removeprefix(f"{path}: ")}
 
 

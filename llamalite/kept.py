@@ -12,6 +12,7 @@ it is. A file that was made otherwise, or of another folder of that name, is nev
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from llamalite import hub, store
 from llamalite.errors import HubError, LlamaliteError
-from llamalite.quant_types import FILE_TYPES, file_type
+from llamalite.quant_types import FILE_TYPES, file_type, type_name
 
 USUAL = "Q4_K_M"
 _DEMO = "demo"
@@ -46,7 +47,7 @@ def obtain(
     huggingface_hub's bars, `progress` is for a conversion. Raises ``FileNotFoundError`` with what lies nearest,
     ``HubError``, and what a conversion raises.
     """
-    name = os.fspath(reference)
+    name, qtype = os.fspath(reference), type_name(qtype) if qtype else None
     repo_id, named = hub.split_type(name)
     if hub.is_repo_id(repo_id):
         return _of_the_hub(repo_id, named or qtype, announce, bars, progress)
@@ -59,17 +60,16 @@ def obtain(
         if made_of and made_of.folder in (_absolute(name), _demo_folder(name)) and store.find(name) == found:
             return _keep(Path(made_of.folder), made_of.qtype, announce, progress)  # if its files have changed
         return found
-    return _keep(found, qtype or _type_named(name) or USUAL, announce, progress)
+    return _keep(found, _type_named(name) or qtype or USUAL, announce, progress)
 
 
 def locate(reference: str | os.PathLike[str]) -> Path:
     """Return what `reference` means on this machine: a GGUF file, or the folder of a checkpoint. Nothing is made."""
-    name = os.fspath(reference)
-    path = store.expanded(name)
-    if not path.is_file() and (found := store.find(name)) is not None:
+    if (found := store.file_of(reference)) is not None:
         return found
-    if path.is_file() or (name and store.is_checkpoint(path)):
-        return path
+    name = os.fspath(reference)
+    if name and store.is_checkpoint(folder := store.expanded(name)):
+        return folder
     if _demo_folder(name):
         return store.demo_checkpoint()
     raise store.missing(name, also=[_DEMO])
@@ -82,7 +82,8 @@ def _demo_folder(name: str) -> str | None:
 
 def _type_named(name: str) -> str | None:
     head, _, last = name.rpartition("-")
-    return last.upper() if head.casefold() == _DEMO and last.upper() in FILE_TYPES else None
+    qtype = type_name(last)
+    return qtype if head.casefold() == _DEMO and qtype in FILE_TYPES else None
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -126,7 +127,8 @@ class _Source:
     def of(cls, folder: Path, qtype: str, *, plain: bool = True) -> _Source:
         paths = [one for one in folder.iterdir() if one.suffix in _READ or one.name == "README.md"]
         paths += folder.glob("additional_chat_templates/*.jinja")
-        files = {one.relative_to(folder).as_posix(): _stamp(one) for one in sorted(paths)}
+        # A link that leads nowhere is no file: a conversion that needs it says so.
+        files = {one.relative_to(folder).as_posix(): _stamp(one) for one in sorted(paths) if one.is_file()}
         return cls(_absolute(folder), qtype, files, plain)
 
     @classmethod
@@ -164,6 +166,10 @@ def note(model: Path, folder: Path, qtype: str, *, plain: bool) -> None:
     made again without asking."""
     if folder.is_dir():
         _Source.of(folder, qtype, plain=plain).write(model)
+    shards = f"{glob.escape(store.name_of(model))}-?????-of-?????.gguf{store.SOURCE_SUFFIX}"
+    for beside in model.parent.glob(shards):  # of a split model of that name which this one has replaced
+        if not beside.with_suffix("").exists():
+            beside.unlink()
 
 
 def _keep(folder: Path, qtype: str, announce: Announce | None, progress: Progress | None) -> Path:
@@ -188,7 +194,8 @@ def _keep(folder: Path, qtype: str, announce: Announce | None, progress: Progres
                              if before.files.get(file) != now.files.get(file))  # fmt: skip
             some = changed[0] + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
             return _convert(folder, out, qtype, f"{folder}, which has changed ({some}),", announce, progress)
-    raise LlamaliteError(f"{out} stands, and was not made of {folder}: convert it to a file of its own with -o")
+    how = f"llamalite convert -o FILE.gguf {store.typed(str(folder))}"
+    raise LlamaliteError(f"{out} stands, and was not made of {folder}: give it a file of its own, {how}")
 
 
 def _convert(

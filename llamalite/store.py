@@ -1,19 +1,23 @@
 """Where a model is: a path, or a name in the models folder, becomes the path of a GGUF file.
 
-    demo  →  ~/.local/share/llamalite/models/demo-Q4_K_M.gguf     (several types lie there: the usual choice first)
+    demo        →  ~/.local/share/llamalite/models/demo-Q4_K_M.gguf    (several types lie there: the usual choice first)
+    ./demo, demo.gguf                                                  (a path: it has a separator, or ends in .gguf)
 
 This module looks at names and at nothing inside a file; it neither converts nor downloads: that is `llamalite.kept`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from llamalite import hub
 from llamalite.errors import LlamaliteError
 from llamalite.quant_types import FILE_TYPES
 
@@ -21,6 +25,7 @@ from llamalite.quant_types import FILE_TYPES
 _PREFERENCE = ("Q4_K_M", "Q5_K_M", "Q4_K_S", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
 _FORBIDDEN = set('<>:"/\\|?*')  # in a file name on Windows, and thereby in ours
 _SHARD = re.compile(r"(.*-)(\d{5})(-of-\d{5})")  # the stem of one file of a split model (llama_split_path, llama.cpp)
+DEMO = "demo"  # the model that ships with llamalite
 SOURCE_SUFFIX = ".source"  # NAME.gguf.source says which checkpoint NAME.gguf was made of (`llamalite.kept`)
 
 
@@ -53,7 +58,9 @@ def default_output(name: str, qtype: str) -> Path:
     'TinyLlama-1.1B-Q4_K_M.gguf'
     """
     if not name.strip(". ") or _FORBIDDEN & set(name) or not name.isprintable():
-        raise ValueError(f"{name!r} cannot be the name of a model: give the output a path (-o FILE.gguf)")
+        raise ValueError(
+            f"{name!r} cannot be the name of a model: say where to write it, llamalite convert CHECKPOINT -o FILE.gguf"
+        )
     return models_folder() / f"{name}-{qtype.upper()}.gguf"
 
 
@@ -88,8 +95,43 @@ def name_of(path: Path) -> str:
     return shard[1].removesuffix("-") if shard else path.stem
 
 
+def called(path: Path) -> str:
+    """Return the name that `find` finds the model at `path` by; what `name_of` says for one that no name finds.
+
+    The two differ where another model has the shorter name.
+    """
+    for name in (name_of(path), path.stem, path.name):
+        with contextlib.suppress(ValueError):  # the name of several
+            if find(name) == path:
+                return name
+    return name_of(path)
+
+
+def is_path(model: str) -> bool:
+    """Tell whether `model` is written as a path: with a separator, with ``~`` in front, or with ``.gguf`` at the end.
+
+    >>> is_path("./llama"), is_path("llama.gguf"), is_path("llama")
+    (True, True, False)
+    """
+    return Path(model).name != model or model.startswith("~") or model.casefold().endswith(".gguf")
+
+
+def file_of(model: str | os.PathLike[str]) -> Path | None:
+    """Return the GGUF file that `model` means, None where there is none: the one rule of every command.
+
+    What is written as a path (`is_path`) is one, and a name where nothing stands there; any other text is a name, and a
+    path where the models folder has no such model.
+    """
+    path = expanded(model)
+    if not isinstance(model, str) or is_path(model):
+        return path if path.is_file() else find(os.fspath(model))
+    return find(model) or (path if path.is_file() else None)
+
+
 def find(name: str) -> Path | None:
-    """Return the model that `name` means in the models folder, as `resolve` finds it; None where there is none.
+    """Return the model that `name` means in the models folder; None where there is none.
+
+    The name may be without its type, 4 to 5 bits first, and without its suffix; upper and lower case count alike.
 
     ``ValueError`` where several are called so but for upper and lower case, and none exactly so.
     """
@@ -145,17 +187,19 @@ def demo_checkpoint() -> Path:
 def resolve(model: str | os.PathLike[str]) -> Path:
     """Return the GGUF file that `model` names: a path, or a name in the models folder with or without type and suffix.
 
-    A path that exists wins over a name. ``demo`` finds ``demo.gguf``, else the best of the ``demo-TYPE.gguf`` there, 4
-    to 5 bits first. Upper and lower case count alike. ``FileNotFoundError`` says what lies nearest, or what to do.
+    `file_of` has the rule. ``FileNotFoundError`` says what lies nearest, or what to do.
     """
-    path = expanded(model)
-    if path.is_file():
-        return path
-    name = os.fspath(model)
-    if (found := find(name)) is not None:
+    if (found := file_of(model)) is not None:
         return found
-    if is_checkpoint(path):
-        raise FileNotFoundError(f"{name} is a checkpoint, not a GGUF file: llamalite convert {name}")
+    name = os.fspath(model)
+    fetched = f"Model.from_pretrained({name!r})"
+    if is_checkpoint(expanded(name)):
+        how = f"llamalite convert {typed(name)}, or {fetched}"
+        raise FileNotFoundError(f"{name} is a checkpoint, not a GGUF file: {how}")
+    if name.casefold() == DEMO:
+        raise FileNotFoundError(f"no model {name!r} yet: llamalite demo makes it, and so does {fetched}")
+    if hub.is_repo_id(name):
+        raise FileNotFoundError(f"no file {name!r}; if that is a repository of the hub, {fetched} fetches it")
     raise missing(name)
 
 
@@ -177,6 +221,24 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def typed(name: str) -> str:
+    """Return `name` as it is typed behind a command: quoted for a shell, and behind ``--`` where it begins with a dash.
+
+    >>> typed("my llama"), typed("-llama.gguf")
+    ("'my llama'", "-- -llama.gguf")
+    """
+    return ("-- " if name.startswith("-") else "") + shlex.quote(name)
+
+
+def as_argument(path: Path) -> str:
+    """Return what is typed behind a command for the model at `path`: the name that finds it, where one does."""
+    try:
+        name = called(path)
+        return typed(name if find(name) == path else str(path))
+    except (LlamaliteError, ValueError):  # a models folder that cannot be read, a name of several models
+        return typed(str(path))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -213,4 +275,4 @@ def _what_next(path: Path, also: Iterable[str] = ()) -> str:
     if known:
         some = ", ".join([*known.values()][:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
         return f"no such file, and {models_folder()} holds {some}"
-    return f"no such file, and no models in {models_folder()} yet: llamalite convert CHECKPOINT"
+    return f"no such file, and no models in {models_folder()} yet: llamalite demo, or llamalite convert CHECKPOINT"

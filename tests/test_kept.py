@@ -134,3 +134,27 @@ def test_from_pretrained_keeps_its_conversion_in_the_same_place(checkpoint: Path
     with Model.from_pretrained("./mine", "F32", n_threads=1) as model:
         assert model.path == models_folder / "mine-F32.gguf"
     assert kept.obtain("./mine", "F32") == models_folder / "mine-F32.gguf"
+
+
+def test_in_every_command_a_bare_name_is_of_the_models_folder_before_it_is_a_path(
+    checkpoint: Path, llamalite_command: Run, models_folder: Path
+) -> None:
+    kept.obtain("./mine", "F32")
+    other = write_checkpoint(checkpoint.parent / "other", n_layer=2, n_embd=64, n_ff=192)
+    other.rename(checkpoint.parent / "mine-F32")  # a checkpoint that is called like the model
+    Path("text.txt").write_text("a b c " * 2000)
+    Path("in.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n')
+    measured = ("-f", "text.txt", "--ctx", "256", "--chunks", "2", "--threads", "1")
+    for verb, *more in (
+        ("run", "a", "-n", "1", "--threads", "1"), ("inspect",), ("perplexity", *measured),
+        ("batch", "-i", "in.jsonl", "-o", "out.jsonl", "--threads", "1"), ("bench", "-p", "8", "-n", "1", "-r", "1"),
+        ("imatrix", *measured, "-o", "imatrix.gguf"), ("verify", "--against", "mine"), ("doctor",),
+    ):  # fmt: skip
+        ran = llamalite_command(verb, "mine-F32", *more)
+        assert ran.returncode == 0, (verb, ran.stderr)
+        assert "converting" not in ran.stderr
+    ran = llamalite_command("compare", "mine-F32", "mine-F32", *measured)
+    assert ran.returncode == 0, ran.stderr
+    assert "mine-F32 is mine-F32.gguf of the models folder; the checkpoint here is ./mine-F32" in ran.stderr
+    assert [path.name for path in models_folder.glob("*.gguf")] == ["mine-F32.gguf"]
+    assert "converting mine-F32 to Q4_K_M, once" in llamalite_command("inspect", "./mine-F32").stderr

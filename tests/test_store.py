@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from llamalite import kept, store
+from llamalite import cli, kept, store
+from llamalite.cli import _hub
 from llamalite.errors import LlamaliteError
+from llamalite.model import Model
 
 
 @pytest.fixture
@@ -37,11 +41,24 @@ def test_a_name_finds_its_file_with_or_without_type_suffix_and_case(folder: Path
     assert store.resolve(model) == folder / expected
 
 
-def test_a_path_wins_over_a_name(folder: Path, tmp_path: Path) -> None:
-    here = tmp_path / "plain"
-    here.write_bytes(b"GGUF")
-    assert store.resolve("plain") == Path("plain")
-    assert store.resolve(here) == here
+def test_what_is_written_as_a_path_is_one_and_the_rest_are_names(folder: Path, tmp_path: Path) -> None:
+    """The one rule, for `Model` and for every command (docs/cli.md)."""
+    for name in ("plain", "demo-Q2_K.gguf", "mine"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    rule = {
+        "plain": folder / "plain.gguf",
+        "./plain": Path("plain"),
+        str(tmp_path / "plain"): tmp_path / "plain",
+        "plain.gguf": folder / "plain.gguf",
+        "demo-Q2_K": folder / "demo-Q2_K.gguf",
+        "demo-Q2_K.gguf": Path("demo-Q2_K.gguf"),
+        "mine": Path("mine"),  # no such name
+    }
+    context = click.Context(cli.cli, obj={"quiet": True, "verbose": 0})
+    for written, meant in rule.items():
+        assert (store.resolve(written), kept.locate(written), kept.obtain(written)) == (meant, meant, meant)
+        assert (_hub.model(context, written), _hub.located(context, written)) == (meant, meant)
+    assert store.resolve(Path("plain")) == Path("plain")
 
 
 def test_a_folder_of_the_same_name_does_not_hide_the_model(folder: Path, tmp_path: Path) -> None:
@@ -79,14 +96,19 @@ def test_an_empty_models_folder_says_how_to_fill_it(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("LLAMALITE_MODELS", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
     assert store.list_models() == []
-    with pytest.raises(FileNotFoundError, match="no models in .*none yet: llamalite convert CHECKPOINT"):
-        store.resolve("demo")
+    with pytest.raises(
+        FileNotFoundError, match="no models in .*none yet: llamalite demo, or llamalite convert CHECKPOINT"
+    ):
+        store.resolve("mine")
 
 
 def test_a_checkpoint_is_told_apart_from_a_model(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt" / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="ckpt is a checkpoint, not a GGUF file: llamalite convert ckpt"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"ckpt is a checkpoint, not a GGUF file: llamalite convert ckpt, or Model\.from_pretrained\('ckpt'\)",
+    ):
         store.resolve("ckpt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty is a folder"):
@@ -154,3 +176,33 @@ def test_a_models_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
     monkeypatch.setenv("LLAMALITE_MODELS", "~nosuchuser/x")
     with pytest.raises(LlamaliteError, match="LLAMALITE_MODELS is ~nosuchuser/x, and there is no such user"):
         store.list_models()
+
+
+def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        Model("demo")
+    assert str(caught.value) == (
+        "no model 'demo' yet: llamalite demo makes it, and so does Model.from_pretrained('demo')"
+    )
+    with pytest.raises(FileNotFoundError, match=r"of the hub, Model\.from_pretrained\('org/name'\) fetches it"):
+        Model("org/name")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a name that Windows does not have")
+def test_every_model_has_a_name_that_finds_it(folder: Path) -> None:
+    names = ["twice.gguf", "big-00001-of-00002", "big-00001-of-00003", "one", "one-00001-of-00001", "-dash", "a b\nc"]
+    for name in names:
+        (folder / f"{name}.gguf").write_bytes(b"GGUF")
+    models = store.list_models()
+    assert len(models) == len(names) + 5
+    for path in models:
+        assert store.resolve(store.called(path)) == path
+    assert {store.called(path) for path in models} >= {"twice.gguf.gguf", "one", "one-00001-of-00001", "demo-Q8_0"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="quotes as a POSIX shell does")
+@pytest.mark.parametrize("name", ["plain", "two words", "-dash", "--help", "it's", "$HOME", "a\nb"])
+def test_a_name_in_a_command_can_be_typed(name: str) -> None:
+    shown = subprocess.run(["sh", "-c", f"printf '%s|' x {store.typed(name)}"], capture_output=True, text=True).stdout
+    assert shown == f"x|{'--|' if name.startswith('-') else ''}{name}|"

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -29,9 +28,10 @@ from llamalite.cli import _options
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
 @_options.threads("n_threads")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.pass_obj
+@click.pass_context
 def command(
-    settings: dict[str, Any],
+    ctx: click.Context,
+    /,
     model: str,
     tasks: tuple[str, ...],
     limit: int | None,
@@ -54,14 +54,15 @@ def command(
       llamalite eval my-llama my_task --include ./tasks --json
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise click.ClickException('tasks need lm-evaluation-harness: pip install "llamalite[eval]"')
-    if settings["quiet"] or not sys.stderr.isatty():
+        raise click.ClickException("tasks need lm-evaluation-harness: pip install lm-eval rouge-score")
+    if ctx.obj["quiet"] or not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # the harness has bars of its own
-    if not settings["verbose"]:  # it tells of every default that a task leaves as it is
+    if not ctx.obj["verbose"]:  # it tells of every default that a task leaves as it is
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    from llamalite.cli import _hub
     from llamalite.evaluation import tasks as own_tasks
     from llamalite.evaluation.harness import LlamaliteLM
 
@@ -70,9 +71,10 @@ def command(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
+    path = _hub.model(ctx, model)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it bootstraps
         found = lm_eval.simple_evaluate(
-            model=LlamaliteLM(model, exact=exact, n_threads=n_threads),
+            model=LlamaliteLM(str(path), exact=exact, n_threads=n_threads),
             tasks=list(tasks),
             num_fewshot=num_fewshot,
             limit=limit,
