@@ -101,8 +101,8 @@ class Model:
             draft=helper,
         )
         if n_ctx > self._header.n_ctx_train:
-            what = (self.path.name, self._header.n_ctx_train, n_ctx)
-            _logger.warning("%s was trained for %d tokens, and n_ctx is %d: answers get worse beyond", *what)
+            told = "%s was trained for %d tokens, fewer than n_ctx: answers get worse beyond"
+            _logger.warning(told, self.path.name, self._header.n_ctx_train)
         native = NativeModel(self.path, n_gpu_layers=n_gpu, device=device, progress=progress, header=self._header)
         try:
             if not native.has_decoder or native.has_encoder:

@@ -53,9 +53,13 @@ def fingerprint(path: Path, data_offset: int) -> str:
 
 
 def check_place(path: Path) -> None:
-    """Raise what `write` would raise for a `path` where no session can be saved: before there is one to lose."""
-    if path.exists() and not path.is_file():
-        raise LlamaliteError(f"{path} is no regular file: a session cannot be kept there")
+    """Raise why no session can be saved at `path`, before there is one to lose: a file that is none stays as it is."""
+    if path.exists():
+        if not path.is_file():
+            raise LlamaliteError(f"{path} is no regular file: a session cannot be kept there")
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise LlamaliteError(f"{path} is no session of llamalite: name another file")
     if not path.parent.is_dir():
         raise LlamaliteError(f"{path} cannot be saved: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,8 +92,6 @@ def test_a_seed_repeats_its_answer(llamalite_command: Run, base: Path) -> None:
 def test_a_failure_is_one_line_and_its_exit_code(
     llamalite_command: Run, base: Path, args: list[str], code: int, told: str
 ) -> None:
-    import re
-
     ran = llamalite_command("run", *[str(base) if arg == "BASE" else arg for arg in args])
     assert ran.returncode == code
     assert re.search(told, ran.stderr)
@@ -200,3 +199,63 @@ def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: P
     closed = llamalite_command("run", base, *GREEDY, preexec_fn=lambda: os.close(0))
     assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
     assert "a fault in llamalite" not in closed.stderr
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"caf\xe9", "is no UTF-8 text: byte 0xe9 at offset 3; save it as UTF-8"),
+        ("{}".encode("utf-16"), "is no UTF-8 text: byte 0xff at offset 0, which looks like UTF-16; save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("option", ["-f", "--system-file", "--grammar", "--schema"])
+def test_a_file_that_is_no_utf_8_is_named_with_the_byte(
+    llamalite_command: Run, instruct: Path, tmp_path: Path, option: str, raw: bytes, told: str
+) -> None:
+    (tmp_path / "text").write_bytes(raw)
+    ran = llamalite_command("run", instruct, *([] if option == "-f" else ["hi"]), option, "text", *GREEDY)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", f"error: text {told}\n")
+
+
+def test_a_file_of_another_editor_is_the_same_text(llamalite_command: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("\ufeffonce upon\r\na time\r\n".encode())
+    assert llamalite_command("run", base, "-f", "text", *GREEDY).stdout == said(base, "once upon\na time") + "\n"
+    (tmp_path / "schema").write_bytes(b"[" * 100_000)
+    assert "schema is no JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
+
+
+def test_a_session_says_what_was_taken_up_and_what_was_kept(llamalite_command: Run, instruct: Path) -> None:
+    talk = ("--session", "talk.session")
+    first = llamalite_command("run", instruct, "tell me", *GREEDY, *talk)
+    found = re.fullmatch(r"Kept 1 turn, (\d+) tokens in talk.session\n", first.stderr)
+    assert found, first.stderr
+    second = llamalite_command("run", instruct, "and then", *GREEDY, *talk)
+    assert second.stderr.startswith(f"Took up 1 turn, {found[1]} tokens from talk.session\nKept 2 turns, ")
+    assert llamalite_command("run", instruct, "and then", *GREEDY, *talk, "-q").stderr == ""
+
+
+def test_a_context_beyond_what_the_model_was_trained_for_is_one_warning(llamalite_command: Run, base: Path) -> None:
+    ran = llamalite_command("run", base, "once", *GREEDY, "--ctx", "2048")
+    assert (ran.returncode, ran.stderr.count("\n")) == (0, 1)
+    assert "base.gguf was trained for 1024 tokens, fewer than n_ctx: answers get worse beyond" in ran.stderr
+    for more in (("--ctx", "1024"), ("--ctx", "2048", "-q")):
+        assert llamalite_command("run", base, "once", *GREEDY, *more).stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a name that Windows does not have")
+def test_a_name_with_a_line_break_is_shown_in_one_line(llamalite_command: Run, tmp_path: Path, base: Path) -> None:
+    folder = tmp_path / "models\nfolder\x1b[2J"
+    folder.mkdir()
+    (folder / "a\x07b.gguf").write_bytes(base.read_bytes())
+    environment = os.environ | {"LLAMALITE_MODELS": str(folder), "PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
+    empty = tmp_path / "empty\n"
+    empty.mkdir()
+    verbose = ("run", "a\x07b", "once", *GREEDY, "-v", "--ctx", "2048")
+    for args, models in (
+        (("list",), folder), (("list",), empty), (("run", "nothing"), folder), (("run", "x/y\n"), folder),
+        (verbose, folder), (("remove", "a\x07b", "-y"), folder),
+    ):  # fmt: skip
+        ran = llamalite_command(*args, env=environment | {"LLAMALITE_MODELS": str(models)})
+        told = ran.stderr if args[0] == "run" else ran.stdout + ran.stderr  # an answer in a pipe is what it is
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", told), (args, told)
+        assert told.count("\n") == (2 if models == folder and args[0] == "list" else 1), (args, told)

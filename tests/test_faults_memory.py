@@ -72,6 +72,20 @@ def test_no_limit_in_between_ends_in_anything_but_an_answer_or_one_line(mebibyte
         assert_one_line(done, "GiB are free")
 
 
+@pytest.mark.parametrize("mebibytes", [30, 60, 100, 140])
+def test_a_limit_below_what_the_libraries_take_is_one_line(mebibytes: int, wide: Path) -> None:
+    done = command(["run", wide, "once", "-n", "1", "--threads", "1"], prelude=limited(mebibytes))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert "emory" in done.stderr  # ours, or OpenBLAS's, which ends the process by itself
+    assert "fault in llamalite" not in done.stderr
+
+
+def test_a_thread_that_cannot_be_started_is_one_line(wide: Path, tmp_path: Path) -> None:
+    prelude = "import threading\nthreading.stack_size(1 << 46)\n"  # more than any machine has
+    done = command(["run", wide, "once", "-n", "1", "--threads", "1"], prelude=prelude)
+    assert_one_line(done, "no thread can be started", "ulimit")
+
+
 @pytest.mark.parametrize("mebibytes", [220, 300, 400, 1000])
 def test_a_conversion_under_a_limit_is_done_or_one_line(mebibytes: int, tmp_path: Path) -> None:
     source = toy_checkpoint.write_checkpoint(tmp_path / "toy", n_embd=256)

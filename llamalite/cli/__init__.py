@@ -28,7 +28,7 @@ else:
 # verb → (module, one line for `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
-    "verify": ("llamalite.cli.verify", "Compare a GGUF file with the checkpoint that it was made of."),
+    "verify": ("llamalite.cli.verify", "Check a GGUF file against the checkpoint that it was made of."),
     "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
     "list": ("llamalite.cli.models", "List the models of the models folder."),
     "inspect": ("llamalite.cli.inspect", "Show what a GGUF file holds and needs, without loading it."),
@@ -39,7 +39,7 @@ VERBS = {
     "imatrix": ("llamalite.cli.imatrix", "Collect an importance matrix, for better quantization."),
     "eval": ("llamalite.cli.eval", "Evaluate a model on standard tasks."),
     "bench": ("llamalite.cli.bench", "Measure how fast a model reads and generates here."),
-    "doctor": ("llamalite.cli.doctor", "Tell what this machine has, and which models run on it how fast."),
+    "doctor": ("llamalite.cli.doctor", "Show this machine, which models fit it, and how fast they can be."),
     "demo": ("llamalite.cli.demo", "Convert, ask and measure the model that ships with llamalite."),
     "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
 }
@@ -60,7 +60,15 @@ def _set_levels(settings: dict[str, Any]) -> None:
     """Have the library log what -v and -q ask for; done once a verb is to run, as `logging` is slow to import."""
     import logging
 
-    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    from llamalite.cli import _text
+
+    class OneLine(logging.Formatter):
+        def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+            return _text.clean(super().formatMessage(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     verbose = settings.get("verbose", 0)
     level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("llamalite").setLevel(level)
@@ -91,7 +99,7 @@ class _ModelName(_ParamType):
         from llamalite import store
 
         try:
-            names = [name for path in store.list_models() if (name := store.name_of(path)).startswith(incomplete)]
+            names = [name for path in store.list_models() if (name := store.called(path)).startswith(incomplete)]
         except LlamaliteError:  # a folder that cannot be read: whoever asks for it is told, not who presses Tab
             names = []
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
@@ -203,21 +211,32 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "llamalite"
-        return _fail(f"{error.format_message().rstrip('.')}. See {path} --help", error.exit_code)
+        return fail(f"{error.format_message().rstrip('.')}. See {path} --help", error.exit_code)
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return fail(error.format_message(), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last door: nothing is swallowed, one line and a code are returned
         if settings["verbose"] > 1:
             import traceback
 
             traceback.print_exc()
             return 1
-        return _fail(_message(error), 1)
+        return fail(message(error), 1)
     return 0
 
 
-def _message(error: Exception) -> str:
+# How Python and the dynamic linker say that a limit of the process is reached.
+_LIMITS = {
+    "can't start new thread": "no thread can be started: free memory, or raise the limit on processes "
+    "(ulimit -u) or on memory (ulimit -v)",
+    "failed to map segment": "out of memory: a library cannot be loaded; free some, or raise the limit (ulimit -v)",
+}
+
+
+def message(error: Exception) -> str:
     """Return the one line that `error` is shown as; a fault of ours says how to report it."""
+    for words, told in _LIMITS.items():
+        if words in str(error):
+            return told
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (LlamaliteError, OSError, ValueError)) and str(error):
@@ -230,12 +249,13 @@ def _message(error: Exception) -> str:
 _LONGEST_LINE = 2000  # characters
 
 
-def _fail(message: str, code: int) -> int:
+def fail(told: str, code: int) -> int:
+    """Show `told` as an error, in one line, and return `code`."""
     colour = False if os.environ.get("NO_COLOR") else None
     click.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
     # A message may quote a file that a stranger wrote: what would steer the terminal is shown, not sent.
     line = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(message.split())
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(told.split())
     )
     click.echo(line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ...", err=True)
     return code

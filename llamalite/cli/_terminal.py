@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamalite.cli import _text
+from llamalite import store
+from llamalite.cli import _text, _wrapping, fail, message
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ COMMANDS = {
 KEYS = (
     "A line that ends with a backslash goes on in the next one; three quotation marks begin and end a text of many "
     "lines.",
-    "Ctrl-C stops an answer, Ctrl-D or /exit ends the chat.",
+    "Ctrl-C stops an answer, or drops what is being typed; Ctrl-D or /exit ends the chat.",
 )
 
 
@@ -53,20 +55,34 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def show(pieces: Iterator[Piece]) -> Totals | None:
-    """Print a stream as it comes, with a line's end after it, and return its totals; the stream is closed then."""
+def show(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
+    """Print a stream as it comes, with a line's end after it, and return its totals; the stream is closed then.
+
+    On a terminal lines end between words, and `prompt` comes first, the text that the stream continues.
+    """
+    wrapping = _wrapping.Wrapping() if sys.stdout.isatty() else None
     totals, last = None, ""
     try:
+        if wrapping and prompt:
+            write(wrapping.add(prompt))
         for piece in pieces:
             if piece.text:
-                write(piece.text)
+                write(wrapping.add(piece.text) if wrapping else piece.text)
                 last = piece.text
             totals = piece.totals
     finally:
         pieces.close()  # type: ignore[attr-defined] # a generator, or a Stream: whoever goes on may ask the model again
+        if wrapping:
+            write(wrapping.end())
         if not last.endswith("\n"):
             write("\n")
     return totals
+
+
+def held(chat: ChatSession) -> str:
+    """Return how long a conversation is."""
+    n_turns = sum(one["role"] == "user" for one in chat.messages)
+    return f"{_text.count(n_turns, 'turn')}, {_text.count(chat.model.n_held, 'token')}"
 
 
 def told(totals: Totals) -> str:
@@ -98,7 +114,7 @@ class Terminal:
 
         if not self._quiet:
             n_ctx = self._model.n_ctx
-            told = f"{self._model.path.name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends"
+            told = f"{_text.clean(self._model.path.name)}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends"
             click.echo(told, err=True)
         while True:
             try:
@@ -121,12 +137,20 @@ class Terminal:
             except KeyboardInterrupt:
                 click.echo("(stopped)", err=True)
             except (LlamaliteError, ValueError, OSError) as error:
-                click.secho(f"error: {error}", fg="red", err=True)
+                fail(message(error), 1)
+
+    def _read(self) -> str:
+        """Return a line, or the lines that belong together; nothing where Ctrl-C drops them."""
+        line = input("> ")
+        try:
+            return self._whole(line)
+        except KeyboardInterrupt:
+            click.echo("\n(dropped)", err=True)
+            return ""
 
     @staticmethod
-    def _read() -> str:
-        """Return a line, or the lines that belong together."""
-        line = input("> ")
+    def _whole(line: str) -> str:
+        """Return `line` with those that belong to it."""
         if line.startswith('"""'):
             lines = [line[3:]]
             while not lines[-1].rstrip().endswith('"""'):
@@ -188,14 +212,18 @@ class Terminal:
             raise ValueError("there is nothing to retry yet")
 
     def _save(self, rest: str) -> None:
-        self._conversation().save(_path(rest))
-        click.echo(f"saved: /load {rest}", err=True)
+        from llamalite import session
+
+        chat, path = self._conversation(), _path(rest)
+        session.check_place(path)
+        over = " over the session that was there" if path.exists() else ""
+        chat.save(path)
+        click.echo(f"saved{over}: /load {rest}", err=True)
 
     def _load(self, rest: str) -> None:
         chat = self._conversation()
         chat.load(_path(rest))
-        messages, held = _text.count(len(chat.messages), "message"), _text.count(self._model.n_held, "token")
-        click.echo(f"{messages}, {held} held", err=True)
+        click.echo(f"took up {held(chat)}", err=True)
 
     def _show_stats(self, _rest: str) -> None:
         if self._last is None:
@@ -211,7 +239,7 @@ class Terminal:
             click.echo(what, err=True)
 
 
-def _path(rest: str) -> str:
+def _path(rest: str) -> Path:
     if not rest:
         raise ValueError("name a file, as in /save talk.session")
-    return rest
+    return store.expanded(rest)  # no shell has seen it

@@ -61,11 +61,11 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
 
     from llamalite.batch_file import answer_file
     from llamalite.cli import _hub, _text
-    from llamalite.model import Model
 
     quiet = ctx.obj["quiet"]
     offload = _options.offload(options)
-    with Model(_hub.model(ctx, model), n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
+    path = _hub.model(ctx, model)
+    with _hub.load(ctx, path, n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
         chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
         began = time.perf_counter()
         with tqdm(unit="line", desc="answering", leave=False, disable=quiet or not sys.stderr.isatty()) as bar:
@@ -81,7 +81,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
                 parallel=options["parallel"],
                 params=loaded.defaults.replace(**chosen),
                 raw=options["raw"],
-                on_problem=lambda number, why: click.echo(f"{source}, line {number}: {why}", err=True),
+                on_problem=lambda number, why: click.echo(_text.clean(f"{source}, line {number}: {why}"), err=True),
                 on_answer=show,
             )
         spent = time.perf_counter() - began
@@ -90,7 +90,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
         click.echo(
             f"{_text.count(report.n_answered, 'line')} answered{before}: "
             f"{_text.count(report.n_tokens, 'token')} in {spent:.1f} s, "
-            f"{report.n_tokens / spent:.1f} tok/s; {target}",
+            f"{report.n_tokens / spent:.1f} tok/s; {_text.clean(str(target))}",
             err=True,
         )
     if report.n_bad:

@@ -36,7 +36,7 @@ def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **
     """
     from tqdm import tqdm
 
-    from llamalite.cli import _hub
+    from llamalite.cli import _hub, _text
     from llamalite.evaluation.imatrix import collect_imatrix
     from llamalite.evaluation.windows import read_text
 
@@ -55,4 +55,5 @@ def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **
         matrix = collect_imatrix(path, text, progress=show, **offload, **options)
     matrix.save(output, dataset=str(text_file))
     if not ctx.obj["quiet"]:
-        click.echo(f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens: {output}")
+        found = f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens"
+        click.echo(f"{found}: {_text.clean(str(output))}")

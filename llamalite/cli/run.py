@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
 
 if TYPE_CHECKING:
     from llamalite.answers import Completion
@@ -130,7 +130,6 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
       llamalite run demo -f letter.txt --schema letter.schema.json --json
     """
     from llamalite.cli import _hub
-    from llamalite.model import Model
     from llamalite.native.model import LoraAdapter
     from llamalite.session import check_place
 
@@ -139,21 +138,24 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     prompt = _prompt(prompt, options["prompt_file"])
     system = options["system"]
     if options["system_file"]:
-        system = options["system_file"].read_text(encoding="utf-8").strip()
+        system = _text.read(options["system_file"]).strip()
     sampling = _sampling(options)
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json is for one answer: give a PROMPT, -f FILE or standard input")
     offload = _options.offload(options)
-    with Model(
-        _hub.model(ctx, model),
+    path = _hub.model(ctx, model)
+    draft = _hub.model(ctx, options["draft"]) if options["draft"] else None
+    with _hub.load(
+        ctx,
+        path,
         n_ctx=options["n_ctx"],
         n_threads=options["threads"],
         **offload,
         kv_type=options["kv_type"],
-        flash_attn={"auto": "auto", "on": True, "off": False}[options["flash_attn"]],  # type: ignore[arg-type]
-        lora=[LoraAdapter(path, scale) for path, scale in options["lora"]],
+        flash_attn={"auto": "auto", "on": True, "off": False}[options["flash_attn"]],
+        lora=[LoraAdapter(file, scale) for file, scale in options["lora"]],
         exact=options["exact"],
-        draft=_hub.model(ctx, options["draft"]) if options["draft"] else None,
+        draft=draft,
     ) as loaded:
         as_chat = loaded.has_chat_template and not options["raw"]
         if not as_chat and (system or options["session"]):
@@ -166,7 +168,7 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     if file is not None:
         if given is not None:
             raise click.UsageError("a PROMPT and -f FILE are one too many")
-        return file.read_text(encoding="utf-8").removesuffix("\n")
+        return _text.read(file).removesuffix("\n")
     if given is None and not sys.stdin.isatty():
         return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
     return given
@@ -181,11 +183,12 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     if options["stop"]:
         chosen["stop"] = options["stop"]
     if options["grammar"]:
-        chosen["grammar"] = options["grammar"].read_text(encoding="utf-8")
+        chosen["grammar"] = _text.read(options["grammar"])
     if options["schema"]:
+        schema = _text.read(options["schema"])
         try:
-            chosen["json_schema"] = json.loads(options["schema"].read_text(encoding="utf-8"))
-        except ValueError as error:
+            chosen["json_schema"] = json.loads(schema)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{options['schema']} is no JSON: {error}") from None
         if chosen["json_schema"] is None:  # which would mean no schema
             raise ValueError(f"{options['schema']}, at #: a schema is an object or true, found null")
@@ -208,7 +211,9 @@ def _talk(
         if options["session"] and options["session"].exists():
             chat.load(options["session"])
             chat.system = system or chat.system
-    with _kept(chat, options["session"]):
+            if not ctx.obj["quiet"]:
+                click.echo(f"Took up {_terminal.held(chat)} from {_text.clean(str(options['session']))}", err=True)
+    with _kept(ctx, chat, options["session"]):
         if prompt is None:
             _terminal.Terminal(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
             return
@@ -218,24 +223,29 @@ def _talk(
             with contextlib.closing(pieces):  # type: ignore[type-var] # a generator, or a Stream
                 click.echo(json.dumps(_record(Completion.of(pieces), model), ensure_ascii=False))
         else:
-            if chat is None and sys.stdout.isatty():
-                _terminal.write(prompt)
-            totals = _terminal.show(pieces)
+            totals = _terminal.show(pieces, "" if chat else prompt)
             if options["stats"] and totals:
                 click.echo(_terminal.told(totals), err=True)
 
 
 @contextlib.contextmanager
-def _kept(chat: ChatSession | None, path: Path | None) -> Iterator[None]:
+def _kept(ctx: click.Context, chat: ChatSession | None, path: Path | None) -> Iterator[None]:
     """Save the conversation at the block's end, also where a signal or a closed pipe ends it."""
+
+    from llamalite.cli import _terminal
+
+    def save() -> None:
+        if chat and path:
+            chat.save(path)
+            if not ctx.obj["quiet"]:
+                click.echo(f"Kept {_terminal.held(chat)} in {_text.clean(str(path))}", err=True)
+
     try:
         yield
     except (KeyboardInterrupt, SystemExit, BrokenPipeError):
-        if chat and path:
-            chat.save(path)
+        save()
         raise
-    if chat and path:
-        chat.save(path)
+    save()
 
 
 def _record(found: Completion, model: Model) -> dict[str, Any]:
