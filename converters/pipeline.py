@@ -40,6 +40,10 @@ Progress = Callable[[int, int], None]
 """Called in the caller's thread with (source bytes done, source bytes in all); an exception from it cancels."""
 
 _F32 = TENSOR_TYPES["F32"]
+_EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # the bits of the exponent
+_EXPONENTS_OF_2_15 = {"F32": 142 << 23, "F16": 30 << 10, "BF16": 142 << 7}
+# Without importance, what these hold as 16-bit floats is never larger than twice the largest weight.
+_NEVER_LARGER = frozenset({"F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"})
 
 
 class Sink(Protocol):
@@ -189,12 +193,15 @@ class _Worker:
         """Read, quantize and write one chunk; return the number of source bytes that it took."""
         tensor = chunk.tensor
         rows, n_read = self._rows(chunk)
+        are_small = self._check_finite(chunk, rows)
         made: dict[TensorType, Bytes] = {tensor.stored: rows}
         if isinstance(tensor.source, QuantizedTensor):
             made[tensor.source.type] = self._blocks(tensor.source, chunk)
         for choice, place in zip(tensor.types, chunk.places, strict=True):
             if choice.type not in made:
                 made[choice.type] = self._pack(chunk, choice.type, rows)
+                if not are_small or choice.type.name not in _NEVER_LARGER or tensor.name in self._importance:
+                    self._check_overflow(tensor, choice.type, made[choice.type])
             skipped = chunk.first * choice.type.row_bytes(tensor.shape[-1])
             place.file.write_at(place.offset + skipped, made[choice.type])
         return n_read
@@ -213,15 +220,6 @@ class _Worker:
             rows = self._restored(rows, source.dtype, tensor.stored)
         if tensor.n_head is not None:
             rows = self._regrouped(rows, tensor)
-        if not self._allow_nonfinite and not self._is_finite(rows, tensor.stored):
-            values = kernels.widen(
-                rows, tensor.stored.name, np.empty(rows.size // tensor.stored.block_bytes, np.float32)
-            )
-            what = "NaN" if np.isnan(values).any() else f"infinity, or a value beyond {tensor.stored.name},"
-            raise QuantizationError(
-                f"{source.name} holds {what} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
-                "the checkpoint is damaged, or its training went wrong"
-            )
         return rows, n_bytes
 
     def _buffer(self, name: str, n_bytes: int) -> Bytes:
@@ -251,16 +249,46 @@ class _Worker:
         np.copyto(out.reshape(-1, half, 2, width), rows.reshape(-1, 2, half, width).swapaxes(1, 2))
         return out
 
-    def _is_finite(self, rows: Bytes, stored: TensorType) -> bool:
-        """Whether no weight's exponent is all ones, which only NaN and infinity have (``ggml_validate_row_data``)."""
-        exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[stored.name]
-        bits = rows.view(f"<u{stored.block_bytes}")
+    def _check_finite(self, chunk: _Chunk, rows: Bytes) -> bool:
+        """Raise for NaN and infinity, and return whether all weights are smaller than 2**15."""
+        tensor, stored = chunk.tensor, chunk.tensor.stored
+        if self._allow_nonfinite or tensor.source is None:
+            return False
+        largest, all_ones = self._largest_exponent(rows, stored), _EXPONENTS[stored.name]
+        if largest == all_ones:
+            values = kernels.widen(rows, stored.name, np.empty(rows.size // stored.block_bytes, np.float32))
+            what = "NaN" if np.isnan(values).any() else f"infinity, or a value beyond {stored.name},"
+            raise QuantizationError(
+                f"{tensor.source.name} holds {what} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
+                "the checkpoint is damaged, or its training went wrong"
+            )
+        return largest < _EXPONENTS_OF_2_15[stored.name]
+
+    def _largest_exponent(self, floats: Bytes, kind: TensorType) -> int:
+        """The largest exponent among `floats`, in its place among their bits: all ones is NaN or infinity."""
+        exponent = _EXPONENTS[kind.name]
+        bits = floats.view(f"<u{kind.block_bytes}")
         scratch = self._buffer("exponents", _CACHED_BYTES).view(bits.dtype)
+        largest = 0
         for at in range(0, bits.size, scratch.size):  # pieces that stay in the processor's cache
             part = bits[at : at + scratch.size]
-            if int(np.bitwise_and(part, exponent, out=scratch[: part.size]).max()) >= exponent:
-                return False
-        return True
+            largest = max(largest, int(np.bitwise_and(part, exponent, out=scratch[: part.size]).max()))
+        return largest
+
+    def _check_overflow(self, tensor: PlannedTensor, target: TensorType, packed: Bytes) -> None:
+        """Raise if a 16-bit float or a block's scale has overflowed (``ggml_validate_row_data``, which prints it)."""
+        if self._allow_nonfinite:
+            return
+        if target.name in ("F16", "BF16"):
+            fits = self._largest_exponent(packed.reshape(-1), target) < _EXPONENTS[target.name]
+        else:
+            blocks = packed.reshape(-1, target.block_bytes)
+            fits = not any(((blocks[:, at + 1] & 0x7C) == 0x7C).any() for at in target.scales)
+        if not fits:
+            raise QuantizationError(
+                f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as "
+                + ("F32" if target.name == "BF16" else "BF16")
+            )
 
     def _pack(self, chunk: _Chunk, target: TensorType, rows: Bytes) -> Bytes:
         tensor, n_columns = chunk.tensor, chunk.tensor.shape[-1]
@@ -274,27 +302,10 @@ class _Worker:
             self._importance.get(tensor.name),
             self._buffer("widened", 4 * chunk.n_rows * n_columns).view(np.float32),
         )
-        if not self._allow_nonfinite and not self._fits(target, packed):
-            raise QuantizationError(
-                f"{tensor.name} holds values too large for {target.name}: choose a type of wider range, such as "
-                + ("F32" if target.name == "BF16" else "BF16")
-            )
         return packed
-
-    def _fits(self, target: TensorType, packed: Bytes) -> bool:
-        """Whether nothing has overflowed: no 16-bit float, no block's scale (``ggml_validate_row_data``)."""
-        if target.name in ("F16", "BF16"):
-            return self._is_finite(packed.reshape(-1), target)
-        return _scales_are_finite(target, packed)
 
     def _blocks(self, source: QuantizedTensor, chunk: _Chunk) -> Bytes:
         """The chunk as it stands in a GGUF source, for a file in which the tensor keeps its type."""
         blocks = np.empty((chunk.n_rows, source.block_row_bytes), np.uint8)
         source.read_blocks(chunk.first, chunk.n_rows, blocks)
         return blocks
-
-
-def _scales_are_finite(target: TensorType, packed: Bytes) -> bool:
-    """Whether no float16 scale has overflowed (``ggml_validate_row_data``, which also writes to stderr)."""
-    blocks = packed.reshape(-1, target.block_bytes)
-    return not any(((blocks[:, at + 1] & 0x7C) == 0x7C).any() for at in target.scales)

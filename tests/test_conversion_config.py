@@ -12,6 +12,7 @@ from checkpoint_files import as_meta, pad_vocabulary
 from toy_checkpoint import write_checkpoint
 
 from llamalite.converters import convert, preview, reference
+from llamalite.converters.llama import LlamaConfig
 from llamalite.errors import LlamaliteError
 from llamalite.gguf_check.llama import check_llama
 from llamalite.gguf_check.vocabulary import check_vocabulary
@@ -162,7 +163,7 @@ def test_the_oracle_computes_with_every_scaling_that_is_taken(kind: str, theta: 
         "num_hidden_layers": 1, "num_attention_heads": 2,
         "rope_scaling": {"rope_type": kind} | ROPE[kind] | {"rope_theta": theta, "factor": factor},
     }  # fmt: skip
-    read = reference.LlamaConfig.from_dict(config)
+    read = LlamaConfig.from_dict(config)
     cos, sin = reference.rotary(read.rope, read.head_dim, 8)
     assert np.isfinite(cos).all()
     assert np.isfinite(sin).all()

@@ -77,7 +77,7 @@ def open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
     weight_map = _weight_map(folder, form)
     shards = sorted(set(weight_map.values())) or _loose_shards(folder, form)
-    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]  # of a link `member` says what is wrong
+    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]  # `member` says what a link lacks
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(shards)} shards: download what is missing")
     tensors: dict[str, SourceTensor] = {}

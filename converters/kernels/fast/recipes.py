@@ -50,5 +50,5 @@ RECIPES = {
     "Q8_0": Recipe("plain", "quantize_q8_0", 6, (), ignores_importance=True),
     "Q4_0": Recipe("plain", "quantize_q4_0", 2, ()),
     "F32": Recipe("plain", "widen", 2, (), ignores_importance=True, multiple_of=32),
-    "F16": Recipe("plain", "narrow", 2, (), ignores_importance=True, multiple_of=32),
+    "F16": Recipe("plain", "narrow", 3, (), ignores_importance=True, multiple_of=32),
 }
