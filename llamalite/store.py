@@ -227,7 +227,7 @@ def typed(name: str) -> str:
     """Return `name` as it is typed behind a command: quoted for a shell, and behind ``--`` where it begins with a dash.
 
     >>> typed("my llama"), typed("-llama.gguf")
-    ("'my llama'", "-- -llama.gguf")
+    ("'my llama'", '-- -llama.gguf')
     """
     return ("-- " if name.startswith("-") else "") + shlex.quote(name)
 

@@ -134,6 +134,15 @@ def test_what_does_not_fit_the_context_says_by_how_much(model: Model) -> None:
         model.stream([5] * 5000)
 
 
+def test_a_context_beyond_what_the_model_was_trained_for_is_warned_of(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n_ctx in (4096, 8192):
+        Model(path, n_ctx=n_ctx, n_threads=1).close()
+    told = f"{path.name} was trained for 4096 tokens, fewer than n_ctx: answers get worse beyond"
+    assert [one.message for one in caplog.records if one.name == "llamalite.model"] == [told]
+
+
 def test_a_full_context_ends_the_answer_and_says_so(path: Path) -> None:
     with Model(path, n_ctx=256, n_threads=1) as small:
         found = small.generate([5] * 250, logit_bias=ENDLESS)
