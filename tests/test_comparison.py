@@ -260,7 +260,7 @@ def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_t
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    args = ("compare", base, *quantized, "-f", text, "--ctx", "32", "--threads", "1")
+    args: tuple[str | Path, ...] = ("compare", base, *quantized, "-f", text, "--ctx", "32", "--threads", "1")
     code, *lines = on_terminal(*args, colour=False, columns=columns).rstrip().split("\n")
     lines = [line.rpartition("\r")[2] for line in lines]  # bars are drawn over
     shown = "\n".join(lines)
