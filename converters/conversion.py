@@ -284,7 +284,7 @@ def _check_paths(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) 
     """Raise unless each file can be written, and none of them is the source."""
     for path in paths:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder: pass the name of the file to write with -o")
+            raise IsADirectoryError(f"{path} is a folder: name a file (convert -o)")
         if path.exists() and not path.is_file():  # the rename would put a file in the device's place
             raise FileExistsError(f"{path} is a device, not a file: pass the name of a file with -o")
         for mine in (path, output.part_path(path)):
@@ -295,14 +295,15 @@ def _check_paths(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) 
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or pass another -o")
         if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"the folder {path.parent} is not writable: pass another one with -o")
+            raise PermissionError(f"the folder {path.parent} is not writable: write elsewhere (convert -o)")
 
 
 def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{folder} has {free / 1e6:,.1f} MB free, needed are {needed / 1e6:,.1f} MB: make room, or pass another -o"
+            f"{folder} has {free / 1e6:,.1f} MB free, needed are {needed / 1e6:,.1f} MB: make room, or write elsewhere "
+            "(convert -o)"
         )
 
 

@@ -88,7 +88,8 @@ def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
             is_shard = False
         if not is_shard:
             raise FileExistsError(
-                f"{one} is called as a shard of {path}, and is none by its own keys: move it away, or pass another -o"
+                f"{one} is called as a shard of {path}, and is none by its own keys: move it away, or write elsewhere "
+                "(convert -o)"
             )
         found.append(one)
     return found
@@ -153,7 +154,9 @@ def part_files(layout: Layout) -> Iterator[PartFiles]:
     with contextlib.ExitStack() as stack:
         for part in parts:
             if part.is_symlink() or (part.exists() and not part.is_file()):  # a link would lead the writes elsewhere
-                raise FileExistsError(f"{part} is in the way and is no plain file: remove it, or pass another -o")
+                raise FileExistsError(
+                    f"{part} is in the way and is no plain file: remove it, or write elsewhere (convert -o)"
+                )
             is_left = part.exists()
             handle = stack.enter_context(part.open("ab"))
             _lock(handle.fileno(), part)
@@ -174,7 +177,7 @@ def _lock(descriptor: int, part: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FileExistsError(
-            f"{part} is being written by another conversion: wait for it, or pass another -o"
+            f"{part} is being written by another conversion: wait for it, or write elsewhere (convert -o)"
         ) from None
 
 

@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_names_the_file(source: Path, made: Path) -> None:
 @needs_mount
 def test_a_disk_that_is_too_small_is_told_with_the_numbers_before_anything_is_written(source: Path, made: Path) -> None:
     done = command(["convert", source, "-o", made / "out.gguf"], mounted=("size=256k", made))
-    assert_one_line(done, str(made), "MB free, needed are", "make room, or pass another -o")
+    assert_one_line(done, str(made), "MB free, needed are", "make room, or write elsewhere (convert -o)")
 
 
 @posix
@@ -170,7 +170,8 @@ def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on
     assert first.stdout is not None
     assert first.stdout.readline() == "writing\n"
     second = command(["convert", source, "-o", out])
-    assert_one_line(second, f"{out}.part is being written by another conversion: wait for it, or pass another -o")
+    told = f"{out}.part is being written by another conversion: wait for it, or write elsewhere (convert -o)"
+    assert_one_line(second, told)
     assert (made / "out.gguf.part").exists()
     _, told = first.communicate("\n", timeout=60)
     assert first.returncode == 0, told
@@ -182,7 +183,7 @@ def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on
 @needs_mount
 def test_a_read_only_file_system_is_told_before_anything_is_read(source: Path, made: Path) -> None:
     done = command(["convert", source, "-o", made / "out.gguf"], mounted=("size=8m", made), read_only=True)
-    assert_one_line(done, f"the folder {made} is not writable: pass another one with -o")
+    assert_one_line(done, f"the folder {made} is not writable: write elsewhere (convert -o)")
 
 
 @posix
@@ -191,7 +192,7 @@ def test_a_folder_without_permission_is_told(source: Path, made: Path) -> None:
     made.chmod(0o555)
     done = command(["convert", source, "-o", made / "out.gguf"])
     made.chmod(0o755)
-    assert_one_line(done, f"the folder {made} is not writable: pass another one with -o")
+    assert_one_line(done, f"the folder {made} is not writable: write elsewhere (convert -o)")
 
 
 @posix
