@@ -52,13 +52,13 @@ def main() -> None:
     first = plain.candidates[0].divergence
     assert first is not None  # only the reference has none
     base = plain.reference
-    print("| type | size | bits a weight | perplexity | mean KLD | same top |" + " with a matrix |" * bool(weighed))
+    print("| type | size | bits per weight | perplexity | mean KLD | same top |" + " with a matrix |" * bool(weighed))
     print("| --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * bool(weighed))
-    size = f"{base.n_bytes / 1e6:,.2f} MB | {base.bits_per_weight:.2f}"
+    size = f"{base.n_bytes / 2**20:,.2f} MiB | {base.bits_per_weight:.2f}"
     print(f"| {base.qtype} | {size} | {first.ppl_base:.4f} ± {first.ppl_base_err:.4f} | | |" + " |" * bool(weighed))
     for one in sorted(plain.candidates, key=lambda candidate: -candidate.n_bytes):
         assert one.divergence is not None
-        line = f"| {one.qtype} | {one.n_bytes / 1e6:,.2f} MB | {one.bits_per_weight:.2f} "
+        line = f"| {one.qtype} | {one.n_bytes / 2**20:,.2f} MiB | {one.bits_per_weight:.2f} "
         line += f"| {one.divergence.ppl:.4f} ± {one.divergence.ppl_err:.4f} "
         line += (
             f"| {one.divergence.mean_kld:.5f} ± {one.divergence.mean_kld_err:.5f} | {one.divergence.same_top_p:.1%} |"

@@ -35,7 +35,7 @@ NEWCOMER = (
     "llamalite convert my-llama",
     "llamalite run my-llama 'What is the capital of France?'",
     "llamalite list",
-    "llamalite inspect my-llama | head -n 23",  # without the keys
+    "llamalite inspect my-llama | head -n 26",  # without the keys
     "llamalite doctor",
 )
 

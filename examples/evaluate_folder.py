@@ -53,7 +53,7 @@ def evaluate(reference: Path, model: Path, text: bytes, settings: dict[str, Any]
 def write_report(rows: list[dict[str, Any]], out: Path) -> None:
     done = sorted((row for row in rows if "error" not in row), key=lambda row: row["mean_kld"])
     lines = [
-        "| model | MiB | bits a weight | PPL | mean KLD | same top | generated t/s |",
+        "| model | MiB | bits per weight | PPL | mean KLD | same top | generated t/s |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in done:
