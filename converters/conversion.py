@@ -244,18 +244,20 @@ def _preflight(
             _warn_of_template(vocabulary)
     except (LlamaliteError, FileNotFoundError) as error:
         problems.append(error)
+    outputs = [list(layout.paths) for layout in layouts] or [[path] for path in paths]
     try:
-        wanted = [path for layout in layouts for path in layout.paths] or paths
         if split_max_bytes is not None:
-            replaced = [one for path in paths for one in output.old_shards(path, wanted)]
-        _check_paths([*wanted, *replaced], checkpoint, force=force)
+            replaced = [old for path, new in zip(paths, outputs, strict=True) for old in output.old_shards(path, new)]
         _check_disk(paths[0].parent, sum(layout.n_data_bytes for layout in layouts))
     except OSError as error:
         problems.append(error)
-    if len({str(problem) for problem in problems}) == 1:
-        raise problems[0]
+    problems += [fault for one in (*outputs, replaced) if (fault := _fault_of(one, checkpoint, force=force))]
     if planned is None or problems:
-        raise CheckpointError("; and ".join(dict.fromkeys(map(str, problems)))) from problems[0]
+        told = list(dict.fromkeys(map(str, problems)))
+        if len(told) == 1:
+            raise problems[0]
+        kind = type(problems[0]) if len({type(problem) for problem in problems}) == 1 else CheckpointError
+        raise kind("; and ".join(told)) from problems[0]
     return planned, vocabulary, layouts, replaced
 
 
@@ -280,25 +282,28 @@ def _warn_of_idle_overrides(planned: Plan, recipe: Recipe) -> None:
         _logger.warning("--tensor-type: %s", "; ".join(told))
 
 
-def _check_paths(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) -> None:
-    """Raise unless each file can be written, and none of them is the source."""
+def _fault_of(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) -> OSError | None:
+    """Return why the first of `paths` that cannot be written cannot, or that it is the source."""
     for path in paths:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder: name a file (convert -o)")
+            return IsADirectoryError(f"{path} is a folder: name a file (convert -o)")
         if path.exists() and not path.is_file():  # the rename would put a file in the device's place
-            raise FileExistsError(f"{path} is a device, not a file: pass the name of a file with -o")
+            return FileExistsError(f"{path} is a device, not a file: pass the name of a file with -o")
         for mine in (path, output.part_path(path)):
             if _is_of_source(mine, checkpoint):
-                raise FileExistsError(f"{mine} belongs to the source, which would be lost: pass another name with -o")
+                return FileExistsError(f"{mine} belongs to the source, which would be lost: pass another name with -o")
         if path.exists() and not force:
-            raise FileExistsError(f"{path} exists: pass --force to replace it, or another name with -o")
+            return FileExistsError(f"{path} exists: pass --force to replace it, or another name with -o")
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or pass another -o")
+            return FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or pass another -o")
         if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"the folder {path.parent} is not writable: write elsewhere (convert -o)")
+            return PermissionError(f"the folder {path.parent} is not writable: write elsewhere (convert -o)")
+    return None
 
 
 def _check_disk(folder: Path, needed: int) -> None:
+    if not folder.is_dir():
+        return  # which is told of its files
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

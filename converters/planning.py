@@ -256,6 +256,8 @@ def _refuse_missing_importance(
         and needs_importance(choices[tensor.name].type)
     ]
     if missing:
-        others = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        others = f" and {len(missing) - 4} more tensors" if len(missing) > 4 else ""
         lacking = f", which {importance.file} lacks" if importance else ": pass one with --imatrix"
-        raise QuantizationError(f"{file_type.name} needs an importance matrix for {missing[0]}{others}{lacking}")
+        raise QuantizationError(
+            f"{file_type.name} needs an importance matrix for {', '.join(missing[:4])}{others}{lacking}"
+        )

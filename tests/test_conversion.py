@@ -198,6 +198,13 @@ def test_a_file_that_stands_is_replaced_only_when_asked(checkpoint: Path, tmp_pa
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+def test_every_file_that_stands_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("toy-model-F16.gguf", "toy-model-Q8_0.gguf"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(FileExistsError, match="toy-model-F16.gguf exists: .*; and .*toy-model-Q8_0.gguf exists: "):
+        convert(checkpoint, tmp_path, qtype=["F16", "Q8_0", "Q4_0"])
+
+
 def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_text("precious")
