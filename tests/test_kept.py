@@ -121,6 +121,7 @@ def test_demo_is_the_model_that_ships_with_llamalite(models_folder: Path, tmp_pa
     assert kept.obtain("demo-Q8_0") == models_folder / "demo-Q8_0.gguf"
     assert kept.obtain("DEMO") == models_folder / "demo-Q8_0.gguf"  # the one there is
     assert kept.obtain("demo", "Q2_K") == models_folder / "demo-Q2_K.gguf"
+    assert kept.obtain("demo-q4_k", "Q8_0") == models_folder / "demo-Q4_K_M.gguf"  # what is named stands
 
 
 def test_a_miss_offers_the_demo_too(checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,6 @@ KEYS = (
 
 def help_text(columns: int) -> str:
     """Return what /help shows, in lines of at most `columns`, broken between words."""
-    import textwrap
-
     room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2  # on a very narrow terminal nothing stands in columns
     lines = []
     for name, about in COMMANDS.items():
@@ -115,7 +114,7 @@ class Terminal:
         if not self._quiet:
             n_ctx = self._model.n_ctx
             told = f"{_text.clean(self._model.path.name)}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends"
-            click.echo(told, err=True)
+            click.echo(textwrap.fill(told, _text.width()), err=True)
         while True:
             try:
                 text = self._read()
