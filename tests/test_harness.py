@@ -37,7 +37,7 @@ def instances(*arguments: tuple[Any, ...]) -> list[Any]:
 def test_a_missing_harness_names_the_extra(tmp_path: Path) -> None:
     failed = CliRunner().invoke(cli, ["eval", str(tmp_path / "m.gguf"), "arc_easy"], obj={})
     assert failed.exit_code == 1
-    assert 'pip install lm-eval rouge-score' in failed.output
+    assert "pip install lm-eval rouge-score" in failed.output
 
 
 def test_f1_of_bags_by_hand() -> None:
