@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_a_checkpoint_is_converted_once_and_says_so(checkpoint: Path, models_fol
     for reference in ("mine", "./mine", str(checkpoint)):
         assert kept.obtain(reference, "Q8_0", announce=said.append) == path
     assert (stamp(path), len(said)) == (made, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_to_a_checkpoint_gives_the_model_its_own_name(checkpoint: Path, models_folder: Path) -> None:
+    Path("linked").symlink_to(checkpoint)
+    made = kept.obtain("./linked")
+    assert made == models_folder / "linked-Q4_K_M.gguf"
+    written = stamp(made)
+    for reference in ("linked", "./linked", "linked-Q4_K_M"):
+        assert kept.obtain(reference) == made
+    assert (stamp(made), len(list(models_folder.glob("*.gguf")))) == (written, 1)
 
 
 @pytest.mark.parametrize("name", ["mine", "./mine", "mine-Q4_K_M"])
