@@ -50,13 +50,10 @@ def measure(
             )  # fmt: skip
             together = 0.0
             for qtype in types:
-                if qtype.lower() == stored:
-                    second, made = bench.process(["sync", step1]), step1
-                else:
-                    second, made = bench.process([peers.program("llama-quantize"), step1, step2, qtype]), step2
-                synced = bench.process(["sync", made])
+                second = bench.process([peers.program("llama-quantize"), step1, step2, qtype])
+                synced = bench.process(["sync", step2])
                 one = bench.process(bench.llamalite("-q", "convert", checkpoint, "-t", qtype, "-o", ours, "--force"))
-                if digest(made) != digest(ours):
+                if digest(step2) != digest(ours):
                     sys.exit(f"{qtype}: the two files differ")
                 both = first.seconds + second.seconds + synced.seconds
                 together += both
@@ -71,7 +68,7 @@ def measure(
                 )  # fmt: skip
                 ours.unlink()
             step1.unlink()
-            step2.unlink(missing_ok=True)
+            step2.unlink()
             if len(types) > 1:
                 asked = [word for qtype in types for word in ("-t", qtype)]
                 one = bench.process(bench.llamalite("-q", "convert", checkpoint, *asked, "-o", Path(folder) / "all"))

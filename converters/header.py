@@ -207,9 +207,31 @@ def _pairs(metadata: gguf.Metadata) -> Keys:
 
 def _packed_keys(writer: gguf.GGUFWriter) -> Keys:
     return [
-        (key.encode(), bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)))
+        (
+            key.encode(),
+            _packed_array(one) or bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)),
+        )
         for key, one in writer.kv_data[0].items()
     ]
+
+
+def _packed_array(one: Any) -> bytes | None:
+    """Return an array of texts, integers or numbers as the writer packs it, None for what it packs otherwise.
+
+    Its own loop takes a second for a vocabulary of 128,000 tokens.
+    """
+    values = one.value
+    if one.type != _ARRAY or one.sub_type is not None or not isinstance(values, list | tuple) or not values:
+        return None
+    n, kinds = len(values), set(map(type, values))
+    if kinds <= {str, bytes}:
+        texts = [_text(one.encode() if isinstance(one, str) else one) for one in values]
+        return struct.pack("<IIQ", _ARRAY, _STRING, n) + b"".join(texts)
+    if kinds == {float}:
+        return struct.pack(f"<IIQ{n}f", _ARRAY, _FLOAT32, n, *values)
+    if all(issubclass(kind, int) and kind is not bool for kind in kinds):
+        return struct.pack(f"<IIQ{n}i", _ARRAY, _INT32, n, *values)
+    return None
 
 
 def _overridden(keys: Keys, path: Path) -> Keys:

@@ -150,12 +150,13 @@ class Engine(Reader):
             stream.cancel()
 
     def close(self) -> None:
-        """End the generation that has the turn: close it when it is this thread's, else cancel it."""
+        """End the generation that has the turn (close it when it is this thread's, else cancel it), then the worker."""
         with self._guard:
             stream = self._active
         if stream is not None:
             stream.close()
-        self.worker.close()
+        with self.turn():
+            self.worker.close()
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 

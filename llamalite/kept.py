@@ -58,8 +58,8 @@ def obtain(
     if found.is_file():
         made_of = _Source.read(found)
         if made_of and made_of.folder in (_absolute(name), _demo_folder(name)) and store.find(name) == found:
-            named = folder if made_of.folder == _absolute(name) else Path(made_of.folder)  # a link keeps its own name
-            return _keep(named, made_of.qtype, announce, progress)  # if its files have changed
+            source = folder if made_of.folder == _absolute(name) else Path(made_of.folder)  # a link keeps its own name
+            return _keep(source, made_of.qtype, announce, progress)  # if its files have changed
         return found
     return _keep(found, _type_named(name) or qtype or USUAL, announce, progress)
 
