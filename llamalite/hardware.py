@@ -370,13 +370,14 @@ def planned_n_ctx(
     usual = n_ctx or min(DEFAULT_N_CTX, header.n_ctx_train)
     if on_gpu:
         return usual
-    drafts = memory_needed(draft, n_ctx=usual).total_bytes if draft else 0
+    repacked = repacked_types(features)
+    drafts = memory_needed(draft, n_ctx=usual, repacked=repacked).total_bytes if draft else 0
     need = fit(
         header,
         n_ctx=n_ctx,
         free_bytes=free_memory_bytes() - drafts,
         kv_type=kv_type,
         flash_attn=flash_attn,
-        repacked=repacked_types(features),
+        repacked=repacked,
     )
     return n_ctx or need.n_ctx

@@ -210,6 +210,8 @@ def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
         inside = sorted(one.name for one in path.glob("*.gguf"))
         held = f" ({', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''})" if inside else ""
         return FileNotFoundError(f"{name} is a folder; name the GGUF file in it{held}")
+    if name and path.exists():
+        return FileNotFoundError(f"{name} is a pipe or a device, expected a GGUF file or a checkpoint's folder")
     return FileNotFoundError(f"no model {name!r}: {_what_next(path, also)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypat
     )
     with pytest.raises(FileNotFoundError, match=r"of the hub, Model\.from_pretrained\('org/name'\) fetches it"):
         Model("org/name")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders on Windows")
+def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.gguf")
+    with pytest.raises(FileNotFoundError, match="is a pipe or a device, expected a GGUF file"):
+        store.resolve(pipe)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a name that Windows does not have")
