@@ -48,7 +48,7 @@ def forge(rng: random.Random, held: session.Session) -> session.Session:
         choice = rng.randrange(12)
         if choice < 5 and head >= 4:
             word = rng.choice([*WORDS, len(tokens), len(tokens) - 1, len(tokens) + 1, rng.randrange(1 << 32)])
-            struct.pack_into("<I", raw, 4 * rng.randrange(head // 4), word)
+            struct.pack_into("<I", raw, 4 * rng.randrange(head // 4), word % (1 << 32))
         elif choice < 7 and raw:
             raw[rng.randrange(len(raw))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
         elif choice < 9 and len(raw) > 64:
@@ -70,7 +70,7 @@ def child(first: int, last: int, log: Path) -> None:
     from llamalite.model import Model
 
     path, file = log.with_suffix(".gguf"), log.with_suffix(".session")
-    toy.write_toy(path)
+    toy.write_toy(path, n_head=2, n_head_kv=1)  # heads of 32: a Q8_0 cache wants whole blocks
     kv_type = KV_TYPES[first // 2000 % len(KV_TYPES)]
     with Model(path, n_ctx=256, n_threads=1, kv_type=kv_type) as model:
         model.generate("once upon a time", max_tokens=8, temperature=0)

@@ -50,13 +50,17 @@ for _ in sys.stdin:
 
 @dataclass
 class Kills:
-    """How the conversions ended: killed before OUT stood, after it stood, or finished before the signal came."""
+    """How many killed conversions left no OUT, the old or the whole new one; and how many ended before the signal."""
 
     n_absent: int = 0
     n_old: int = 0
     n_whole: int = 0
     n_parts_left: int = 0
-    n_finished: int = 0
+    n_too_late: int = 0
+
+    @property
+    def n_killed(self) -> int:
+        return self.n_absent + self.n_old + self.n_whole
 
 
 class Nursery:
@@ -86,12 +90,22 @@ class Nursery:
                 os.kill(child, signal.SIGKILL)
         return int(self._line())
 
+    def time_one(self, log: Path) -> float:
+        """How many seconds a conversion that nobody kills takes; its log tells why if it fails."""
+        began = time.monotonic()
+        assert self.convert() == 0, log.read_text()
+        return time.monotonic() - began
+
     def close(self) -> None:
         self._process.communicate(timeout=60)
 
 
 def kill_conversions(folder: Path, n_kills: int, *, seed: int = 0, n_layer: int = 2, n_embd: int = 256) -> Kills:
-    """Kill `n_kills` conversions in `folder` at random moments; ``AssertionError`` when one leaves what it must not."""
+    """Kill `n_kills` conversions in `folder` at random moments; ``AssertionError`` when one leaves what it must not.
+
+    A moment lies within the time that the conversion before took: the machine's speed changes. A conversion that has
+    ended when the signal comes must be whole, and is not counted as killed.
+    """
     rng, counts = random.Random(seed), Kills()
     source = toy_checkpoint.write_checkpoint(folder / "toy", n_layer=n_layer, n_embd=n_embd, n_ff=2 * n_embd)
     before = _digests(source)
@@ -102,28 +116,31 @@ def kill_conversions(folder: Path, n_kills: int, *, seed: int = 0, n_layer: int 
     try:
         assert nursery.convert() == 0, log.read_text()
         whole = out.read_bytes()
-        began = time.monotonic()
-        assert nursery.convert() == 0
-        lasts_s = time.monotonic() - began
-        for number in range(n_kills):
+        lasts_s, number = nursery.time_one(log), 0
+        while counts.n_killed < n_kills:
+            number += 1
+            assert number <= 10 * n_kills, f"of {number} signals only {counts.n_killed} came in time"
             old = b"the file of before" if number % 2 else None
             out.unlink()
             if old:
                 out.write_bytes(old)
-            status = nursery.convert(kill_after_s=rng.uniform(0, 1.1 * lasts_s))
-            counts.n_finished += status == 0
+            status = nursery.convert(kill_after_s=rng.uniform(0, lasts_s))
             assert status in (0, signal.SIGKILL), f"kill {number}: status {status}, {log.read_text()[-500:]}"
             found = out.read_bytes() if out.exists() else None
             assert found in (old, whole), f"kill {number}: OUT has {len(found or b'')} bytes, whole is {len(whole)}"
-            counts.n_whole += found == whole
-            counts.n_absent += found is None
-            counts.n_old += found is not None and found == old
+            if status == 0:
+                assert found == whole, f"kill {number}: it ended well, and OUT is not whole"
+                counts.n_too_late += 1
+            else:
+                counts.n_whole += found == whole
+                counts.n_absent += found is None
+                counts.n_old += found is not None and found == old
             left = {path.name for path in out.parent.iterdir()}
             assert left <= {out.name, part.name}, f"kill {number}: {left}"
             is_left = part.exists()
             counts.n_parts_left += is_left
             log.write_text("")
-            assert nursery.convert() == 0, log.read_text()
+            lasts_s = nursery.time_one(log)
             assert out.read_bytes() == whole
             assert not part.exists()
             told = log.read_text()
