@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
 CHUNK_WEIGHTS = 1 << 20
-_CACHED_BYTES = 1 << 17
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -77,7 +77,11 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 class OutputFile:
-    """A file of known size that is written at positions, from several threads at once."""
+    """A file of known size that is written at positions, from several threads at once.
+
+    Where the system can be asked to, it puts each piece on the disk while the next one is made, so that `flush` has
+    little left to wait for. What goes wrong then is told by `flush`.
+    """
 
     def __init__(self, path: Path, data_start: int) -> None:
         self.path = path
@@ -87,6 +91,7 @@ class OutputFile:
 
     def write_at(self, offset: int, data: Bytes) -> None:
         view = data.data.cast("B")
+        start, n_bytes = self.data_start + offset, view.nbytes
         with named_errors(self.path):
             while view:
                 if hasattr(os, "pwrite"):
@@ -97,6 +102,9 @@ class OutputFile:
                         n = self._file.write(view) or 0
                 offset += n
                 view = view[n:]
+        if sys.platform == "linux":  # begins to write these pages, and forgets none that is not written (mm/fadvise.c)
+            with contextlib.suppress(OSError):  # a hint, which a file system need not take
+                os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
 
     def reserve(self, n_bytes: int) -> None:
         """Give the file its full length, zeros until they are written over: the padding stays zero."""
@@ -266,14 +274,10 @@ class _Worker:
 
     def _largest_exponent(self, floats: Bytes, kind: TensorType) -> int:
         """The largest exponent among `floats`, in its place among their bits: all ones is NaN or infinity."""
-        exponent = _EXPONENTS[kind.name]
-        bits = floats.view(f"<u{kind.block_bytes}")
-        scratch = self._buffer("exponents", _CACHED_BYTES).view(bits.dtype)
-        largest = 0
-        for at in range(0, bits.size, scratch.size):  # pieces that stay in the processor's cache
-            part = bits[at : at + scratch.size]
-            largest = max(largest, int(np.bitwise_and(part, exponent, out=scratch[: part.size]).max()))
-        return largest
+        exponent, width = _EXPONENTS[kind.name], kind.block_bytes
+        # The largest of the numbers that have a sign bit are the most negative floats, if there are any; of the same
+        # bits taken as signed integers, the largest are the most positive ones.
+        return max(int(floats.view(f"<{sign}{width}").max()) & exponent for sign in "ui")
 
     def _check_overflow(self, tensor: PlannedTensor, target: TensorType, packed: Bytes) -> None:
         """Raise if a 16-bit float or a block's scale has overflowed (``ggml_validate_row_data``, which prints it)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_checkpoint import write_checkpoint, write_safetensors
+from toy_checkpoint import Dtype, encode, write_checkpoint, write_safetensors
 
 from llamalite.converters import Importance, convert, plan
 from llamalite.errors import CheckpointError, GGUFError, LlamaliteError, QuantizationError, UnsupportedArchitectureError
@@ -239,13 +240,51 @@ def test_weights_that_the_type_cannot_hold_are_refused_by_name(
     assert not list(tmp_path.glob("out.gguf*"))
 
 
-def _replace_tensor(folder: Path, name: str, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-    """Overwrite the bytes of the F32 tensor `name` where they stand."""
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("others", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_found_whatever_signs_it_stands_among(
+    value: float, others: float, dtype: Dtype, tmp_path: Path
+) -> None:
+    weights = np.full((256, 256), others, np.float32)
+    weights[200, 100] = value
+    folder = write_checkpoint(tmp_path / "toy", dtype=dtype, n_head_kv=4)
+    _replace_tensor(folder, "model.layers.1.self_attn.v_proj.weight", weights, dtype)
+    with pytest.raises(QuantizationError, match="v_proj.weight holds (NaN|infinity)"):
+        convert(folder, tmp_path / "out.gguf", qtype="Q8_0")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that can be asked to write early")
+@pytest.mark.parametrize("refused", [False, True])
+def test_each_piece_is_sent_to_the_disk_at_once_where_the_file_system_takes_the_hint(
+    refused: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(checkpoint, tmp_path / "before.gguf")
+    pieces = []
+
+    def advise(_file: int, start: int, n_bytes: int, _advice: int) -> None:
+        pieces.append((start, n_bytes))
+        if refused:
+            raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    convert(checkpoint, tmp_path / "out.gguf")
+    whole = (tmp_path / "out.gguf").read_bytes()
+    assert whole == (tmp_path / "before.gguf").read_bytes()
+    if sys.platform == "linux":
+        assert sum(n_bytes for _, n_bytes in pieces) == read_header(tmp_path / "out.gguf").tensor_bytes
+        assert max(start + n_bytes for start, n_bytes in pieces) <= len(whole)
+
+
+def _replace_tensor(
+    folder: Path, name: str, values: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype = "F32"
+) -> None:
+    """Overwrite the bytes of the tensor `name`, which is of `dtype`, where they stand."""
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     n_header = int.from_bytes(raw[:8], "little")
     begin, end = json.loads(raw[8 : 8 + n_header])[name]["data_offsets"]
-    data = values.astype("<f4").tobytes()
+    data = encode(values, dtype)
     assert len(data) == end - begin
     raw[8 + n_header + begin : 8 + n_header + end] = data
     path.write_bytes(raw)
