@@ -8,6 +8,7 @@ of the separate runs is their sum, their memory the largest of them. The files o
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,16 +30,16 @@ def measure(checkpoint: Path, types: Sequence[str], pairs: int, scratch: Path | 
         together, apart = Path(folder) / "together", Path(folder) / "apart"
 
         def in_one_read() -> float:
-            ran = bench.process(bench.llamalite("-q", "convert", checkpoint, *asked, "-o", together, "--force"))
+            shutil.rmtree(together, ignore_errors=True)
+            ran = bench.process(bench.llamalite("-q", "convert", checkpoint, *asked, "-o", together))
             peaks[0].append(ran.peak_mib)
             return ran.seconds
 
         def one_by_one() -> float:
-            apart.mkdir(exist_ok=True)
+            shutil.rmtree(apart, ignore_errors=True)
+            apart.mkdir()
             runs = [
-                bench.process(
-                    bench.llamalite("-q", "convert", checkpoint, "-t", qtype, "-o", apart / f"{qtype}.gguf", "--force")
-                )
+                bench.process(bench.llamalite("-q", "convert", checkpoint, "-t", qtype, "-o", apart / f"{qtype}.gguf"))
                 for qtype in types
             ]
             peaks[1].append(max(ran.peak_mib for ran in runs))

@@ -154,8 +154,10 @@ def process(command: Sequence[object], environment: dict[str, str] | None = None
     """Run `command` to its end; when it fails, leave with what it wrote.
 
     A small process starts it and measures: Linux counts what the parent held at the start as the child's peak memory
-    (``exec_mmap``, fs/exec.c), and this one may hold a model.
+    (``exec_mmap``, fs/exec.c), and this one may hold a model. What was written or removed before is settled with the
+    disk first, so that no run pays for another.
     """
+    os.sync()
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         told, output = Path(folder) / "told", Path(folder) / "output"
