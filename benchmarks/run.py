@@ -67,7 +67,9 @@ class Bench:
 
 def measure_conversion(on: Bench) -> Iterator[Figure]:
     types = ["Q4_K_M", "Q8_0"] if on.quick else ["Q4_K_M", "Q8_0", "Q4_0"]
-    yield from conversion.measure(on.checkpoint, on.peers, types, on.n_pairs(2), on.work)
+    yield from conversion.measure(on.checkpoint, on.peers, types, on.n_pairs(3), on.work)
+    if not on.quick:
+        yield from conversion.measure(on.checkpoint, on.peers, ["BF16"], on.n_pairs(3), on.work)
 
 
 def measure_kernels(on: Bench) -> Iterator[Figure]:
