@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import shutil
 import tempfile
@@ -21,13 +20,12 @@ from pathlib import Path
 from llamalite import gguf_check, hardware
 from llamalite.converters import header, mix, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
+from llamalite.converters.notices import collected, warn
 from llamalite.converters.planning import Plan, Recipe, make_plan
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
 from llamalite.errors import CheckpointError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.quant_types import FileType, file_type
 from llamalite.templates import ChatTemplate
-
-_logger = logging.getLogger(__name__)
 
 _AS_IT_IS = Recipe()
 
@@ -54,7 +52,7 @@ class ConversionReport:
     """What a conversion did; `path`, `n_bytes` and `bits_per_weight` are those of its first file.
 
     `tokens` is the proof that the file tokenizes as the original does; None for a GGUF source, whose vocabulary is
-    carried over as it is.
+    carried over as it is. `warnings` are what went to the log at level WARNING.
     """
 
     source: Path
@@ -64,6 +62,7 @@ class ConversionReport:
     seconds: float
     outputs: tuple[OutputReport, ...]
     tokens: probe.ProbeReport | None
+    warnings: tuple[str, ...]
 
     @property
     def path(self) -> Path:
@@ -141,7 +140,7 @@ def convert(
     file_types = _file_types(qtype)
     n_threads = n_threads or _usable_cores()
     _check_address_space(n_threads)
-    with open_checkpoint(Path(source)) as checkpoint:
+    with collected() as warnings, open_checkpoint(Path(source)) as checkpoint:
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
         planned, vocabulary, layouts, replaced = _preflight(
             checkpoint, file_types, recipe, paths, split_max_bytes, force=force
@@ -181,6 +180,7 @@ def convert(
             seconds=time.perf_counter() - started,
             outputs=tuple(_report(planned, i, layout) for i, layout in enumerate(layouts)),
             tokens=tokens,
+            warnings=tuple(warnings),
         )
 
 
@@ -267,7 +267,7 @@ def _warn_of_template(vocabulary: Vocabulary) -> None:
     try:
         ChatTemplate(vocabulary.chat_template)
     except TemplateError as error:
-        _logger.warning("the chat template is carried over, but will not work: %s", error)
+        warn("the chat template is carried over, but will not work: %s", error)
 
 
 def _warn_of_idle_overrides(planned: Plan, recipe: Recipe) -> None:
@@ -275,11 +275,11 @@ def _warn_of_idle_overrides(planned: Plan, recipe: Recipe) -> None:
     if not recipe.overrides:
         return
     if not any(one.tensor_type.is_quantized for one in planned.file_types):
-        _logger.warning("--tensor-type changes nothing in %s", " or ".join(one.name for one in planned.file_types))
+        warn("--tensor-type changes nothing in %s", " or ".join(one.name for one in planned.file_types))
         return
     shapes = [mix.TensorShape(one.name, one.shape, one.stored) for one in planned.tensors]
     if told := mix.idle_overrides(shapes, recipe.overrides):
-        _logger.warning("--tensor-type: %s", "; ".join(told))
+        warn("--tensor-type: %s", "; ".join(told))
 
 
 def _fault_of(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool) -> OSError | None:

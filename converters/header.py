@@ -10,7 +10,6 @@ the others only their number (tools/gguf-split/gguf-split.cpp).
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,10 @@ import yaml
 from llamalite.converters.checkpoints import Checkpoint
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.notices import warn
 from llamalite.converters.planning import Plan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
 from llamalite.errors import CheckpointError
-
-_logger = logging.getLogger(__name__)
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _VERSION = 3
@@ -148,7 +146,7 @@ def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
         ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error, yaml.YAMLError
     ) as error:  # fmt: skip
         why = " ".join(str(error).split())
-        _logger.warning("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, why)
+        warn("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, why)
         metadata = gguf.Metadata(name=checkpoint.name)
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(*counts)

@@ -10,7 +10,6 @@ This module reads no weights and knows nothing of quantization.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ import numpy.typing as npt
 
 from llamalite.converters.checkpoints.json_file import number, whole_number
 from llamalite.converters.mix import ModelShape
+from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 from llamalite.gguf_check.llama import MAX_CONTEXT, MAX_LAYERS
-
-_logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
@@ -253,7 +251,7 @@ def _warn_of_window(architecture: str, config: Mapping[str, Any]) -> None:
     if architecture != "MistralForCausalLM" or not isinstance(window, int) or not isinstance(n_ctx_train, int):
         return
     if 0 < window < n_ctx_train:
-        _logger.warning(
+        warn(
             "config.json: sliding_window is %d, but llama.cpp attends to the whole context of %d tokens: beyond the "
             "window its results are not the original's",
             window,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import logging
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from pathlib import Path
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
+from llamalite.converters.notices import warn
 from llamalite.converters.pipeline import OutputFile, Place, named_errors
 from llamalite.converters.planning import Plan, PlannedTensor
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
-
-_logger = logging.getLogger(__name__)
 
 _NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})$")
 _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on
@@ -161,7 +159,7 @@ def part_files(layout: Layout) -> Iterator[PartFiles]:
             handle = stack.enter_context(part.open("ab"))
             _lock(handle.fileno(), part)
             if is_left:
-                _logger.warning("%s is left from a conversion that was stopped; it is replaced", part)
+                warn("%s is left from a conversion that was stopped; it is replaced", part)
             stack.callback(part.unlink, missing_ok=True)
         files = PartFiles(layout, parts)
         stack.callback(files.close)

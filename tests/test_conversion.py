@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import itertools
 import json
@@ -165,8 +166,21 @@ def test_a_template_that_cannot_be_parsed_is_told_and_carried_over(
 ) -> None:
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{% if %}"}))
-    convert(checkpoint, tmp_path / "out.gguf", qtype="F16")
+    report = convert(checkpoint, tmp_path / "out.gguf", qtype="F16")
     assert "the chat template is carried over, but will not work" in caplog.text
+    assert list(report.warnings) == [record.getMessage() for record in caplog.records]
+
+
+def test_a_report_has_the_warnings_of_its_own_conversion_alone(checkpoint: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other")
+    _edit_config(other, architectures=["MistralForCausalLM"], sliding_window=16)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        futures = [pool.submit(convert, folder, tmp_path / f"{folder.name}.gguf") for folder in (checkpoint, other)]
+    quiet, told = (future.result().warnings for future in futures)
+    assert quiet == ()
+    assert len(told) == 1
+    assert told[0].startswith("config.json: sliding_window is 16, but llama.cpp attends to the whole context of")
+    assert convert(checkpoint, tmp_path / "again.gguf").warnings == ()
 
 
 def test_a_link_to_a_checkpoint_is_called_as_it_was_typed(
@@ -397,13 +411,11 @@ def test_an_fp8_checkpoint_is_refused(tmp_path: Path) -> None:
     "a: &a [x]\n" + "\n".join(f"{b}: &{b} [{f'*{a}, ' * 9}]" for a, b in itertools.pairwise("abcdefghij")),
     "a: " + "[" * 5000,
 ])  # fmt: skip
-def test_a_model_card_of_odd_types_is_left_out_with_a_warning(
-    card: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_card_of_odd_types_is_left_out_with_a_warning(card: str, checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "README.md").write_text(f"---\n{card}\n---\n")
     report = convert(checkpoint, tmp_path / "out.gguf", qtype="Q8_0")
     assert read_header(report.path).metadata["general.name"]
-    (warning,) = [one.message for one in caplog.records if one.name == "llamalite.converters.header"]
+    (warning,) = report.warnings
     assert "is left out" in warning
     assert "\n" not in warning
 

@@ -9,7 +9,6 @@ Where a folder holds both forms the safetensors are read, as transformers does.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,9 +25,8 @@ from llamalite.converters.checkpoints.interface import (
     same_rows,
 )
 from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.notices import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,7 @@ def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor])
         del tensors["lm_head.weight"]
     elif config.get("tie_word_embeddings") is True and not same_rows(head, embedding):
         # As llama.cpp's converter and transformers 5 have it; transformers 4 puts the embedding in its place.
-        _logger.warning(
-            "config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept as it is"
-        )
+        warn("config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept as it is")
 
 
 def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:

@@ -7,17 +7,15 @@ form is a SentencePiece model in disguise: tokens are plain text with ``▁`` fo
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
+from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS, AddedToken, TokenizerFiles, entries
 from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
 from llamalite.errors import VocabularyError
-
-_logger = logging.getLogger(__name__)
 
 _SOURCE = "tokenizer.json"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -148,7 +146,7 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
             f"vocab_size={n_tokens}: the embedding has no rows for them, so the tokenizer belongs to another model"
         )
     for token_id in sorted(one for one in by_id if one >= n_tokens):
-        _logger.warning(
+        warn(
             "%s: token %d (%r) has no row in an embedding of %d: left out", _SOURCE, token_id, by_id[token_id], n_tokens
         )
     return [by_id.get(token_id) for token_id in range(n_tokens)]

@@ -7,17 +7,15 @@ tokenizer_config.json, each of which may also rename a piece, and what only toke
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
+from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
 from llamalite.errors import VocabularyError
-
-_logger = logging.getLogger(__name__)
 
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
@@ -52,7 +50,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
     scores = [PAD_SCORE] * n_tokens
     types = [int(TokenType.UNUSED)] * n_tokens
     if n_pieces > n_tokens:
-        _logger.warning("%s has %d pieces for an embedding of %d rows: the last are left out", path, n_pieces, n_tokens)
+        warn("%s has %d pieces for an embedding of %d rows: the last are left out", path, n_pieces, n_tokens)
 
     for token_id in range(min(n_pieces, n_tokens)):
         tokens[token_id] = as_bytes(_piece(model, token_id, path), token_id, path.name)
@@ -61,9 +59,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
 
     def put(token_id: int, text: str, token_type: TokenType, where: str) -> None:
         if token_id >= n_tokens:
-            _logger.warning(
-                "%s: token %d (%r) has no row in an embedding of %d: left out", where, token_id, text, n_tokens
-            )
+            warn("%s: token %d (%r) has no row in an embedding of %d: left out", where, token_id, text, n_tokens)
             return
         tokens[token_id] = as_bytes(text, token_id, where)
         scores[token_id] = ADDED_SCORE

@@ -12,17 +12,15 @@ behind it and differs), the order of the keys included. The places where it does
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llamalite.converters.checkpoints.folder import member, more_templates
 from llamalite.converters.checkpoints.json_file import read_object
+from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
 from llamalite.errors import VocabularyError
-
-_logger = logging.getLogger(__name__)
 
 ChatTemplate = str | list[dict[str, str]] | None
 
@@ -54,7 +52,7 @@ class SpecialTokens:
         if 0 <= token_id < n_tokens:
             self.ids[name] = token_id
         elif token_id >= 0:
-            _logger.warning("%s token %d is outside the vocabulary of %d tokens: left out", name, token_id, n_tokens)
+            warn("%s token %d is outside the vocabulary of %d tokens: left out", name, token_id, n_tokens)
 
 
 def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
@@ -102,7 +100,7 @@ def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[s
     for token_id in left:
         slot = next((name for name in ("eot", "eom") if name not in special.ids), None)
         if slot is None:
-            _logger.warning("token %d (%r) ends a generation, too, but GGUF has no key left", token_id, texts[token_id])
+            warn("token %d (%r) ends a generation, too, but GGUF has no key left", token_id, texts[token_id])
             break
         special.ids[slot] = token_id
 
@@ -194,7 +192,7 @@ def _read_template(
                     rename(name, first)
         special.add["bos"] = first in (text["bos"], text["cls"])
         if not special.add["bos"]:
-            _logger.warning("texts begin with %r in tokenizer.json, which is not the BOS token %r", first, text["bos"])
+            warn("texts begin with %r in tokenizer.json, which is not the BOS token %r", first, text["bos"])
     if last:
         if config is None:
             text["eos"] = last
