@@ -125,8 +125,8 @@ def convert(
     """Convert the checkpoint at `source` to the GGUF file `out`, or to one file a type in the folder `out`.
 
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
-    (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`. An
-    existing file is replaced only with `force`. `recipe` says what else decides the tensors' types, `metadata` is a
+    (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
+    stands. An existing file is replaced only with `force`. `recipe` says what else decides the tensors' types, `metadata` is a
     JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into shards of that size, which
     llama.cpp loads as one model. `progress` is called in this thread with source bytes done and in all; an exception
     from it cancels, and leaves nothing behind.
