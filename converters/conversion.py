@@ -126,10 +126,10 @@ def convert(
 
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
-    stands. An existing file is replaced only with `force`. `recipe` says what else decides the tensors' types, `metadata` is a
-    JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into shards of that size, which
-    llama.cpp loads as one model. `progress` is called in this thread with source bytes done and in all; an exception
-    from it cancels, and leaves nothing behind.
+    is made where there is none. An existing file is replaced only with `force`. `recipe` says what else decides the
+    tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
+    shards of that size, which llama.cpp loads as one model. `progress` is called in this thread with source bytes done
+    and in all; an exception from it cancels, and leaves nothing behind.
 
     While the weights are converted, a few thousand texts go through the original tokenizer and the file's: a
     difference is a `VocabularyError`, unless `allow_token_mismatch`, which is then recorded in the file. Raises
@@ -140,38 +140,42 @@ def convert(
     file_types = _file_types(qtype)
     n_threads = n_threads or _usable_cores()
     _check_address_space(n_threads)
-    with collected() as warnings, open_checkpoint(Path(source)) as checkpoint:
-        paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=not isinstance(qtype, str))
+    with contextlib.ExitStack() as stack:
+        warnings = stack.enter_context(collected())
+        checkpoint = stack.enter_context(open_checkpoint(Path(source)))
+        is_folder = not isinstance(qtype, str)
+        if is_folder:
+            stack.enter_context(_folder(Path(out)))
+        paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=is_folder)
         planned, vocabulary, layouts, replaced = _preflight(
             checkpoint, file_types, recipe, paths, split_max_bytes, force=force
         )
         keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
-        with contextlib.ExitStack() as stack:
-            held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
-            tokens = None
-            if vocabulary is not None and allow_token_mismatch:
-                held[0].write(keys, recipe.importance)
-                tokens = _prove(checkpoint, stack.enter_context(_vocabulary_file(held[0], keys)))
-                keys = [*keys, *_mismatch_recorded(tokens)]
-            places = [one.write(keys, recipe.importance) for one in held]
-            to_prove = None
-            if vocabulary is not None and tokens is None:
-                to_prove = stack.enter_context(_vocabulary_file(held[0], keys))
-            with _proof(checkpoint, to_prove) as proof:
-                watch = functools.partial(_watch, proof, progress)
-                try:
-                    pipeline.run(planned, places, n_threads=n_threads, progress=watch)
-                except LlamaliteError:
-                    checkpoint.check_unchanged()  # a file that ends early, or NaN, may be one that is still written
-                    raise
-                if proof is not None:
-                    tokens = proof.result()
-                    tokens.check()
-            checkpoint.check_unchanged()
-            for one in held:
-                one.finish()
-            for path in replaced:
-                path.unlink()
+        held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
+        tokens = None
+        if vocabulary is not None and allow_token_mismatch:
+            held[0].write(keys, recipe.importance)
+            tokens = _prove(checkpoint, stack.enter_context(_vocabulary_file(held[0], keys)))
+            keys = [*keys, *_mismatch_recorded(tokens)]
+        places = [one.write(keys, recipe.importance) for one in held]
+        to_prove = None
+        if vocabulary is not None and tokens is None:
+            to_prove = stack.enter_context(_vocabulary_file(held[0], keys))
+        with _proof(checkpoint, to_prove) as proof:
+            watch = functools.partial(_watch, proof, progress)
+            try:
+                pipeline.run(planned, places, n_threads=n_threads, progress=watch)
+            except LlamaliteError:
+                checkpoint.check_unchanged()  # a file that ends early, or NaN, may be one that is still written
+                raise
+            if proof is not None:
+                tokens = proof.result()
+                tokens.check()
+        checkpoint.check_unchanged()
+        for one in held:
+            one.finish()
+        for path in replaced:
+            path.unlink()
         return ConversionReport(
             source=checkpoint.folder,
             source_bytes=planned.source_bytes,
@@ -189,6 +193,20 @@ def output_paths(name: str, out: Path, file_types: Sequence[FileType], *, is_fol
     if not is_folder:
         return [out]
     return [out / f"{name}-{one.name}.gguf" for one in file_types]
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder `path` where there is none, and remove it again if nothing comes of it."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):  # something lies in it
+                one.rmdir()
+        raise
 
 
 def _file_types(qtype: str | Sequence[str]) -> list[FileType]:

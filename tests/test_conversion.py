@@ -311,6 +311,28 @@ def test_several_types_go_into_a_folder_by_name(checkpoint: Path, tmp_path: Path
     assert done.stdout.splitlines()[-1].endswith(f"llamalite run {tmp_path / 'made' / 'toy-model-F16.gguf'}")
 
 
+def test_a_folder_for_several_types_is_made_and_removed_if_nothing_comes_of_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "folder"
+    with pytest.raises(QuantizationError, match="importance matrix"):
+        convert(checkpoint, out, qtype=["Q8_0", "IQ2_XXS"])
+    assert not out.parent.exists()
+    out.parent.mkdir()
+    (out.parent / "mine").touch()
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, out, qtype=["Q8_0", "Q4_0"], progress=stop)
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+    convert(checkpoint, out, qtype=["Q8_0", "Q4_0"])
+    assert sorted(path.name for path in out.iterdir()) == ["toy-model-Q4_0.gguf", "toy-model-Q8_0.gguf"]
+    with pytest.raises(OSError, match="mine"):
+        convert(checkpoint, out.parent / "mine", qtype=["Q8_0", "Q4_0"])
+
+
 def test_without_an_output_it_goes_into_the_models_folder(
     checkpoint: Path, models_folder: Path, llamalite_command: Command
 ) -> None:

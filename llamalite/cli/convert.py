@@ -186,8 +186,6 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
-    elif len(qtypes) > 1:
-        output.mkdir(parents=True, exist_ok=True)
     quiet = ctx.obj["quiet"]
     hidden = quiet or not sys.stderr.isatty()
     with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="converting", leave=False, disable=hidden) as bar:
