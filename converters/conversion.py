@@ -174,8 +174,7 @@ def convert(
         checkpoint.check_unchanged()
         for one in held:
             one.finish()
-        for path in replaced:
-            path.unlink()
+        output.remove_old(replaced)
         return ConversionReport(
             source=checkpoint.folder,
             source_bytes=planned.source_bytes,

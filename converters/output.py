@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,15 @@ def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
     return found
 
 
+def remove_old(shards: Iterable[Path]) -> None:
+    """Remove files of a model that has been replaced; one that cannot be is told, as the new model stands."""
+    for path in shards:
+        try:
+            path.unlink()
+        except OSError as error:  # noqa: PERF203 - each for itself
+            warn("%s belongs to the model that is replaced, but cannot be removed: %s", path, error.strerror)
+
+
 class PartFiles:
     """The files of a layout while they are written."""
 
@@ -100,6 +109,7 @@ class PartFiles:
         self._layout = layout
         self.parts = parts
         self._files: list[OutputFile] = []
+        self._named: set[Path] = set()
 
     def write(self, keys: header.Keys, importance: Importance | None) -> list[Place]:
         """Write the headers, give the files their full length, and return each tensor's place."""
@@ -123,16 +133,31 @@ class PartFiles:
         """Put everything on the disk and give the files their names.
 
         Of several the first, which is the one that is opened, has its name last, and an old one goes first: so that
-        files of two conversions are never taken for one model.
+        files of two conversions are never taken for one model. An interrupt does not leave them halfway.
         """
         for file in self._files:
             file.flush()
         self.close()
         first, *others = zip(self.parts, self._layout.paths, strict=True)
-        if others:
-            first[1].unlink(missing_ok=True)
-        for part, path in (*others, first):
-            part.replace(path)
+        renames = [*others, first]
+        try:
+            if others:
+                first[1].unlink(missing_ok=True)
+            self._name(renames)
+        except BaseException:
+            self._name(renames)
+            raise
+
+    def _name(self, renames: list[tuple[Path, Path]]) -> None:
+        for part, path in renames:
+            if part not in self._named:
+                part.replace(path)
+                self._named.add(part)
+
+    def remove(self, part: Path) -> None:
+        """Remove `part` if it has not become a file: by then another conversion may have one of that name."""
+        if part not in self._named:
+            part.unlink(missing_ok=True)
 
     def close(self) -> None:
         for file in self._files:
@@ -149,6 +174,7 @@ def part_path(path: Path) -> Path:
 def part_files(layout: Layout) -> Iterator[PartFiles]:
     """Hold ``PATH.part`` for each path of `layout`, and remove what is left of them at the end."""
     parts = [part_path(path) for path in layout.paths]
+    files = PartFiles(layout, parts)
     with contextlib.ExitStack() as stack:
         for part in parts:
             if part.is_symlink() or (part.exists() and not part.is_file()):  # a link would lead the writes elsewhere
@@ -160,8 +186,7 @@ def part_files(layout: Layout) -> Iterator[PartFiles]:
             _lock(handle.fileno(), part)
             if is_left:
                 warn("%s is left from a conversion that was stopped; it is replaced", part)
-            stack.callback(part.unlink, missing_ok=True)
-        files = PartFiles(layout, parts)
+            stack.callback(files.remove, part)
         stack.callback(files.close)
         yield files
 

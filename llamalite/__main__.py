@@ -15,6 +15,7 @@ def main() -> None:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else ignored: a job in the background
     if usual:
         signal.signal(signal.SIGINT, _interrupted)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     from llamalite import cli
 
     try:
@@ -26,6 +27,7 @@ def main() -> None:
     finally:
         if usual:
             signal.signal(signal.SIGINT, _interrupted)  # nothing is left to do but to go
+        signal.signal(signal.SIGTERM, on_terminate)
         gc.freeze()  # else Python looks through all that was imported for garbage, on its way out: with Numba 0.3 s
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from llamalite.answers import Answer, FinishReason, Piece, Sampler, Totals, Vocabulary
@@ -45,36 +46,57 @@ class Cancellable(Protocol):
     def close(self) -> None: ...
 
 
-class Stream(Iterator[Piece]):
-    """The pieces of one generation. Close it (or leave its ``with``, or drop it) to end early; what was read stays.
+class _Handle:
+    """What an engine has of a stream: what ends it, and not the stream, so that one that is dropped ends, too."""
 
-    `cancel` may be called from any thread: the stream's last piece then comes within moments, with "cancelled".
-    """
-
-    def __init__(self, engine: Engine, run: Callable[[Stream], Iterator[Piece]]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.context = engine.context
+        self.run: Callable[[], Generator[Piece] | None] = lambda: None
         self._engine = engine
-        self._run = run(self)
         self._cancelled = threading.Event()
-
-    def __next__(self) -> Piece:
-        return next(self._run)
 
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """End this generation, also in the middle of a prompt, and wait for nothing."""
         self._cancelled.set()
         self._engine.abort(self)
 
     def close(self) -> None:
-        """End this generation. From another thread than the one that iterates it is a `cancel`."""
+        run = self.run()
         try:
-            self._run.close()  # type: ignore[attr-defined] # it is a generator
+            if run is not None:
+                run.close()
         except ValueError:  # "generator already executing": in another thread, which will end it
             self.cancel()
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of one generation. Close it (or leave its ``with``, or drop it) to end early; what was read stays.
+
+    `cancel` may be called from any thread: the stream's last piece then comes within moments, with "cancelled".
+    """
+
+    def __init__(self, engine: Engine, run: Callable[[Cancellable], Generator[Piece]]) -> None:
+        self._handle = _Handle(engine)
+        self._run = run(self._handle)
+        self._handle.run = weakref.ref(self._run)
+
+    def __next__(self) -> Piece:
+        return next(self._run)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._handle.cancelled
+
+    def cancel(self) -> None:
+        """End this generation, also in the middle of a prompt, and wait for nothing."""
+        self._handle.cancel()
+
+    def close(self) -> None:
+        """End this generation. From another thread than the one that iterates it is a `cancel`."""
+        self._handle.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -107,21 +129,31 @@ class Engine(Reader):
         self._owner: int | None = None  # the thread whose turn it is
         self._active: Cancellable | None = None
         self._guard = threading.Lock()  # between `_active` and the abort flag
+        self._is_closing = False
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
     def turn(self, stream: Cancellable | None = None) -> Iterator[None]:
-        """Hold the model for the ``with`` block; wait while another thread has it."""
+        """Hold the model for the ``with`` block; wait while another thread has it, and no longer when it is closed."""
+        with self._turn_for(stream, while_closing=False):
+            yield
+
+    @contextlib.contextmanager
+    def _turn_for(self, stream: Cancellable | None, *, while_closing: bool) -> Iterator[None]:
         if self._owner == threading.get_ident():
             raise LlamaliteError(
-                "a stream of this model is still open in this thread: read it to its end or close it first, "
-                "or use generate_batch for several at once"
+                "a generation of this model is still open in this thread: read the stream to its end or close it "
+                "first, or use generate_batch for several at once, whose callback can cancel the model and nothing else"
             )
         while not self._turn.acquire(timeout=0.1):  # in steps: a signal must be heard on Windows too
             if stream is not None and stream.cancelled:
                 raise GenerationCancelled("cancelled while waiting for the model's turn")
+            if self._is_closing and not while_closing:
+                raise GenerationCancelled("the model is being closed")
         try:
+            if self._is_closing and not while_closing:
+                raise GenerationCancelled("the model is being closed")
             self._owner = threading.get_ident()
             with self._guard:
                 self._active = stream
@@ -149,14 +181,23 @@ class Engine(Reader):
         if stream is not None:
             stream.cancel()
 
-    def close(self) -> None:
-        """End the generation that has the turn (close it when it is this thread's, else cancel it), then the worker."""
-        with self._guard:
-            stream = self._active
-        if stream is not None:
-            stream.close()
-        with self.turn():
-            self.worker.close()
+    def close(self, free: Callable[[], None] = lambda: None) -> None:
+        """End what has the turn (close a stream of this thread, else cancel) and what waits for it, then the worker.
+
+        `free` is called last, when nothing runs and nothing will.
+        """
+        self._is_closing = True
+        try:
+            with self._guard:
+                stream = self._active
+            if stream is not None:
+                stream.close()
+            with self._turn_for(None, while_closing=True):
+                self.worker.close()
+                free()
+        except BaseException:
+            self._is_closing = False  # it is still open, and to be used
+            raise
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,7 +228,9 @@ class Engine(Reader):
         answer = Answer(params, self.make_sampler(params, ids), self.vocabulary)
         return Stream(self, lambda stream: self._run(stream, ids, answer, speculator))
 
-    def _run(self, stream: Stream, prompt: list[int], answer: Answer, speculator: Speculator | None) -> Iterator[Piece]:
+    def _run(
+        self, stream: Cancellable, prompt: list[int], answer: Answer, speculator: Speculator | None
+    ) -> Generator[Piece]:
         asked = time.perf_counter()
         n_cached, prompt_s, generation_s, ttft_s = 0, 0.0, 0.0, 0.0
         n_drafted, n_accepted = 0, 0

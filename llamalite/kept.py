@@ -60,6 +60,8 @@ def obtain(
         if made_of and made_of.folder in (_absolute(name), _demo_folder(name)) and store.find(name) == found:
             source = folder if made_of.folder == _absolute(name) else Path(made_of.folder)  # a link keeps its own name
             return _keep(source, made_of.qtype, announce, progress)  # if its files have changed
+        if announce and made_of and store.find(name) == found and store.is_checkpoint(folder):
+            announce(f"{found.name} of the models folder was made of {made_of.folder}; ./{name} is another checkpoint")
         return found
     return _keep(found, _type_named(name) or qtype or USUAL, announce, progress)
 

@@ -313,9 +313,12 @@ class Model:
         if not jobs:
             return []
         if any(job.params.reproducible for job in jobs):
-            found = []
+            found: list[Completion] = []
             for job in jobs:
-                found.append(Completion.of(self._engine.stream(job.prompt, job.params)))
+                with self._engine.stream(job.prompt, job.params) as stream:
+                    if found and found[-1].finish_reason == "cancelled":  # so are all that come after it
+                        stream.cancel()
+                    found.append(Completion.of(stream))
                 if on_completion is not None:
                     on_completion(job.number, found[-1])
             return found
@@ -402,10 +405,12 @@ class Model:
     def close(self) -> None:
         """End what is running and give the memory back; closing twice does nothing."""
         if self._native is not None:
-            self._engine.close()
-            with self._engine.turn():
-                native, self._native = self._native, None
-                native.close()
+            self._engine.close(self._free)
+
+    def _free(self) -> None:
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
 
     def __enter__(self) -> Model:
         return self

@@ -230,7 +230,7 @@ OWN = {"llamalite", "llamalite.__main__", "llamalite.cli", "llamalite.errors"}
 
 def test_help_imports_click_and_next_to_nothing_else() -> None:
     program = (
-        "import sys, click, signal\n"
+        "import gc, sys, click, signal\n"  # gc is built in
         "click.Group('any', help='any').main(['--help'], standalone_mode=False)\n"
         "before = set(sys.modules)\n"
         "from llamalite.__main__ import main\n"

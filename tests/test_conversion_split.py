@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from faults import snapshot
 from toy_checkpoint import write_checkpoint
 
 from llamalite import gguf_check
-from llamalite.converters import convert
+from llamalite.converters import convert, output
 
 MANY, FEW = 200_000, 500_000  # bytes of a shard
 
@@ -47,6 +48,59 @@ def test_a_set_of_fewer_or_more_files_replaces_the_old_one(source: Path, made: P
     one_set(made, few)
     assert split(source, made / "toy.gguf", MANY, force=True) == many
     one_set(made, many)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_interrupt_between_two_names_leaves_a_whole_set(
+    number: int, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_files, real, calls = split(source, made / "toy.gguf", MANY), Path.replace, []
+
+    def replace(part: Path, path: Path) -> Path:
+        calls.append(part)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(part, path)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        split(source, made / "toy.gguf", MANY, force=True)
+    one_set(made, n_files)
+
+
+def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split(source, made / "toy.gguf", MANY)
+    stays, real = sorted(made.iterdir())[1], Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == stays:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    (made / "toy.gguf").touch()
+    report = convert(source, made / "toy.gguf", qtype="Q8_0", force=True)
+    assert report.warnings == (
+        f"{stays} belongs to the model that is replaced, but cannot be removed: Permission denied",
+    )
+    assert sorted(path.name for path in made.iterdir()) == [stays.name, "toy.gguf"]
+
+
+def test_a_file_that_has_its_name_no_longer_has_a_part(
+    source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another conversion may write one of that name while the files of other types are still put on the disk."""
+    real = output.PartFiles.finish
+    others = made / "toy-Q8_0.gguf.part"
+
+    def finish(files: output.PartFiles) -> None:
+        real(files)
+        if files.parts == [others]:
+            others.write_text("of another conversion")
+
+    monkeypatch.setattr(output.PartFiles, "finish", finish)
+    convert(source, made, qtype=["Q8_0", "Q4_0"])
+    assert others.read_text() == "of another conversion"
 
 
 def test_one_file_replaces_the_set_that_its_size_no_longer_needs(source: Path, made: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_a_link_to_a_checkpoint_gives_the_model_its_own_name(checkpoint: Path, m
     for reference in ("linked", "./linked", "linked-Q4_K_M"):
         assert kept.obtain(reference) == made
     assert (stamp(made), len(list(models_folder.glob("*.gguf")))) == (written, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_that_leads_to_another_checkpoint_now_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    Path("linked").symlink_to(checkpoint)
+    made = kept.obtain("./linked")
+    Path("linked").unlink()
+    Path("linked").symlink_to(shutil.copytree(checkpoint, tmp_path / "another"))
+    said: list[str] = []
+    assert kept.obtain("linked", announce=said.append) == made
+    told = "linked-Q4_K_M.gguf of the models folder was made of"
+    assert said == [f"{told} {checkpoint.resolve()}; ./linked is another checkpoint"]
+    Path("linked").unlink()
+    Path("linked").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="linked is a link to nowhere, which does not exist"):
+        kept.obtain("./linked")
 
 
 @pytest.mark.parametrize("name", ["mine", "./mine", "mine-Q4_K_M"])

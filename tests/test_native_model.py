@@ -10,7 +10,7 @@ import tokenizer_toys
 import toy
 from gguf_bytes import ARRAY, STRING, UINT32, Array, GgufBytes
 
-from llamalite.errors import GGUFError, ModelLoadError
+from llamalite.errors import GGUFError, LlamaliteError, ModelLoadError
 from llamalite.native.model import NativeModel
 
 
@@ -144,10 +144,9 @@ def test_a_closed_model_says_so(tmp_path: Path) -> None:
         model.tokenize("a", add_special=False, parse_special=False)
 
 
-@pytest.mark.parametrize("pre", ["default", "deepseek-llm", "llama-bpe"])
-def test_a_long_run_of_one_kind_of_character_is_tokenized(pre: str, tmp_path: Path) -> None:
-    """On the stack of its own thread: std::regex recurses, and on the usual one these texts end the process."""
-    file = GgufBytes.of(toy.write_toy(tmp_path / "toy.gguf"))
+def _of_bytes(folder: Path, pre: str) -> Path:
+    """A model with a byte-level BPE of single bytes, cut as `pre` has it."""
+    file = GgufBytes.of(toy.write_toy(folder / "toy.gguf"))
     tokens = [letter.encode() for letter in tokenizer_toys.byte_alphabet()]
     file.set("tokenizer.ggml.model", STRING, b"gpt2")
     file.set("tokenizer.ggml.pre", STRING, pre.encode())
@@ -155,8 +154,28 @@ def test_a_long_run_of_one_kind_of_character_is_tokenized(pre: str, tmp_path: Pa
     file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, []))
     for key in ("scores", "token_type", "eot_token_id", "unknown_token_id", "bos_token_id", "eos_token_id"):
         file.drop(f"tokenizer.ggml.{key}")
-    (tmp_path / "bytes.gguf").write_bytes(file.dump())
-    with NativeModel(tmp_path / "bytes.gguf", vocab_only=True) as model:
+    path = folder / "bytes.gguf"
+    path.write_bytes(file.dump())
+    return path
+
+
+@pytest.mark.parametrize("pre", ["default", "deepseek-llm", "llama-bpe"])
+def test_a_long_run_of_one_kind_of_character_is_tokenized(pre: str, tmp_path: Path) -> None:
+    """On the stack of its own thread: std::regex recurses, and on the usual one these texts end the process."""
+    with NativeModel(_of_bytes(tmp_path, pre), vocab_only=True) as model:
         for text in ("7" * 200_000, "字" * 100_000, "a" * 200_000):
             ids = model.tokenize(text, add_special=False, parse_special=False)
             assert model.detokenize(ids).decode() == text
+
+
+@pytest.mark.parametrize("raw", [b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xf7\xbf\xbf\xbf"])
+def test_a_number_beyond_unicode_is_refused_which_llama_cpp_would_end_the_process_on(
+    raw: bytes, tmp_path: Path
+) -> None:
+    with NativeModel(_of_bytes(tmp_path, "llama-bpe"), vocab_only=True) as model:
+        with pytest.raises(
+            LlamaliteError, match="byte 4 of the text begins f. .. .. .., a number beyond Unicode's last"
+        ):
+            model.tokenize(b"abc " + raw + b" abc", add_special=False, parse_special=False)
+        for damaged in (b"\xf4\x8f\xbf\xbf", b"\xff\xfe\xf8", b"\xed\xa0\x80", raw[:3], raw[:3] + b"a"):
+            assert len(model.tokenize(damaged, add_special=False, parse_special=False))

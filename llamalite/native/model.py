@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -28,6 +29,8 @@ from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_
 
 TokenIds = npt.NDArray[np.int32]
 
+# What ``unicode_cpt_from_utf8`` takes for a character and ``unicode_cpt_to_utf8`` ends the process on (unicode.cpp).
+_BEYOND_UNICODE = re.compile(rb"(?:\xf4[\x90-\xbf]|[\xf5-\xf7][\x80-\xbf])[\x80-\xbf]{2}")
 _VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
 # llama.cpp cuts texts by its own loops for these, and by std::regex for the others, which recurses for every character
 # of a match: without a deep stack a text of some ten thousand letters or digits in a row would end the process.
@@ -144,6 +147,7 @@ class NativeModel:
         self.add_eos: bool = self.has_vocab and lib.llama_vocab_get_add_eos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         pre = self.metadata.get("tokenizer.ggml.pre", "default")
+        self._reads_code_points = self.has_vocab and self.metadata.get("tokenizer.ggml.model") != "llama"
         self._recurses = self.metadata.get("tokenizer.ggml.model") == "gpt2" and pre not in _FLAT_PRE_TOKENIZERS
         self._eog: dict[int, bool] = {}
         self._control: dict[str, int] | None = None
@@ -236,6 +240,11 @@ class NativeModel:
                 f"{self.path.name} asks for BOS or EOS around texts, but its vocabulary has no such token"
             )
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+        if self._reads_code_points and (beyond := _BEYOND_UNICODE.search(raw)):
+            raise LlamaliteError(
+                f"byte {beyond.start()} of the text begins {beyond[0].hex(' ')}, a number beyond Unicode's last, U+10FFFF: "
+                "the text is damaged, or is none"
+            )
         lib, vocab = llama(), self.vocab
         room = len(raw) + 8
         for _ in range(2):

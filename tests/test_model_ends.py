@@ -1,0 +1,150 @@
+"""How a model ends: closed, dropped, forked, with the interpreter; and what runs or waits for it then."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toy
+
+import llamalite
+from llamalite.answers import Completion
+from llamalite.errors import LlamaliteError
+from llamalite.model import Model
+from llamalite.sampling import SamplingParams
+
+ENDLESS = SamplingParams(max_tokens=900, logit_bias={2: float("-inf")})  # 2 is the end of a text
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return toy.write_toy(tmp_path / "toy.gguf", n_ctx_train=4096)
+
+
+def in_a_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def decode_threads() -> int:
+    return sum(thread.name == "llamalite-decode" for thread in threading.enumerate())
+
+
+def run_script(script: str, path: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, "-c", f"PATH = {str(path)!r}\n{script}"],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_model_that_nobody_closes_gives_everything_back(path: Path) -> None:
+    before = decode_threads()
+    model = Model(path, n_threads=1)
+    model.generate("once", max_tokens=2)
+    gone = weakref.ref(model)
+    assert decode_threads() == before + 1
+    del model
+    gc.collect()
+    assert gone() is None
+    wait_for(lambda: decode_threads() == before)
+
+
+def test_a_stream_that_is_dropped_gives_its_turn_back(path: Path) -> None:
+    with Model(path, n_threads=1) as model:
+        stream = model.stream("once", ENDLESS, temperature=0)
+        next(stream)
+        del stream
+        plain = model.generate("once", max_tokens=4, temperature=0)
+        for _piece in model.stream("once", ENDLESS, temperature=0):
+            break
+        answers: list[Completion] = []
+        thread = in_a_thread(lambda: answers.append(model.generate("once", max_tokens=4, temperature=0)))
+        thread.join(60)
+        assert answers[0].tokens == plain.tokens
+
+
+def test_close_ends_what_runs_and_what_waits(path: Path) -> None:
+    answers: list[Completion] = []
+    model = Model(path, n_threads=1, n_ctx=2048)
+    threads = [in_a_thread(lambda: answers.append(model.generate("once", ENDLESS))) for _ in range(6)]
+    wait_for(lambda: model.n_held > 3)
+    model.close()
+    for thread in threads:
+        thread.join(60)
+    assert [answer.finish_reason for answer in answers] == ["cancelled"] * 6
+    assert sum(len(answer.tokens) > 0 for answer in answers) == 1
+    with pytest.raises(ValueError, match="closed"):
+        model.generate("once")
+
+
+def test_a_model_that_cannot_be_closed_now_goes_on(path: Path) -> None:
+    with Model(path, n_threads=1) as model:
+        failures: list[LlamaliteError] = []
+
+        def close(_number: int, _completion: Completion) -> None:
+            try:
+                model.close()
+            except LlamaliteError as error:
+                failures.append(error)
+
+        model.generate_batch(["once", "twice"], max_tokens=4, on_completion=close)
+        assert "whose callback can cancel the model and nothing else" in str(failures[0])
+        assert model.generate("once", max_tokens=2).finish_reason == "length"
+
+
+def test_a_reproducible_batch_is_cancelled_as_a_whole(path: Path) -> None:
+    with Model(path, n_threads=1, n_ctx=2048) as model:
+        found: list[Completion] = []
+        thread = in_a_thread(lambda: found.extend(model.generate_batch(["once"] * 20, ENDLESS, reproducible=True)))
+        wait_for(lambda: model.n_held > 3)
+        model.cancel()
+        thread.join(60)
+        assert [completion.finish_reason for completion in found] == ["cancelled"] * 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("used", "expected"), [
+    ("", "length"), ("model.generate('once', max_tokens=2)", "this process was forked from one in which the model had"),
+])  # fmt: skip
+def test_a_forked_process_computes_or_is_told_why_not(used: str, expected: str, path: Path) -> None:
+    done = run_script(
+        "import os, warnings\nwarnings.simplefilter('ignore')\nfrom llamalite.model import Model\n"
+        f"model = Model(PATH, n_threads=1)\n{used}\n"
+        "if child := os.fork():\n    os.waitpid(child, 0)\nelse:\n"
+        "    try:\n        print(model.generate('once', max_tokens=2).finish_reason)\n"
+        "    except Exception as error:\n        print(error)\n",
+        path,
+    )
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("call", ["generate('once', ENDLESS)", "generate_batch(['once'] * 4, ENDLESS)"])
+def test_the_interpreter_ends_while_a_thread_generates(call: str, path: Path) -> None:
+    for _ in range(3):
+        done = run_script(
+            "import threading, time\nfrom llamalite.model import Model\nfrom llamalite.sampling import SamplingParams\n"
+            "ENDLESS = SamplingParams(max_tokens=900, logit_bias={2: float('-inf')})\n"
+            "model = Model(PATH, n_threads=2, n_ctx=4096)\n"
+            f"threading.Thread(target=lambda: model.{call}, daemon=True).start()\n"
+            "while not threading.active_count() > 2: time.sleep(0.001)\n"
+            "time.sleep(0.05)\n",
+            path,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
