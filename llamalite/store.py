@@ -213,7 +213,7 @@ def missing(name: str, also: Iterable[str] = ()) -> FileNotFoundError:
     if name and path.exists():
         return FileNotFoundError(f"{name} is a pipe or a device, expected a GGUF file or a checkpoint's folder")
     if name and path.is_symlink():
-        return FileNotFoundError(f"{name} is a link to {os.readlink(path)}, which does not exist")
+        return FileNotFoundError(f"{name} is a link to {path.readlink()}, which does not exist")
     return FileNotFoundError(f"no model {name!r}: {_what_next(path, also)}")
 
 

@@ -6,6 +6,7 @@ What this model or this machine cannot do is exit code 1, in one line too.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,3 +180,21 @@ def test_a_type_that_there_is_not_names_the_one_that_was_meant(
     assert f"unknown type {typed!r}; near it is {meant} (" in outcome(capsys, "convert", "nowhere", "-t", typed)[2]
     with pytest.raises(ValueError, match=rf"unknown type {typed!r} \(did you mean {meant}\?\); known are F32"):
         file_type(typed)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_may_not_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch(mode=0o400)
+    with pytest.raises(PermissionError, match="mine cannot be written"):
+        _options.check_writable(tmp_path / "mine")
+
+
+def test_a_place_for_a_file_is_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _options.check_writable(tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere to write new into"):
+        _options.check_writable(tmp_path / "nowhere" / "new")
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file"):
+        _options.check_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="new cannot be written: its permissions do not allow it"):
+        _options.check_writable(tmp_path / "new")

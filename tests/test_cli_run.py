@@ -193,6 +193,22 @@ def test_a_session_that_cannot_be_saved_is_refused_before_the_first_word(
         assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("given", ["argument", "file", "pipe"])
+def test_an_empty_prompt_is_told(given: str, llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    words = {"argument": [""], "file": ["-f", str(tmp_path / "empty.txt")]}.get(given, [])
+    ran = llamalite_command("run", instruct, *words, *GREEDY, stdin=subprocess.DEVNULL)
+    told = "error: the prompt is empty: give a question, or some text to go on from\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+
+
+def test_two_systems_are_one_too_many(llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Be brief.")
+    ran = llamalite_command("run", instruct, "hi", "--system", "Be kind.", "--system-file", tmp_path / "system.txt")
+    assert ran.returncode == 2
+    assert "--system and --system-file are one too many" in ran.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
 def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: Path) -> None:
     empty = llamalite_command("run", base, *GREEDY, stdin=subprocess.DEVNULL)

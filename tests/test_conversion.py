@@ -311,6 +311,12 @@ def test_several_types_go_into_a_folder_by_name(checkpoint: Path, tmp_path: Path
     assert done.stdout.splitlines()[-1].endswith(f"llamalite run {tmp_path / 'made' / 'toy-model-F16.gguf'}")
 
 
+def test_several_types_do_not_go_into_one_file(checkpoint: Path, llamalite_command: Command) -> None:
+    done = llamalite_command("convert", checkpoint, "-t", "Q8_0", "-t", "Q4_0", "-o", "x.gguf")
+    assert done.returncode == 2
+    assert "several types are several files: x.gguf would be a folder" in done.stderr
+
+
 def test_a_folder_for_several_types_is_made_and_removed_if_nothing_comes_of_it(
     checkpoint: Path, tmp_path: Path
 ) -> None:

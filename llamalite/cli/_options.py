@@ -7,7 +7,9 @@ told by the library (exit code 1).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -91,3 +93,14 @@ def offload(options: dict[str, Any]) -> dict[str, Any]:
     from llamalite.native import devices
 
     return {"n_gpu_layers": devices.offload(wanted, device), "device": device}
+
+
+def check_writable(path: Path) -> None:
+    """Raise ``OSError`` where `path` cannot be written: before hours of work, not after them."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: its permissions do not allow it")

@@ -74,16 +74,27 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = answer_file(
-                loaded,
-                source,
-                target,
-                parallel=options["parallel"],
-                params=loaded.defaults.replace(**chosen),
-                raw=options["raw"],
-                on_problem=lambda number, why: click.echo(_text.clean(f"{source}, line {number}: {why}"), err=True),
-                on_answer=show,
-            )
+            def tell(number: int, why: str) -> None:
+                bar.clear()
+                click.echo(_text.clean(f"{source}, line {number}: {why}"), err=True)
+
+            try:
+                report = answer_file(
+                    loaded,
+                    source,
+                    target,
+                    parallel=options["parallel"],
+                    params=loaded.defaults.replace(**chosen),
+                    raw=options["raw"],
+                    on_problem=tell,
+                    on_answer=show,
+                )
+            except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
+                bar.clear()
+                if not quiet:
+                    what = f"stopped: {_text.clean(str(target))} has what is answered, and the same command goes on"
+                    click.echo(what, err=True)
+                raise
         spent = time.perf_counter() - began
     if not quiet:
         before = f", {report.n_before} were before" if report.n_before else ""

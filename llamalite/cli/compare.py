@@ -91,9 +91,8 @@ def command(
         raise click.UsageError("nothing to compare REFERENCE with: name models, or types to make with -t")
     if options["plot_file"]:
         check_plot(options["plot_file"])
-    for path in filter(None, (options[name] for name in _WRITTEN)):  # now, not after an hour
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    for path in filter(None, (options[name] for name in _WRITTEN)):
+        _options.check_writable(path)
     offload = _options.offload(options)
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = Protocol(**{name: options[name] for name in names})

@@ -182,6 +182,8 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     if options["dry_run"]:
         _plan.show(ctx, folder, types, recipe, options["metadata"], options["split_max_bytes"])
         return
+    if len(qtypes) > 1 and output is not None and output.suffix == ".gguf":
+        raise click.UsageError(f"several types are several files: {output} would be a folder; name one (-o converted)")
     kept_there = output is None
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])

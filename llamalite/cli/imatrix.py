@@ -42,8 +42,7 @@ def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **
 
     offload = _options.offload(options)
     text = read_text(text_file)
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {output.absolute().parent}")  # now, not after an hour
+    _options.check_writable(output)
     path = _hub.model(ctx, model)
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     with tqdm(unit="chunk", leave=False, disable=hidden) as bar:

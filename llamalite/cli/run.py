@@ -138,6 +138,8 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     prompt = _prompt(prompt, options["prompt_file"])
     system = options["system"]
     if options["system_file"]:
+        if system is not None:
+            raise click.UsageError("--system and --system-file are one too many")
         system = _text.read(options["system_file"]).strip()
     sampling = _sampling(options)
     if prompt is None and options["as_json"]:
@@ -168,9 +170,11 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     if file is not None:
         if given is not None:
             raise click.UsageError("a PROMPT and -f FILE are one too many")
-        return _text.read(file).removesuffix("\n")
-    if given is None and not sys.stdin.isatty():
-        return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+        given = _text.read(file).removesuffix("\n")
+    elif given is None and not sys.stdin.isatty():
+        given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    if given == "":
+        raise ValueError("the prompt is empty: give a question, or some text to go on from")
     return given
 
 

@@ -242,8 +242,8 @@ class NativeModel:
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
         if self._reads_code_points and (beyond := _BEYOND_UNICODE.search(raw)):
             raise LlamaliteError(
-                f"byte {beyond.start()} of the text begins {beyond[0].hex(' ')}, a number beyond Unicode's last, U+10FFFF: "
-                "the text is damaged, or is none"
+                f"byte {beyond.start()} of the text begins {beyond[0].hex(' ')}, a number beyond Unicode's last, "
+                "U+10FFFF: the text is damaged, or is none"
             )
         lib, vocab = llama(), self.vocab
         room = len(raw) + 8
