@@ -129,13 +129,15 @@ class Engine(Reader):
         self._owner: int | None = None  # the thread whose turn it is
         self._active: Cancellable | None = None
         self._guard = threading.Lock()  # between `_active` and the abort flag
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
     def turn(self, stream: Cancellable | None = None) -> Iterator[None]:
         """Hold the model for the ``with`` block; wait while another thread has it, and no longer when it is closed."""
+        if self._is_closed:
+            raise ValueError("this model is closed")
         with self._turn_for(stream, while_closing=False):
             yield
 
@@ -195,6 +197,7 @@ class Engine(Reader):
             with self._turn_for(None, while_closing=True):
                 self.worker.close()
                 free()
+                self._is_closed = True
         except BaseException:
             self._is_closing = False  # it is still open, and to be used
             raise

@@ -333,16 +333,15 @@ class Model:
             one, two = (hardware.memory_needed(self._header, n_ctx=n, kv_type=own.kv_type) for n in (4096, 8192))
             per_token = max(1, (two.kv_bytes - one.kv_bytes) // 4096)
             n_cells = min(n_cells, max(self.n_ctx, hardware.free_memory_bytes() * 3 // 4 // per_token))
-        return NativeContext(
-            self.native,
-            n_ctx=max(n_cells, n_seq_max),
-            n_seq_max=n_seq_max,
-            n_threads=own.n_threads,
-            kv_type=own.kv_type,
-            flash_attn=own.flash_attn,
-            kv_unified=True,
-            exact=own.exact,
-        )
+        made: list[NativeContext] = []
+        options: Any = {name: getattr(own, name) for name in ("n_threads", "kv_type", "flash_attn", "exact")}
+
+        def make() -> None:
+            n_ctx = max(n_cells, n_seq_max)
+            made.append(NativeContext(self.native, n_ctx=n_ctx, n_seq_max=n_seq_max, kv_unified=True, **options))
+
+        self._engine.worker.run(make, lambda: None)
+        return made[0]
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -408,9 +407,8 @@ class Model:
             self._engine.close(self._free)
 
     def _free(self) -> None:
-        native, self._native = self._native, None
-        if native is not None:
-            native.close()
+        self.native.close()
+        self._native = None
 
     def __enter__(self) -> Model:
         return self

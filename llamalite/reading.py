@@ -96,8 +96,7 @@ class Worker:
     def run(self, call: Callable[[], None], abort: Callable[[], None]) -> None:
         """Run `call` there; when this thread is interrupted meanwhile, `abort` it, wait for its end, and raise."""
         tasks = self._tasks or self._start()
-        if self._is_parked:
-            raise GenerationCancelled("the interpreter is ending")
+        self._stay_if_parked()
         if self._process != os.getpid():
             raise LlamaliteError(
                 "this process was forked from one in which the model had computed, and threads are not inherited: load "
@@ -110,6 +109,7 @@ class Worker:
         except BaseException:
             self._stop(tasks, abort)
             raise
+        self._stay_if_parked()
         if failure is not None:
             raise failure
 
@@ -157,18 +157,30 @@ class Worker:
         tasks, self._is_parked = self._tasks, True
         if tasks is None or self._process != os.getpid():
             return
-        arrived, for_ever = threading.Lock(), threading.Lock()
+        arrived = threading.Lock()
         arrived.acquire()
-        for_ever.acquire()
 
         def stay() -> None:
             arrived.release()
-            for_ever.acquire()
+            _stay()
 
         tasks.put(_Task(stay))
         while not arrived.acquire(timeout=0.1):
             if self._abort is not None:
                 self._abort()
+
+    def _stay_if_parked(self) -> None:
+        """Let no other thread go on, not even to free what it has: only daemon threads are left by then."""
+        if self._is_parked:
+            if threading.current_thread() is not threading.main_thread():
+                _stay()
+            raise GenerationCancelled("the interpreter is ending")
+
+
+def _stay() -> None:
+    for_ever = threading.Lock()
+    for_ever.acquire()
+    for_ever.acquire()
 
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()

@@ -90,8 +90,20 @@ def test_close_ends_what_runs_and_what_waits(path: Path) -> None:
         thread.join(60)
     assert [answer.finish_reason for answer in answers] == ["cancelled"] * 6
     assert sum(len(answer.tokens) > 0 for answer in answers) == 1
-    with pytest.raises(ValueError, match="closed"):
-        model.generate("once")
+    for call in (lambda: model.generate("once"), lambda: model.save_session("x"), model.clear):
+        with pytest.raises(ValueError, match="this model is closed"):
+            call()
+
+
+def test_a_stream_of_a_closed_model_says_so_and_starts_nothing(path: Path) -> None:
+    model, before = Model(path, n_threads=1), decode_threads()
+    begun, not_begun = model.stream("once", ENDLESS), model.stream("once", ENDLESS)
+    next(begun)
+    model.close()
+    assert list(begun) == []
+    with pytest.raises(ValueError, match="this model is closed"):
+        next(not_begun)
+    wait_for(lambda: decode_threads() == before)
 
 
 def test_a_model_that_cannot_be_closed_now_goes_on(path: Path) -> None:
