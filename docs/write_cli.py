@@ -13,7 +13,7 @@ PAGE = Path(__file__).with_name("cli.md")
 MODEL = """\
 **MODEL**, in every command, is one of these:
 
-- a path, if it has a `/` in it or ends in `.gguf`: of a GGUF file, or of a checkpoint's folder, converted once:
+- a path, if it has a `/` in it, or ends in `.gguf` and is there: of a GGUF file, or of a checkpoint's folder, converted once:
   `./my-llama`;
 - else a name in the models folder, as `llamalite list` shows it, with or without its type: `my-llama` is
   `my-llama-Q4_K_M.gguf` there, the usual type first; only where there is none, a file or folder of that name here;
@@ -27,7 +27,7 @@ dash comes last, after `--`.
 
 def page() -> str:
     """Return the page: the root's help, then each verb's, 100 columns wide."""
-    root = click.Context(cli, info_name="llamalite", max_content_width=100, terminal_width=100)
+    root = click.Context(cli, info_name="llamalite", terminal_width=100, **cli.context_settings)
     parts = ["# Command line\n", MODEL, "What `--help` shows, written by `make docs`:\n", _block(cli.get_help(root))]
     for verb in VERBS:
         importlib.import_module(VERBS[verb][0])
