@@ -13,8 +13,8 @@ PAGE = Path(__file__).with_name("cli.md")
 MODEL = """\
 **MODEL**, in every command, is one of these:
 
-- a path, if it has a `/` in it, or ends in `.gguf` and is there: of a GGUF file, or of a checkpoint's folder, converted once:
-  `./my-llama`;
+- a path, if it has a `/` in it, or ends in `.gguf` and is there: of a GGUF file, or of a checkpoint's folder, converted
+  once: `./my-llama`;
 - else a name in the models folder, as `llamalite list` shows it, with or without its type: `my-llama` is
   `my-llama-Q4_K_M.gguf` there, the usual type first; only where there is none, a file or folder of that name here;
 - `demo`, the model that ships with llamalite, and `demo-Q8_0` or any other type of it;
