@@ -137,9 +137,7 @@ class Worker:
     def _stop(tasks: queue.SimpleQueue[_Task | None], abort: Callable[[], None]) -> None:
         """Return when no call runs, whether or not the interrupt came before it was handed over."""
         while True:
-            with contextlib.suppress(
-                BaseException
-            ):  # a second signal, whatever it raises, must not leave the call running
+            with contextlib.suppress(BaseException):  # what a second signal raises must not leave the call running
                 abort()
                 last = _Task(lambda: None)  # calls end in their order
                 tasks.put(last)

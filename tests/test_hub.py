@@ -338,7 +338,7 @@ def test_convert_announces_and_fetches(
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("error: org/toy is gated: accept its terms at ")
     for verb in ("convert", "run"):
-        missing = llamalite_command(verb, "org/nothing", env=environment, input="")
+        missing = llamalite_command(verb, "org/nothing", env=environment, input="hi")
         assert missing.returncode == 1
         assert f"{server.url} has no model org/nothing" in missing.stderr
         assert missing.stderr.count("\n") == 1
