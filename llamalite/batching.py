@@ -15,7 +15,6 @@ of the likeliest all the same.
 from __future__ import annotations
 
 import collections
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 
 from llamalite.answers import Answer, Completion, FinishReason, Piece, Totals
 from llamalite.errors import ContextOverflowError, GenerationCancelled
-from llamalite.generation import Engine
+from llamalite.generation import Cancellable, Engine
 from llamalite.reading import Context
 from llamalite.sampling import SamplingParams
 
@@ -78,26 +77,13 @@ class _Slot:
         return Completion.of(iter(self.pieces))
 
 
-class Batch:
+class Batch(Cancellable):
     """A run of many jobs over `context`, which has `n_slots` + 1 sequences in a unified cache of its own."""
 
     def __init__(self, engine: Engine, context: Context, *, n_slots: int, step_tokens: int = 512) -> None:
-        self.context = context
-        self._engine = engine
+        super().__init__(engine, context)
         self._n_slots = n_slots
         self._step_tokens = min(step_tokens, context.n_batch)
-        self._cancelled = threading.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """End every answer that is not finished with the reason "cancelled"; from any thread."""
-        self._cancelled.set()
-        self._engine.abort(self)
-
-    close = cancel
 
     def run(self, jobs: Sequence[Job], on_completion: OnCompletion | None = None) -> list[Completion]:
         """Run `jobs` and return their completions in order; each is given to `on_completion` as it finishes."""

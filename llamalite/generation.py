@@ -35,23 +35,11 @@ SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
 SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], Speculator | None]
 
 
-class Cancellable(Protocol):
-    """Something that runs in a `Engine.turn` and can be ended from outside."""
+class Cancellable:
+    """Something that runs over `context` in a turn of `engine`, and can be ended from any thread."""
 
-    context: Context
-
-    @property
-    def cancelled(self) -> bool: ...
-    def cancel(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class _Handle:
-    """What an engine has of a stream: what ends it, and not the stream, so that one that is dropped ends, too."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.context = engine.context
-        self.run: Callable[[], Generator[Piece] | None] = lambda: None
+    def __init__(self, engine: Engine, context: Context) -> None:
+        self.context = context
         self._engine = engine
         self._cancelled = threading.Event()
 
@@ -60,8 +48,21 @@ class _Handle:
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
+        """End what is not finished with the reason "cancelled", and wait for nothing."""
         self._cancelled.set()
         self._engine.abort(self)
+
+    def close(self) -> None:
+        """As `cancel`; what can be closed in this thread has ended then."""
+        self.cancel()
+
+
+class _Handle(Cancellable):
+    """What an engine has of a stream: what ends it, and not the stream, so that one that is dropped ends, too."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, engine.context)
+        self.run: Callable[[], Generator[Piece] | None] = lambda: None
 
     def close(self) -> None:
         run = self.run()
@@ -151,8 +152,6 @@ class Engine(Reader):
         while not self._turn.acquire(timeout=0.1):  # in steps: a signal must be heard on Windows too
             if stream is not None and stream.cancelled:
                 raise GenerationCancelled("cancelled while waiting for the model's turn")
-            if self._is_closing and not while_closing:
-                raise GenerationCancelled("the model is being closed")
         try:
             if self._is_closing and not while_closing:
                 raise GenerationCancelled("the model is being closed")
