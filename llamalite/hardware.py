@@ -263,20 +263,20 @@ class MemoryNeeded:
 def repacked_types(features: str) -> frozenset[str]:
     """Return the tensor types that llama.cpp holds a second time, in an order made for the processor.
 
-    `features` is ``llama_print_system_info()``; the rule is ``ggml_repack_get_optimal_repack_type``
-    (ggml-cpu/repack.cpp).
+    `features` is ``llama_print_system_info()``; the rules are ``ggml_repack_get_optimal_repack_type``
+    (ggml-cpu/repack.cpp) and the ``supports_op`` of AMX's buffers (ggml-cpu/amx/amx.cpp).
     """
     has = set(re.findall(r"(\w+) = 1", features))
-    if "REPACK" not in has:
-        return frozenset()
-    found: set[str] = set()
-    if "AVX2" in has:
-        found |= {"Q4_0", "Q4_K", "IQ4_NL"}
-    if "AVX512" in has:
-        found |= {"Q2_K"}
-    if "NEON" in has and ("DOTPROD" in has or "MATMUL_INT8" in has):
-        found |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL"}
-    return frozenset(found)
+    types: set[str] = set()
+    if "REPACK" in has and "AVX2" in has:
+        types |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
+    if "REPACK" in has and "AVX512" in has:
+        types |= {"Q2_K"}
+    if "REPACK" in has and "NEON" in has and ("DOTPROD" in has or "MATMUL_INT8" in has):
+        types |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"}
+    if {"AMX_INT8", "AVX512_VNNI"} <= has:
+        types |= {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "F16"}
+    return frozenset(types)
 
 
 def memory_needed(
@@ -360,17 +360,16 @@ def planned_n_ctx(
     on_gpu: bool,
     kv_type: str,
     flash_attn: bool,
-    features: str,
+    repacked: frozenset[str],
     draft: Header | None = None,
 ) -> int:
     """Return the context length to load a model with, beside the one of `draft`; ``OutOfMemoryError`` as `fit` has it.
 
-    A model whose layers are on a GPU is measured by llama.cpp alone. `features` is ``llama_print_system_info()``.
+    A model whose layers are on a GPU is measured by llama.cpp alone. `repacked` is from `repacked_types`.
     """
     usual = n_ctx or min(DEFAULT_N_CTX, header.n_ctx_train)
     if on_gpu:
         return usual
-    repacked = repacked_types(features)
     drafts = memory_needed(draft, n_ctx=usual, repacked=repacked).total_bytes if draft else 0
     need = fit(
         header,

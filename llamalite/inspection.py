@@ -22,6 +22,7 @@ import numpy as np
 from llamalite import hardware, store
 from llamalite.errors import GGUFError, OutOfMemoryError
 from llamalite.gguf_check import Header, check, read_header
+from llamalite.native import verdict
 from llamalite.native.library import llama
 
 CONTEXTS = (2048, 8192, 32768, 131072)
@@ -206,6 +207,8 @@ def summary(path: Path, free_bytes: int) -> dict[str, Any]:
 
 def repacked() -> frozenset[str]:
     """Return the tensor types that the installed llama.cpp holds a second time on this processor."""
+    if not verdict.current().extra_buffers:
+        return frozenset()
     return hardware.repacked_types(llama().llama_print_system_info().decode())
 
 

@@ -98,10 +98,11 @@ def test_needs_are_the_weights_the_cache_and_the_buffers(tmp_path: Path) -> None
 
 
 def test_what_llama_cpp_repacks_depends_on_the_processor() -> None:
-    assert hardware.repacked_types("CPU : AVX2 = 1 | REPACK = 1 | ") == {"Q4_0", "Q4_K", "IQ4_NL"}
+    assert hardware.repacked_types("CPU : AVX2 = 1 | REPACK = 1 | ") == {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
     assert "Q2_K" in hardware.repacked_types("AVX2 = 1 | AVX512 = 1 | REPACK = 1")
     assert "Q8_0" in hardware.repacked_types("NEON = 1 | DOTPROD = 1 | REPACK = 1")
     assert not hardware.repacked_types("AVX2 = 1 | REPACK = 0")
+    assert "Q5_K" in hardware.repacked_types("AVX2 = 1 | AVX512_VNNI = 1 | AMX_INT8 = 1")
 
 
 def test_the_default_context_is_the_largest_that_fits(tmp_path: Path) -> None:
