@@ -21,7 +21,6 @@ from llamalite.benchmark import Row, bytes_a_token, memory_bandwidth
 from llamalite.converters.mix import ModelShape, TensorShape, choose_types
 from llamalite.gguf_check import Header, Metadata, TensorInfo
 from llamalite.gguf_check.header import Entry
-from llamalite.inspection import repacked
 from llamalite.native import devices, features, library, verdict
 from llamalite.quant_types import TENSOR_TYPES, file_type
 
@@ -137,7 +136,7 @@ class Fitting:
 
 def fitting(header: Header, machine: Machine, *, n_ctx: int, name: str | None = None) -> Fitting:
     """Return what `machine` makes of the file of `header`."""
-    need = hardware.memory_needed(header, n_ctx=n_ctx, repacked=repacked())
+    need = hardware.memory_needed(header, n_ctx=n_ctx, repacked=hardware.repacked())
     return Fitting(
         name=name or header.path.name,
         qtype=header.file_type,

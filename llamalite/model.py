@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llamalite import hardware, inspection, session, store
+from llamalite import hardware, session, store
 from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
@@ -97,7 +97,7 @@ class Model:
             on_gpu=n_gpu != 0,
             kv_type="F32" if exact else kv_type,
             flash_attn=bool(flash_attn) and not exact,
-            repacked=inspection.repacked(),
+            repacked=hardware.repacked(),
             draft=helper,
         )
         if n_ctx > self._header.n_ctx_train:

@@ -15,6 +15,7 @@ from test_hardware import threads as topology
 from llamalite import diagnosis, hardware
 from llamalite.benchmark import Row, bytes_a_token
 from llamalite.cli import doctor
+from llamalite.hardware import cores, memory
 from llamalite.native import devices, features, processor, verdict
 
 TOLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | FMA = 1 | LLAMAFILE = 1 | REPACK = 1 | "
@@ -62,11 +63,11 @@ def test_this_build_uses_nothing_that_this_processor_lacks() -> None:
 
 def test_the_machines_cores_are_all_of_them(tmp_path: Path) -> None:
     names = topology({0: 0, 1: 1, 2: 0, 3: 1}) | {"sys/devices/system/cpu/online": "0-3"}
-    assert hardware.linux_machine_cores(files(tmp_path / "smt", names)) == 2
-    assert hardware.linux_machine_cores(tmp_path / "nothing") is None
+    assert cores.linux_machine_cores(files(tmp_path / "smt", names)) == 2
+    assert cores.linux_machine_cores(tmp_path / "nothing") is None
     limited = {"proc/meminfo": "MemTotal: 16000 kB", "sys/fs/cgroup/memory.max": "4096000"}
-    assert hardware.linux_total_memory(files(tmp_path / "boxed", limited)) == 4096000
-    assert hardware.linux_total_memory(tmp_path / "nothing") is None
+    assert memory.linux_total_memory(files(tmp_path / "boxed", limited)) == 4096000
+    assert memory.linux_total_memory(tmp_path / "nothing") is None
     assert (hardware.machine_cores() or 1) * 8 >= hardware.physical_cores()
     assert (hardware.total_memory_bytes() or 2**60) >= hardware.free_memory_bytes() // 2
 

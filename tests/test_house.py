@@ -19,7 +19,8 @@ from llamalite import cli, errors
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
     {"errors", "quant_types", "user_folders"},
-    {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
+    {"gguf_check", "native", "sampling", "templates", "json_schema"},
+    {"hardware"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
     {"kept", "inspection"},

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from llamalite import hardware, inspection, store
+from llamalite import hardware, store
 from llamalite.errors import EvaluationError, GenerationCancelled
 from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
 from llamalite.gguf_check import check
@@ -114,7 +114,7 @@ def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None)
     path = store.resolve(model)
     if n_gpu_layers == 0:
         hardware.fit(
-            check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=inspection.repacked()
+            check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=hardware.repacked()
         )
     native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
     try:

@@ -108,7 +108,9 @@ class NativeModel:
             chosen = devices.chosen(device)
             params.devices = ctypes.cast(chosen, ctypes.c_void_p)
         params.vocab_only = vocab_only
-        params.use_extra_bufts = _usable_buffers(header) if extra_buffers is None else extra_buffers
+        if extra_buffers is None:
+            extra_buffers = vocab_only or _usable_buffers(header)
+        params.use_extra_bufts = extra_buffers
         if not use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         raised: list[BaseException] = []
