@@ -15,20 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError
 from llamalite.quant_types import FILE_TYPES
 
-if TYPE_CHECKING:
-    from llamalite.converters.checkpoints.gguf_source import CarriedKeys
-
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
-
 
 _SAMPLED_ROWS = 64
 
@@ -127,6 +124,14 @@ def same_rows(one: SourceTensor, other: SourceTensor) -> bool:
         if not np.array_equal(a, b):
             return False
     return True
+
+
+@dataclass(frozen=True)
+class CarriedKeys:
+    """What a GGUF file says beside its tensors: `pairs` of key and value (its type first), as bytes of the file."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    shape: ModelShape
 
 
 @dataclass
