@@ -77,12 +77,6 @@ class ConversionReport:
         return self.outputs[0].bits_per_weight
 
 
-def plan(source: str | os.PathLike[str], qtype: str | Sequence[str] = "Q4_K_M", *, recipe: Recipe = _AS_IT_IS) -> Plan:
-    """Return what `convert` would do with the checkpoint at `source`, reading only headers and configs."""
-    with open_checkpoint(Path(source)) as checkpoint:
-        return make_plan(checkpoint, _file_types(qtype), recipe)
-
-
 def preview(
     source: str | os.PathLike[str],
     qtype: str | Sequence[str] = "Q4_K_M",
@@ -138,7 +132,7 @@ def convert(
     """
     started = time.perf_counter()
     file_types = _file_types(qtype)
-    n_threads = n_threads or _usable_cores()
+    n_threads = n_threads or hardware.hardware_threads()
     _check_address_space(n_threads)
     with contextlib.ExitStack() as stack:
         warnings = stack.enter_context(collected())
@@ -214,12 +208,6 @@ def _file_types(qtype: str | Sequence[str]) -> list[FileType]:
     if not found or len({one.name for one in found}) != len(names):
         raise ValueError(f"expected one or several different types, found {', '.join(names) or 'none'}")
     return found
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_address_space(n_threads: int) -> None:

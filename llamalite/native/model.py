@@ -69,10 +69,9 @@ class NativeModel:
     `n_gpu_layers` is how many layers go to the GPU (-1: all), `device` which GPU (`llamalite.native.devices`); asking
     for any where the build has no GPU backend raises ``ModelLoadError``, as does every file that llama.cpp refuses, in
     its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
-    `use_mmap` maps the file instead of copying it (llama.cpp's default). `progress` is called with a fraction in
-    0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the
-    model; `close` does it for those that register themselves with `own`. `header` is what `check` returned for this
-    file, where the caller has it: it is then not checked again.
+    `progress` is called with a fraction in 0..1; raising in it stops the load. `vocab_only` leaves the weights out.
+    Close the contexts of a model before the model; `close` does it for those that register themselves with `own`.
+    `header` is what `check` returned for this file, where the caller has it: it is then not checked again.
     """
 
     def __init__(
@@ -81,7 +80,6 @@ class NativeModel:
         *,
         n_gpu_layers: int = 0,
         device: str | None = None,
-        use_mmap: bool = True,
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
         header: Header | None = None,
@@ -103,8 +101,6 @@ class NativeModel:
             chosen = devices.chosen(device)
             params.devices = ctypes.cast(chosen, ctypes.c_void_p)
         params.vocab_only = vocab_only
-        if not use_mmap:
-            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         raised: list[BaseException] = []
 
         def report(fraction: float, _user_data: Any) -> bool:
