@@ -34,7 +34,7 @@ def tensor_types(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, TensorType], ...]:
     """Return (regular expression, type) of each ``REGEX=TYPE``, in lower case as llama-quantize has it."""
-    from llamalite.converters.patterns import Pattern
+    from llamalite.converters.mix import name_pattern
 
     parsed = []
     known = [name for name in TENSOR_TYPES if name not in NO_WEIGHTS]
@@ -44,7 +44,7 @@ def tensor_types(
             told = ", ".join(known)
             raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {told}", ctx, param)
         try:
-            Pattern(pattern.lower())
+            name_pattern(pattern.lower())
         except ValueError as error:
             raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
         parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
