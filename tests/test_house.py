@@ -18,7 +18,7 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"errors", "quant_types"},
+    {"_version", "errors", "quant_types", "shards"},
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
@@ -93,6 +93,12 @@ def test_imports_go_downwards_only(name: str) -> None:
         if parts[1] != room and (apart or LEVEL[parts[1]] > LEVEL[room]):
             wrong.append(f"{name}, line {line}: {room} must not import {parts[1]}")
     assert not wrong
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_room_imports_the_packages_face(name: str) -> None:
+    parts = [target.split(".") for target, _ in imports(name)]
+    assert not [".".join(part) for part in parts if part[0] == "llamalite" and not set(part[1:2]) & set(LEVEL)]
 
 
 def test_no_rooms_import_each_other_in_a_circle() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llamalite import shards
 from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError
 from llamalite.quant_types import FILE_TYPES
@@ -184,7 +184,7 @@ def model_name(source: Path) -> str:
     'SmolLM2-135M'
     """
     if source.suffix.lower() == ".gguf":  # not resolved: in the hub's cache it is a link to a file called by its hash
-        stem = re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
+        stem = shards.stem_of(source.stem)
         head, _, last = stem.replace(".", "-").rpartition("-")
         return stem[: len(head)] if head and last.upper() in FILE_TYPES else stem
     path = source.resolve()
