@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from llamalite.converters.conversion import ConversionReport, OutputReport, convert, preview
 from llamalite.converters.importance import Importance
-from llamalite.converters.planning import Plan, Recipe
+from llamalite.converters.planning import ConversionPlan, QuantizeParams
 
-__all__ = ["ConversionReport", "Importance", "OutputReport", "Plan", "Recipe", "convert", "preview"]
+__all__ = ["ConversionPlan", "ConversionReport", "Importance", "OutputReport", "QuantizeParams", "convert", "preview"]

@@ -25,7 +25,7 @@ from llamalite.converters.checkpoints import Checkpoint
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.converters.notices import warn
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
 from llamalite.errors import CheckpointError
 from llamalite.gguf_check.value_types import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT16, UINT32
@@ -58,13 +58,15 @@ def padded(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None, metadata: Path | None = None) -> Keys:
+def keys_of(
+    checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None, metadata: Path | None = None
+) -> Keys:
     """Return the keys of a file made of `checkpoint`, but for its type; the file `metadata` overrides ``general.*``."""
     keys = _keys_of(checkpoint, planned, vocabulary)
     return keys if metadata is None else _overridden(keys, metadata)
 
 
-def _keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None) -> Keys:
+def _keys_of(checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None) -> Keys:
     if checkpoint.carried is not None:
         return checkpoint.carried.pairs
     assert planned.config is not None

@@ -19,7 +19,7 @@ from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
 from llamalite.converters.notices import warn
 from llamalite.converters.pipeline import OutputFile, Place, named_errors
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
 
@@ -30,7 +30,7 @@ _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which 
 class Layout:
     """The files of one output: `paths`, and for each the tensors that it holds, in llama.cpp's order."""
 
-    plan: Plan
+    plan: ConversionPlan
     i_output: int
     paths: tuple[Path, ...]
     shards: tuple[tuple[PlannedTensor, ...], ...]
@@ -43,7 +43,7 @@ class Layout:
         return sum(padded(tensor.n_bytes(self.i_output)) for tensor in self.shards[i_shard])
 
 
-def lay_out(plan: Plan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
+def lay_out(plan: ConversionPlan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
     """Return the layout of one file, or of shards of at most `split_max_bytes`; a larger tensor stands alone.
 
     Named as ``llama_split_path`` names them (llama.cpp), and filled in order, as llama-gguf-split fills them.

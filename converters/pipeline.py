@@ -28,7 +28,7 @@ import numpy.typing as npt
 from llamalite.converters import kernels
 from llamalite.converters.checkpoints import DTYPE_BYTES
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
@@ -121,7 +121,7 @@ class OutputFile:
 
 
 def run(
-    plan: Plan,
+    plan: ConversionPlan,
     places: Sequence[Sequence[Place]],
     *,
     n_threads: int,
@@ -173,7 +173,7 @@ def run(
             worker.join()
 
 
-def _chunks(plan: Plan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
+def _chunks(plan: ConversionPlan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
     """Cut the tensors into runs of rows of about `CHUNK_WEIGHTS` weights; regrouped ones at the borders of heads."""
     for tensor, *where in zip(plan.tensors, *places, strict=True):
         n_columns = tensor.shape[-1]

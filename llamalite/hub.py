@@ -29,7 +29,7 @@ from llamalite.quant_types import FILE_TYPES, file_type, type_name
 _logger = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
-"""Called with one line before the network is asked, and with one before files are fetched."""
+"""Called with one line before the network is asked, before files are fetched, and before a checkpoint is converted."""
 
 # huggingface_hub's own rule (validate_repo_id) and a little stricter: no leading dot or dash, nothing that is a path.
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"

@@ -19,13 +19,12 @@ from pathlib import Path
 
 from llamalite import hub, shards, store
 from llamalite.errors import HubError, LlamaliteError
+from llamalite.hub import Announce
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 
 USUAL = "Q4_K_M"
 _READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # suffixes of the files that a conversion reads
 
-Announce = Callable[[str], None]
-"""Called with one line before something is fetched or converted."""
 Progress = Callable[[int, int], None]
 """Called with the bytes that a conversion has done, and with all of them."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamalite.converters import Plan, Recipe
+from llamalite.converters import ConversionPlan, QuantizeParams
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.converters.planning import make_plan
 from llamalite.quant_types import file_type
 
 
-def plan_of(source: Path, *qtypes: str) -> Plan:
+def plan_of(source: Path, *qtypes: str) -> ConversionPlan:
     """Return the plan for files of `qtypes`, by default Q4_K_M."""
     with open_checkpoint(source) as checkpoint:
-        return make_plan(checkpoint, [file_type(name) for name in qtypes or ("Q4_K_M",)], Recipe())
+        return make_plan(checkpoint, [file_type(name) for name in qtypes or ("Q4_K_M",)], QuantizeParams())

@@ -12,7 +12,7 @@ import toy
 from planned import plan_of
 from toy_checkpoint import write_checkpoint
 
-from llamalite.converters import Recipe, convert
+from llamalite.converters import QuantizeParams, convert
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.errors import CheckpointError, GGUFError, QuantizationError, UnsupportedArchitectureError
 from llamalite.native import quantize as native
@@ -75,7 +75,7 @@ def test_a_quantized_file_is_quantized_again_only_when_asked_to(folder: Path, tm
     assert not (tmp_path / "ours.gguf").exists()
     expected = by_llama_cpp(source, tmp_path / "theirs.gguf", "Q3_K_M", allow_requantize=True)
     found = convert(
-        source, tmp_path / "ours.gguf", qtype="Q3_K_M", recipe=Recipe(allow_requantize=True)
+        source, tmp_path / "ours.gguf", qtype="Q3_K_M", params=QuantizeParams(allow_requantize=True)
     ).path.read_bytes()
     assert found == expected
 

@@ -158,6 +158,16 @@ def test_all_is_exactly_what_is_visible(name: str) -> None:
         assert {one for one in own if not one.startswith("_")} <= names
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for name in ROOMED:
+        for node in tree(name).body:
+            # What a room needs of another's class (a Protocol) may be called as that class is.
+            if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
+                homes.setdefault(node.name, []).append(name)
+    assert not {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith("_")}
+
+
 def test_the_errors_are_the_tree_that_their_module_draws() -> None:
     assert errors.__doc__ is not None
     drawn: dict[str, str] = {}
