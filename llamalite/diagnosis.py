@@ -69,7 +69,7 @@ class Machine:
     bandwidth_bytes_per_s: float
     devices: tuple[devices.Device, ...]
     supports_gpu: bool
-    verdict: verdict.Verdict  # on the installed llama.cpp, from its trial on this processor
+    verdict: verdict.LibraryVerdict  # on the installed llama.cpp, from its trial on this processor
     versions: dict[str, str]
 
     @property

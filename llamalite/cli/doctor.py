@@ -14,7 +14,7 @@ from llamalite.cli import _options
 if TYPE_CHECKING:
     from llamalite.benchmark import Row
     from llamalite.diagnosis import Fitting, Machine
-    from llamalite.native.verdict import Verdict
+    from llamalite.native.verdict import LibraryVerdict
 
 _ROOM = 12  # columns of a label
 _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # of the measurement: seconds, not minutes, on a model of some billions
@@ -107,7 +107,7 @@ def _line(label: str, text: str) -> None:
     _text.labelled(label, text, _ROOM)
 
 
-def _trial(verdict: Verdict) -> None:
+def _trial(verdict: LibraryVerdict) -> None:
     """Show what the installed llama.cpp did when it was tried on this processor."""
     from llamalite.native.verdict import mend
 
