@@ -130,6 +130,7 @@ def _machine(machine: Machine) -> None:
 
 
 def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, best: Row | None) -> None:
+    from llamalite import building
     from llamalite.cli import _text
     from llamalite.native import devices
 
@@ -137,9 +138,8 @@ def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, b
     if best is None:
         _line("threads", f"{machine.n_usable}, the default; llamalite doctor MODEL --threads measures it")
     if machine.missed:
-        _line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: pip install "
-                              "--force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python "
-                              "llama-cpp-python==0.3.36")  # fmt: skip
+        _line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: "
+                              f"{building.command()}")  # fmt: skip
     if machine.supports_gpu:
         _line("GPU", "used for all layers; --gpu-layers and --device say otherwise")
     elif devices.gpu_at_hand():
