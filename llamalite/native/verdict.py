@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.errors import ModelLoadError
-from llamalite.native import installed, processor
+from llamalite.native import building, installed, processor
 from llamalite.quant_types import WEIGHT_TYPES
 from llamalite.user_folders import cache_folder
 
@@ -148,7 +148,7 @@ class LibraryVerdict:
 
 def mend() -> str:
     """Return the sentence with the command that installs a llama-cpp-python made for this machine."""
-    return "To mend it, compile it on this machine: pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36"
+    return f"To mend it, compile it on this machine: {building.command()}"
 
 
 # The child imports what this process would, from wherever that comes.
