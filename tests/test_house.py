@@ -18,7 +18,7 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"errors", "quant_types"},
+    {"computing", "errors", "quant_types"},
     {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},

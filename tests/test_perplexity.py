@@ -20,7 +20,7 @@ from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, Protocol, decode_thread
+from llamalite.evaluation.decoding import Decoder, Protocol
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
@@ -243,7 +243,7 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
     reader = gguf.GGUFReader(damaged, "r+")
     next(tensor for tensor in reader.tensors if tensor.name == "output_norm.weight").data[3] = np.nan
     reader.data.flush()
-    with pytest.raises(EvaluationError, match=r"likelihoods of damaged\.gguf are no numbers"):
+    with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are no numbers"):
         perplexity(damaged, TEXT, n_ctx=32, n_threads=1)
 
 
@@ -264,8 +264,8 @@ def test_an_exception_stops_a_decode_at_once(tmp_path: Path) -> None:
     with NativeModel(big) as model:
         protocol = Protocol(n_ctx=1024, n_batch=1024, n_ubatch=64, n_threads=1)
         batch = next(batches(protocol.windows(np.full(2048, 7, dtype=np.int32), model), 1024, 1024))
-        with protocol.context(model) as context, decode_thread() as thread:
-            decoder = Decoder(context, thread)
+        with protocol.context(model) as context:
+            decoder = Decoder(context)
             start = time.perf_counter()
             decoder.decode(batch)
             whole = time.perf_counter() - start
