@@ -156,7 +156,6 @@ class Engine(Reader):
             self._refuse_while_closing(while_closing)
             stop_at_the_end()
         try:
-            self._refuse_while_closing(while_closing)
             self._owner = threading.get_ident()
             with self._guard:
                 self._active = stream
@@ -164,6 +163,7 @@ class Engine(Reader):
                 context.clear_abort()
                 if stream is not None and stream.cancelled:
                     context.abort()
+            self._refuse_while_closing(while_closing)  # after `_active` is set, which who closes looks at, and cancels
             yield
         finally:
             with self._guard:
