@@ -88,7 +88,7 @@ def measure_batch(
                 began = time.perf_counter()
                 found = model.generate_batch(prompts, max_tokens=new, temperature=0, logit_bias=ends, parallel=16)
                 took = time.perf_counter() - began
-                model._engine.worker.close()  # its OpenMP threads go, and do not slow the other side down
+                model.native.thread.close()  # its OpenMP threads go, and do not slow the other side down
                 return sum(len(one.tokens) for one in found) / took
 
             def one_by_one(new: int = new) -> float:

@@ -49,6 +49,19 @@ def cells_wanted(jobs: Sequence[Job], n_slots: int, n_ctx: int) -> int:
     return sum(sorted((job.room(n_ctx) for job in jobs), reverse=True)[:n_slots])
 
 
+def one_by_one(engine: Engine, jobs: Sequence[Job], on_completion: OnCompletion | None = None) -> list[Completion]:
+    """Run `jobs` one after another over the engine's own context; when one is cancelled, so are all after it."""
+    found: list[Completion] = []
+    for job in jobs:
+        with engine.stream(job.prompt, job.params) as stream:
+            if found and found[-1].finish_reason == "cancelled":
+                stream.cancel()
+            found.append(Completion.of(stream))
+        if on_completion is not None:
+            on_completion(job.number, found[-1])
+    return found
+
+
 class _Slot:
     """An answer in the making: `unread` is what of its prompt is still to be decoded."""
 

@@ -11,6 +11,7 @@ same run, with as many threads.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import statistics
@@ -111,7 +112,9 @@ def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Gener
                         n_threads=n_threads,
                         kv_type=kv_type,
                     ) as context:
-                        samples = _samples(context, n_prompt, n_generate, plan.repetitions)
+                        samples = native.thread.run(
+                            functools.partial(_samples, context, n_prompt, n_generate, plan.repetitions), context.abort
+                        )
                     yield _row(
                         header, context, n_prompt, n_generate, samples, n_gpu, load_s, bandwidth, n_batch, n_ubatch
                     )

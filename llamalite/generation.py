@@ -20,8 +20,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from llamalite.answers import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
+from llamalite.computing import DecodeThread, stop_at_the_end
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
-from llamalite.reading import Context, Costs, Reader, Worker
+from llamalite.reading import Context, Costs, Reader
 from llamalite.sampling import SamplingParams
 
 
@@ -109,7 +110,7 @@ class Stream(Iterator[Piece]):
 class Engine(Reader):
     """Runs generations over sequence 0 of a context, one after another, whatever thread they come from.
 
-    `can_rewind`, `prompt_step` and `worker` are those of `Reader`. `make_speculator` gives what drafts tokens for a
+    `can_rewind`, `prompt_step` and `thread` are those of `Reader`. `make_speculator` gives what drafts tokens for a
     generation, None for one token a decode.
     """
 
@@ -122,9 +123,9 @@ class Engine(Reader):
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
         prompt_step: int | None = None,
-        worker: Worker | None = None,
+        thread: DecodeThread | None = None,
     ) -> None:
-        super().__init__(context, can_rewind=can_rewind, prompt_step=prompt_step, worker=worker)
+        super().__init__(context, can_rewind=can_rewind, prompt_step=prompt_step, thread=thread)
         self.vocabulary, self.make_sampler, self.make_speculator = vocabulary, make_sampler, make_speculator
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose turn it is
@@ -152,9 +153,9 @@ class Engine(Reader):
         while not self._turn.acquire(timeout=0.1):  # in steps: a signal must be heard on Windows too
             if stream is not None and stream.cancelled:
                 raise GenerationCancelled("cancelled while waiting for the model's turn")
+            self._refuse_while_closing(while_closing)
+            stop_at_the_end()
         try:
-            if self._is_closing and not while_closing:
-                raise GenerationCancelled("the model is being closed")
             self._owner = threading.get_ident()
             with self._guard:
                 self._active = stream
@@ -162,6 +163,7 @@ class Engine(Reader):
                 context.clear_abort()
                 if stream is not None and stream.cancelled:
                     context.abort()
+            self._refuse_while_closing(while_closing)  # after `_active` is set, which who closes looks at, and cancels
             yield
         finally:
             with self._guard:
@@ -169,11 +171,20 @@ class Engine(Reader):
             self._owner = None
             self._turn.release()
 
+    def _refuse_while_closing(self, is_who_closes: bool) -> None:
+        if self._is_closing and not is_who_closes:
+            raise GenerationCancelled("the model is being closed")
+
     def abort(self, stream: Cancellable) -> None:
         """Abort what `stream` computes, if it is its turn."""
         with self._guard:
             if self._active is stream:
                 stream.context.abort()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a generation or a batch has the turn, which `cancel` would end."""
+        return self._active is not None
 
     def cancel(self) -> None:
         """Cancel the generation that is running, if any; from any thread."""
@@ -183,9 +194,9 @@ class Engine(Reader):
             stream.cancel()
 
     def close(self, free: Callable[[], None] = lambda: None) -> None:
-        """End what has the turn (close a stream of this thread, else cancel) and what waits for it, then the worker.
+        """End what has the turn (close a stream of this thread, else cancel) and what waits for it.
 
-        `free` is called last, when nothing runs and nothing will.
+        `free` is called last, when nothing has a turn and nothing will.
         """
         self._is_closing = True
         try:
@@ -194,7 +205,6 @@ class Engine(Reader):
             if stream is not None:
                 stream.close()
             with self._turn_for(None, while_closing=True):
-                self.worker.close()
                 free()
                 self._is_closed = True
         except BaseException:

@@ -132,7 +132,7 @@ class Model:
             can_rewind=not native.is_recurrent,
             # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
             prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
-            worker=drafting.worker if drafting else None,
+            thread=native.thread,
         )
         self._prompts = Prompts(native)
 
@@ -168,6 +168,11 @@ class Model:
     @property
     def n_threads(self) -> int:
         return self._context.n_threads
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a generation or a batch is running, which `cancel` would end."""
+        return self._engine.is_busy
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -304,27 +309,20 @@ class Model:
         given = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts have {len(given)} parameters: give one for each, or one for all")
-        jobs = [
-            batching.Job(number, self.prompt_tokens(prompt), one.replace(**options))
-            for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
-        ]
-        for job in jobs:
-            self.validate(job.prompt, job.params)
-        if not jobs:
-            return []
-        if any(job.params.reproducible for job in jobs):
-            found: list[Completion] = []
+        with self.native.in_use():
+            jobs = [
+                batching.Job(number, self.prompt_tokens(prompt), one.replace(**options))
+                for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
+            ]
             for job in jobs:
-                with self._engine.stream(job.prompt, job.params) as stream:
-                    if found and found[-1].finish_reason == "cancelled":  # so are all that come after it
-                        stream.cancel()
-                    found.append(Completion.of(stream))
-                if on_completion is not None:
-                    on_completion(job.number, found[-1])
-            return found
-        n_slots = min(parallel, len(jobs))
-        with self._batch_context(batching.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
-            return batching.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
+                self.validate(job.prompt, job.params)
+            if not jobs:
+                return []
+            if any(job.params.reproducible for job in jobs):
+                return batching.one_by_one(self._engine, jobs, on_completion)
+            n_slots = min(parallel, len(jobs))
+            with self._batch_context(batching.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
+                return batching.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
 
     def _batch_context(self, n_cells: int, n_seq_max: int) -> NativeContext:
         """Return a unified context of `n_cells` tokens, or of the most that memory holds, but no less than `n_ctx`."""
@@ -333,15 +331,13 @@ class Model:
             one, two = (hardware.memory_needed(self._header, n_ctx=n, kv_type=own.kv_type) for n in (4096, 8192))
             per_token = max(1, (two.kv_bytes - one.kv_bytes) // 4096)
             n_cells = min(n_cells, max(self.n_ctx, hardware.free_memory_bytes() * 3 // 4 // per_token))
-        made: list[NativeContext] = []
         options: Any = {name: getattr(own, name) for name in ("n_threads", "kv_type", "flash_attn", "exact")}
 
-        def make() -> None:
+        def make() -> NativeContext:
             n_ctx = max(n_cells, n_seq_max)
-            made.append(NativeContext(self.native, n_ctx=n_ctx, n_seq_max=n_seq_max, kv_unified=True, **options))
+            return NativeContext(self.native, n_ctx=n_ctx, n_seq_max=n_seq_max, kv_unified=True, **options)
 
-        self._engine.worker.run(make, lambda: None)
-        return made[0]
+        return self.native.thread.run(make, lambda: None)
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -407,8 +403,9 @@ class Model:
             self._engine.close(self._free)
 
     def _free(self) -> None:
-        self.native.close()
-        self._native = None
+        if self._native is not None:  # two threads may close it
+            self._native.close()
+            self._native = None
 
     def __enter__(self) -> Model:
         return self

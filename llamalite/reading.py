@@ -5,27 +5,21 @@
     reader.extend([token])                   # one more token, or several: a row of logits for each
     reader.keep(len(prompt_ids))             # forget what came after
 
-The module knows no llama.cpp: a context is whatever has the few methods named here. Decodes run in one thread of their
-own (`Worker` says why), and `Costs` remembers how long they took.
+The module knows no llama.cpp: a context is whatever has the few methods named here. Decodes run in a thread of their
+own (`llamalite.computing` says why), and `Costs` remembers how long they took.
 """
 
 from __future__ import annotations
 
-import atexit
 import collections
-import contextlib
-import os
-import queue
-import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from llamalite.answers import Logits
-from llamalite.errors import GenerationCancelled, LlamaliteError
+from llamalite.computing import DecodeThread
 
 
 class Context(Protocol):
@@ -43,151 +37,6 @@ class Context(Protocol):
     def seq_pos_max(self, seq_id: int) -> int: ...
     def abort(self) -> None: ...
     def clear_abort(self) -> None: ...
-
-
-class _Task:
-    """One call of a worker, whose end can be waited for again after an interrupt.
-
-    Not a ``threading.Event``: it is written in Python, and an interrupt inside it leaves its lock in disorder.
-    """
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._failure: BaseException | None = None
-        self._ended = False
-        self._wake = threading.Lock()
-        self._wake.acquire()
-
-    def run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-            self._failure = error
-        self._ended = True
-        self._wake.release()
-
-    def wait(self) -> BaseException | None:
-        """Wait for the end, and return what the call raised."""
-        while not self._ended:
-            self._wake.acquire(timeout=0.1)  # in steps: Windows wakes no wait for a signal
-        return self._failure
-
-
-class Worker:
-    """The one thread that computes for a model, whatever thread asks: every decode, long or short, of draft models too.
-
-    Python delivers signals to the main thread between bytecodes: inside one C call of seconds it would hear no Ctrl-C.
-    And OpenMP, which llama.cpp's CPU backend runs on, keeps a team of threads for every thread that ever called it. As
-    soon as the teams have more threads than the machine has cores, GCC's runtime no longer spins at barriers but sleeps
-    (``gomp_throttled_spin_count_var``, libgomp), and every operation of a graph ends at one: with prompts read in one
-    thread and answers in another, two cores generated 5% slower with a 1.1B model, and half as fast with one of 7M.
-    Handing a call over costs about 0.03 ms.
-
-    When the interpreter ends, what runs is aborted and nothing more is computed: llama.cpp's library is taken down, and
-    a thread inside it would take the process with it. A thread does not survive a fork.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[_Task | None] | None = None  # None: no thread was needed yet
-        self._process = 0  # the id of the process that has the thread
-        self._abort: Callable[[], None] | None = None  # of the call that was handed over last
-        self._is_parked = False
-
-    def run(self, call: Callable[[], None], abort: Callable[[], None]) -> None:
-        """Run `call` there; when this thread is interrupted meanwhile, `abort` it, wait for its end, and raise."""
-        tasks = self._tasks or self._start()
-        self._stay_if_parked()
-        if self._process != os.getpid():
-            raise LlamaliteError(
-                "this process was forked from one in which the model had computed, and threads are not inherited: load "
-                "the model in this process, or start it otherwise (multiprocessing's spawn)"
-            )
-        task, self._abort = _Task(call), abort
-        try:
-            tasks.put(task)
-            failure = task.wait()
-        except BaseException:
-            self._stop(tasks, abort)
-            raise
-        self._stay_if_parked()
-        if failure is not None:
-            raise failure
-
-    def _start(self) -> queue.SimpleQueue[_Task | None]:
-        """Return the tasks of a new thread; one whose start is interrupted ends, and is not heard of again."""
-        tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        try:
-            threading.Thread(target=self._work, args=(tasks,), name="llamalite-decode", daemon=True).start()
-            self._tasks, self._process = tasks, os.getpid()
-            _workers.add(self)
-            weakref.finalize(self, tasks.put, None).atexit = False  # a model that nobody closed ends its thread too
-        except BaseException:
-            self._tasks = None
-            tasks.put(None)
-            raise
-        return tasks
-
-    @staticmethod
-    def _work(tasks: queue.SimpleQueue[_Task | None]) -> None:
-        while (task := tasks.get()) is not None:
-            task.run()
-            del task  # it holds its reader, which a thread that waits must not keep
-
-    @staticmethod
-    def _stop(tasks: queue.SimpleQueue[_Task | None], abort: Callable[[], None]) -> None:
-        """Return when no call runs, whether or not the interrupt came before it was handed over."""
-        while True:
-            with contextlib.suppress(BaseException):  # what a second signal raises must not leave the call running
-                abort()
-                last = _Task(lambda: None)  # calls end in their order
-                tasks.put(last)
-                last.wait()
-                return
-
-    def close(self) -> None:
-        """End the thread."""
-        tasks, self._tasks, self._abort = self._tasks, None, None
-        if tasks is not None:
-            tasks.put(None)
-
-    def park(self) -> None:
-        """Abort what runs, and leave the thread where it does no harm: waiting, for ever."""
-        tasks, self._is_parked = self._tasks, True
-        if tasks is None or self._process != os.getpid():
-            return
-        arrived = threading.Lock()
-        arrived.acquire()
-
-        def stay() -> None:
-            arrived.release()
-            _stay()
-
-        tasks.put(_Task(stay))
-        while not arrived.acquire(timeout=0.1):
-            if self._abort is not None:
-                self._abort()
-
-    def _stay_if_parked(self) -> None:
-        """Let no other thread go on, not even to free what it has: only daemon threads are left by then."""
-        if self._is_parked:
-            if threading.current_thread() is not threading.main_thread():
-                _stay()
-            raise GenerationCancelled("the interpreter is ending")
-
-
-def _stay() -> None:
-    for_ever = threading.Lock()
-    for_ever.acquire()
-    for_ever.acquire()
-
-
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-
-
-@atexit.register
-def _park_all() -> None:
-    for worker in list(_workers):
-        worker.park()
 
 
 class Costs:
@@ -249,8 +98,8 @@ class Reader:
 
     `can_rewind` is False for models whose memory cannot forget its newest part (recurrent ones): a prompt is then read
     anew unless it continues what is held. `prompt_step` is how many tokens one decode of a prompt holds: n_batch where
-    a decode can be aborted, less where cancellation has to wait for it. `worker` is the thread that computes, one for
-    all readers that take turns.
+    a decode can be aborted, less where cancellation has to wait for it. `thread` is where a model computes, whatever it
+    computes.
     """
 
     def __init__(
@@ -259,19 +108,19 @@ class Reader:
         *,
         can_rewind: bool = True,
         prompt_step: int | None = None,
-        worker: Worker | None = None,
+        thread: DecodeThread | None = None,
     ) -> None:
         self.context = context
         self.held: list[int] = []  # the tokens that sequence 0 holds, in order
         self.costs = Costs()
         self.can_rewind = can_rewind
         self.prompt_step = min(prompt_step or context.n_batch, context.n_batch)
-        self.worker = worker or Worker()
+        self.thread = thread or DecodeThread()
 
     def compute(self, decode: Callable[[], None], context: Context) -> None:
-        """Run `decode` in the worker's thread and wait for it; Ctrl-C aborts it."""
+        """Run `decode` in the one thread and wait for it; Ctrl-C aborts it."""
         try:
-            self.worker.run(decode, context.abort)
+            self.thread.run(decode, context.abort)
         except KeyboardInterrupt:
             context.clear_abort()
             raise

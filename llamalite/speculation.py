@@ -308,7 +308,7 @@ def open_draft(path: Path, beside: NativeContext, *, n_gpu_layers: int = 0) -> R
     Raises ``VocabularyError`` where the two vocabularies differ in any token, ``LlamaliteError`` for recurrent models.
     """
     target = beside.model
-    native = NativeModel(path, n_gpu_layers=n_gpu_layers)
+    native = NativeModel(path, n_gpu_layers=n_gpu_layers, thread=target.thread)
     try:
         if (difference := target.difference(native)) is not None:
             raise VocabularyError(
@@ -330,4 +330,4 @@ def open_draft(path: Path, beside: NativeContext, *, n_gpu_layers: int = 0) -> R
         native.close()
         raise
     target.own(native)
-    return Reader(context, prompt_step=None if n_gpu_layers == 0 else context.n_ubatch)
+    return Reader(context, prompt_step=None if n_gpu_layers == 0 else context.n_ubatch, thread=target.thread)

@@ -87,7 +87,7 @@ def test_a_client_that_goes_away_ends_its_generation(root: Path, model: Model) -
             writer.close()
             await writer.wait_closed()
             for _ in range(500):
-                if model._engine._active is None:
+                if not model.is_busy:
                     return
                 await asyncio.sleep(0.02)
             raise AssertionError("the generation goes on for nobody")

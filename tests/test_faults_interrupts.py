@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from faults import environment, write_endless
 
+from llamalite.computing import DecodeThread
 from llamalite.generation import Stream
 from llamalite.model import Model
-from llamalite.reading import Worker
 
 STORM = """
 import faulthandler, sys, threading
@@ -28,8 +28,8 @@ print(storm(400))
 
 
 def storm(n_calls: int) -> str:
-    """Interrupt `n_calls` calls of a worker at random moments, by SIGALRM; ``AssertionError`` where one still runs."""
-    worker, rng, running = Worker(), random.Random(0), threading.Lock()
+    """Interrupt `n_calls` calls at random moments, by SIGALRM; ``AssertionError`` where one still runs."""
+    thread, rng, running = DecodeThread(), random.Random(0), threading.Lock()
     stopped = threading.Event()
     interrupted = finished = 0
 
@@ -47,7 +47,7 @@ def storm(n_calls: int) -> str:
         try:
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.00001, 0.0005))
-                worker.run(call, stopped.set)
+                thread.run(call, stopped.set)
                 finished += 1
                 time.sleep(0.001)
             finally:

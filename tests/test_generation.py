@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite import reading
+from llamalite import computing
 from llamalite.answers import Completion, HeldText, score
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine
@@ -228,9 +228,9 @@ def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypat
         assert entered.wait(5)
         raise KeyboardInterrupt
 
-    real = reading._Task.wait
-    answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real, real])
-    monkeypatch.setattr(reading._Task, "wait", lambda task: next(answers)(task))
+    real = computing._Task.wait
+    answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real])
+    monkeypatch.setattr(computing._Task, "wait", lambda task: next(answers)(task))
     context.abort = aborted.set  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         one.compute(slow, context)

@@ -18,7 +18,7 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"_version", "errors", "quant_types", "shards", "user_folders"},
+    {"_version", "computing", "errors", "quant_types", "shards", "user_folders"},
     {"gguf_check", "native", "sampling", "templates", "json_schema"},
     {"hardware"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},

@@ -196,7 +196,7 @@ def test_another_thread_cancels_in_the_middle_of_a_prompt(model: Model) -> None:
     called: list[float] = []
 
     def cancel() -> None:
-        while not model._engine._active:
+        while not model.is_busy:
             time.sleep(0.001)
         time.sleep(0.02)
         called.append(time.perf_counter())
@@ -406,7 +406,7 @@ def test_a_reproducible_batch_is_its_single_runs(model: Model) -> None:
 
 def test_a_batch_can_be_cancelled_from_another_thread(model: Model) -> None:
     def cancel() -> None:
-        while model._engine._active is None:  # what is not running yet cannot be cancelled
+        while not model.is_busy:  # what is not running yet cannot be cancelled
             time.sleep(0.001)
         time.sleep(0.05)
         model.cancel()

@@ -20,7 +20,9 @@ from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, EvalProtocol, decode_thread
+from llamalite.evaluation.comparison import compare
+from llamalite.evaluation.decoding import Decoder, EvalProtocol, check_finite
+from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
@@ -243,8 +245,37 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
     reader = gguf.GGUFReader(damaged, "r+")
     next(tensor for tensor in reader.tensors if tensor.name == "output_norm.weight").data[3] = np.nan
     reader.data.flush()
-    with pytest.raises(EvaluationError, match=r"likelihoods of damaged\.gguf are no numbers"):
-        perplexity(damaged, TEXT, n_ctx=32, n_threads=1)
+    requests = [Request((1, 5), (6, 7))]
+    with NativeModel(damaged) as bad, LikelihoodScorer(bad, n_threads=1) as scorer:
+        for call in (
+            lambda: perplexity(bad, TEXT, n_ctx=32, n_threads=1),
+            lambda: compare(path, [damaged], TEXT, n_ctx=32, n_threads=1),
+            lambda: scorer.score(requests),
+        ):
+            with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are no numbers"):
+                call()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_logit_that_is_no_number_is_found_wherever_it_is(
+    value: float, model: NativeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = EvalProtocol(n_ctx=32, n_batch=32, n_threads=1)
+    batch = next(batches(protocol.windows(tokens_of(TEXT, model), model), 32, 32))
+    real = NativeContext.logits
+    with protocol.context(model) as context:
+        decoder = Decoder(context)
+        n_rows, n_vocab = decoder.decode(batch).shape
+
+        def one_wrong(self: NativeContext) -> Float32s:
+            rows: Float32s = real(self).copy()
+            rows[n_rows - 1, n_vocab - 1] = value  # the last row is not scored
+            return rows
+
+        monkeypatch.setattr(NativeContext, "logits", one_wrong)
+        with pytest.raises(EvaluationError, match=f"1 of {n_rows * n_vocab} logits of toy.gguf are no numbers"):
+            decoder.decode(batch)
+    check_finite(np.full(100, 3e38, np.float32), "large, and numbers")
 
 
 def test_leaving_early_gives_what_stands_and_frees_the_context(model: NativeModel) -> None:
@@ -264,8 +295,8 @@ def test_an_exception_stops_a_decode_at_once(tmp_path: Path) -> None:
     with NativeModel(big) as model:
         protocol = EvalProtocol(n_ctx=1024, n_batch=1024, n_ubatch=64, n_threads=1)
         batch = next(batches(protocol.windows(np.full(2048, 7, dtype=np.int32), model), 1024, 1024))
-        with protocol.context(model) as context, decode_thread() as thread:
-            decoder = Decoder(context, thread)
+        with protocol.context(model) as context:
+            decoder = Decoder(context)
             start = time.perf_counter()
             decoder.decode(batch)
             whole = time.perf_counter() - start

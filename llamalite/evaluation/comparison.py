@@ -16,7 +16,6 @@ import os
 import statistics
 import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from llamalite import diagnosis, store
+from llamalite.computing import DecodeThread
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, EvalProtocol, check_finite, decode_thread, opened
+from llamalite.evaluation.decoding import Decoder, EvalProtocol, opened
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Text, TokenBatch, TokenIds, batches, sequences, tokens_of
@@ -199,7 +199,7 @@ def iter_compare(
     passes = _passes(base, others, protocol, free_memory_bytes() if free_bytes is None else free_bytes)
     described: dict[str, Any] = {}
     done = 0
-    with decode_thread() as thread:
+    with contextlib.closing(DecodeThread()) as thread:  # one for all models: they decode in turns
         for group in passes:
             with contextlib.ExitStack() as stack:
                 for one in (base, *group):
@@ -238,22 +238,21 @@ def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: TokenBat
         there = slice(one.n_scored, one.n_scored + int(np.count_nonzero(scored)))
         for name, values in vars(new).items():
             getattr(one.tokens, name)[there] = values[scored]
-        check_finite(one.tokens.kld[there], f"{one.path.name} against {base.path.name}")
         one.n_scored = there.stop
 
 
 @contextlib.contextmanager
 def _loaded(
-    one: _Subject, protocol: EvalProtocol, offload: tuple[int, str | None], thread: ThreadPoolExecutor
+    one: _Subject, protocol: EvalProtocol, offload: tuple[int, str | None], thread: DecodeThread
 ) -> Iterator[NativeContext]:
     before, start = resident_bytes(), time.perf_counter()
     n_gpu_layers, device = offload
     with (
-        opened(one.path, n_gpu_layers=n_gpu_layers, device=device) as model,
+        opened(one.path, n_gpu_layers=n_gpu_layers, device=device, thread=thread) as model,
         protocol.context(model) as context,
     ):
         one.load_s = time.perf_counter() - start
-        one.decoder = Decoder(context, thread)
+        one.decoder = Decoder(context)
         if not one.n_decoded:
             one.tg_tok_per_s = _generation_speed(one.decoder)
             one.memory_bytes = max(0, resident_bytes() - before)

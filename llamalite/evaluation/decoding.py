@@ -1,26 +1,26 @@
 """A model that is being measured: opened from whatever names it, decoding batches, and stoppable while it does.
 
 A batch of 2048 tokens takes a laptop a minute, and Python handles Ctrl-C only between two calls into C. So the decode
-runs in a thread of its own while the caller's thread waits, and an exception there aborts the decode.
+runs in the model's thread (`llamalite.computing`) while the caller's waits, and an exception there aborts the decode.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from llamalite import hardware, store
-from llamalite.errors import EvaluationError, GenerationCancelled
+from llamalite.computing import DecodeThread
+from llamalite.errors import EvaluationError
 from llamalite.evaluation.windows import TokenBatch, TokenIds, Window, chunk_windows, sequences, stride_windows
 from llamalite.gguf_check import check
 from llamalite.model import Model
@@ -33,6 +33,7 @@ _logger = logging.getLogger(__name__)
 
 _LEAST_N_CTX = 256  # llama.cpp makes no smaller one
 
+T = TypeVar("T")
 AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel, Model]
 
 
@@ -103,10 +104,13 @@ class EvalProtocol:
 
 
 @contextlib.contextmanager
-def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None) -> Iterator[NativeModel]:
+def opened(
+    model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None, thread: DecodeThread | None = None
+) -> Iterator[NativeModel]:
     """Open a path, or a name in the models folder, for the ``with`` block; a loaded model is used and left open.
 
-    Raises ``OutOfMemoryError`` with the numbers where even the smallest context would not fit.
+    `thread` is where a model that is opened here decodes, in turns with others: None gives it one of its own. Raises
+    ``OutOfMemoryError`` with the numbers where even the smallest context would not fit.
     """
     if isinstance(model, Model | NativeModel):
         yield model.native if isinstance(model, Model) else model
@@ -116,51 +120,43 @@ def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None)
         hardware.fit(
             check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=hardware.repacked()
         )
-    native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
+    native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device, thread=thread)
     try:
         yield native
     finally:
         native.close()
 
 
-def decode_thread() -> ThreadPoolExecutor:
-    """Return the thread that decodes, for a ``with`` block around the contexts it works on."""
-    return ThreadPoolExecutor(1, thread_name_prefix="llamalite-decode")
-
-
 class Decoder:
-    """Decodes batches over one context, in the one thread of `thread`; `decode_s` is the time that took so far.
+    """Decodes over one context, in the thread of its model; `decode_s` is the time that batches took so far."""
 
-    Several contexts share a thread: OpenMP keeps a team of workers for each thread that computes.
-    """
-
-    def __init__(self, context: NativeContext, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, context: NativeContext) -> None:
         self.context = context
         self.decode_s = 0.0
         self.n_tokens = 0
-        self._thread = thread
+
+    def compute(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns in the model's thread. An exception in this thread, Ctrl-C say, aborts it.
+
+        ``GenerationCancelled`` when somebody closes the model meanwhile, or has closed it.
+        """
+        context = self.context
+        with context.in_use():
+            context.clear_abort()  # of a call before, or of a model that was to be closed and is not
+            return context.model.thread.run(call, context.abort)
 
     def decode(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Return the logits of the rows that `batch` wants, float32 [n_rows, n_vocab], a view until the next decode.
 
-        ``EvaluationError`` when one of them is no number. An exception in this thread, such as ``KeyboardInterrupt``,
-        stops the decode and passes on.
+        ``EvaluationError`` when one of them is no number, and what `compute` raises. Of a model that others may close,
+        the rows stay for as long as the context is `in_use`.
         """
-        start = time.perf_counter()
-        future = self._thread.submit(self._decode, batch)
-        try:
-            # With a timeout, since waiting without one cannot be interrupted on Windows.
-            while not future.done():
-                concurrent.futures.wait([future], timeout=0.1)
-        except BaseException:
-            self.context.abort()
-            with contextlib.suppress(GenerationCancelled):
-                future.result()
-            self.context.clear_abort()
-            raise
-        logits = future.result()
-        self.decode_s += time.perf_counter() - start
-        self.n_tokens += len(batch.tokens)
+        with self.context.in_use():
+            start = time.perf_counter()
+            logits = self.compute(lambda: self._decode(batch))
+            self.decode_s += time.perf_counter() - start
+            self.n_tokens += len(batch.tokens)
+            check_finite(logits, self.context.model.path.name)
         return logits
 
     def _decode(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
@@ -172,8 +168,11 @@ class Decoder:
         return self.context.logits()
 
 
-def check_finite(values: npt.NDArray[np.float64], where: str) -> None:
-    """Raise ``EvaluationError`` when one of `values` is NaN or infinite."""
-    if not np.isfinite(values).all():
-        n = int(np.count_nonzero(~np.isfinite(values)))
-        raise EvaluationError(f"{n} of {len(values)} likelihoods of {where} are no numbers: the model file is damaged")
+def check_finite(logits: npt.NDArray[np.float32], where: str) -> None:
+    """Raise ``EvaluationError`` when one of `logits` is NaN or infinite."""
+    # The sum shows it in one pass; finite values that large in number and size that it overflows are looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(logits.sum()):
+            return
+    if n := int(np.count_nonzero(~np.isfinite(logits))):
+        raise EvaluationError(f"{n} of {logits.size} logits of {where} are no numbers: the model file is damaged")

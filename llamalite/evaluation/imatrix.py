@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, decode_thread, opened
+from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
 from llamalite.evaluation.scoring import Float32s, Float64s
 from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
 from llamalite.native.observer import MatrixObserver
@@ -126,8 +126,8 @@ def collect_imatrix(
         scored = protocol.windows(tokens_of(text, native, protocol.tokens_needed()), native)
         # Logits of every token are asked for: of the others the last layer's feed-forward part is never computed.
         windows = [Window(one.tokens, 0, np.full(n_ctx, NOT_SCORED, dtype=np.int32)) for one in scored]
-        with protocol.context(native, observer) as context, decode_thread() as thread:
-            decoder = Decoder(context, thread)
+        with protocol.context(native, observer) as context:
+            decoder = Decoder(context)
             for batch in batches(windows, n_ctx, context.n_batch):
                 decoder.decode(batch)
                 matrix.n_chunks += len(batch.window_ends)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamalite.evaluation.decoding import Decoder
 from llamalite.evaluation.scoring import Float32s, negative_log_likelihoods
+from llamalite.evaluation.windows import NOT_SCORED, TokenBatch
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
@@ -73,6 +75,7 @@ class LikelihoodScorer:
             kv_unified=True,
             exact=exact,
         )
+        self._decoder = Decoder(self._context)
 
     def __enter__(self) -> LikelihoodScorer:
         return self
@@ -83,14 +86,17 @@ class LikelihoodScorer:
     def score(self, requests: Sequence[Request], progress: Callable[[int], None] | None = None) -> list[Likelihood]:
         """Return a likelihood for each request, in their order; `progress` gets how many are done.
 
-        ``ValueError`` for an empty context or continuation, or one that does not fit `max_length`.
+        ``ValueError`` for an empty context or continuation, or one that does not fit `max_length`;
+        ``EvaluationError`` for logits that are no numbers; ``GenerationCancelled`` when somebody closes the model.
         """
         found: list[Likelihood | None] = [None] * len(requests)
         done = 0
         for groups in self._rounds(requests):
-            for place, likelihood in self._round(groups):
+            with self._context.in_use():
+                likelihoods = self._round(groups)
+            for place, likelihood in likelihoods.items():
                 found[place] = likelihood
-                done += 1
+            done += len(likelihoods)
             if progress is not None:
                 progress(done)
         return [one for one in found if one is not None]
@@ -136,12 +142,11 @@ class LikelihoodScorer:
             part.append((place, continuation))
         yield part
 
-    def _round(self, groups: Sequence[_Group]) -> Iterator[tuple[int, Likelihood]]:
-        """Read the contexts, then the continuations, and yield each request's place and likelihood."""
-        self._context.clear()
+    def _round(self, groups: Sequence[_Group]) -> dict[int, Likelihood]:
+        """Read the contexts, then the continuations, and return the likelihood of each request by its place."""
         firsts = [0, *itertools.accumulate(len(group.members) for group in groups)][: len(groups)]
         logits = self._decode(
-            [(group.context, 0, first) for group, first in zip(groups, firsts, strict=True)], last_only=True
+            [(group.context, 0, first) for group, first in zip(groups, firsts, strict=True)], fresh=True
         )
         sums: dict[int, tuple[float, bool]] = {}  # of each place: −ln p so far, greedy so far
         read: list[tuple[tuple[int, ...], int, int]] = []
@@ -156,27 +161,34 @@ class LikelihoodScorer:
                     read.append((continuation[:-1], len(group.context), seq))
                     rest.append((place, continuation[1:]))
         if read:
-            logits = self._decode(read, last_only=False)
+            logits = self._decode(read, fresh=False)
             at = 0
             for place, tokens in rest:
                 more, also = self._scored(logits[at : at + len(tokens)], tokens)
                 sums[place] = (sums[place][0] + more, sums[place][1] and also)
                 at += len(tokens)
-        for place, (nll, greedy) in sums.items():
-            yield place, Likelihood(-nll, greedy)
+        return {place: Likelihood(-nll, greedy) for place, (nll, greedy) in sums.items()}
 
-    def _decode(self, parts: Sequence[tuple[tuple[int, ...], int, int]], *, last_only: bool) -> Float32s:
-        """Decode tokens from a position on, each part in its sequence; return the rows of all, or of the last ones."""
+    def _decode(self, parts: Sequence[tuple[tuple[int, ...], int, int]], *, fresh: bool) -> Float32s:
+        """Decode tokens from a position on, each part in its sequence, and return their rows.
+
+        A `fresh` cache begins with contexts: of them only the last row is returned.
+        """
         lengths = [len(tokens) for tokens, _, _ in parts]
-        wanted = np.full(sum(lengths), not last_only)
+        wanted = np.full(sum(lengths), not fresh)
         wanted[np.cumsum(lengths) - 1] = True
-        self._context.decode(
-            np.concatenate([np.asarray(tokens, dtype=np.int32) for tokens, _, _ in parts]),
-            np.concatenate([np.arange(start, start + len(tokens)) for tokens, start, _ in parts]),
-            np.concatenate([np.full(len(tokens), seq) for tokens, _, seq in parts]),
-            wanted,
+        batch = TokenBatch(
+            fresh=fresh,
+            tokens=np.concatenate([np.asarray(tokens, dtype=np.int32) for tokens, _, _ in parts]),
+            positions=np.concatenate(
+                [np.arange(start, start + len(tokens), dtype=np.int32) for tokens, start, _ in parts]
+            ),
+            seq_ids=np.concatenate([np.full(len(tokens), seq, dtype=np.int32) for tokens, _, seq in parts]),
+            wanted=wanted,
+            targets=np.full(np.count_nonzero(wanted), NOT_SCORED, dtype=np.int32),  # they are scored in `_round`
+            window_ends=(),
         )
-        return self._context.logits()
+        return self._decoder.decode(batch)
 
     @staticmethod
     def _scored(rows: Float32s, tokens: Sequence[int]) -> tuple[float, bool]:

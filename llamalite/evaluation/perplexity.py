@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, check_finite, decode_thread, opened
+from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
 from llamalite.evaluation.scoring import RowWorkers, RunningMean, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import NOT_SCORED, Text, batches, tokens_of
@@ -110,28 +110,24 @@ def iter_perplexity(model: NativeModel, text: Text, protocol: EvalProtocol) -> G
     mean, running = RunningMean(), list[float]()
     n_bytes = n_words = 0
     scoring_s = 0.0
-    with (
-        protocol.context(model) as context,
-        decode_thread() as thread,
-        RowWorkers(context.n_threads) as workers,
-    ):
-        decoder = Decoder(context, thread)
+    with protocol.context(model) as context, RowWorkers(context.n_threads) as workers:
+        decoder = Decoder(context)
         described = protocol.described(model, context) | {"tokens_sha256": _digest(tokens), "n_tokens": len(tokens)}
         for batch in batches(windows, protocol.n_ctx, context.n_batch):
-            logits = decoder.decode(batch)  # float32 [n_rows, n_vocab]
-            start = time.perf_counter()
-            nll = np.empty(len(logits), dtype=np.float64)
+            nll = np.empty(len(batch.targets), dtype=np.float64)
+            with context.in_use():
+                logits = decoder.decode(batch)  # float32 [n_rows, n_vocab]
+                start = time.perf_counter()
 
-            def score(first: int, last: int) -> None:
-                nll[first:last] = negative_log_likelihoods(logits[first:last], batch.targets[first:last])  # noqa: B023
+                def score(first: int, last: int) -> None:
+                    nll[first:last] = negative_log_likelihoods(logits[first:last], batch.targets[first:last])  # noqa: B023
 
-            workers.over(len(logits), score)
+                workers.over(len(nll), score)
             scored = batch.targets != NOT_SCORED
             previous = batch.tokens[batch.wanted]
-            check_finite(nll[scored], str(model.path.name))
             scoring_s += time.perf_counter() - start
             at = 0
-            for end in (*batch.window_ends, len(logits)):
+            for end in (*batch.window_ends, len(nll)):
                 part = scored[at:end]
                 mean.add(nll[at:end][part])
                 if units is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +70,20 @@ class RowWorkers:
     def over(self, n_rows: int, score: Callable[[int, int], None]) -> None:
         """Call ``score(start, end)`` on ranges that cover all `n_rows`, and return when every one is done."""
         step = max(1, -(-n_rows // (4 * self._n_threads)))
-        ranges = [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
-        for _ in self._pool.map(lambda span: score(*span), ranges):
-            pass
+        futures: list[Future[None]] = []
+        try:
+            for start in range(0, n_rows, step):
+                span = start, min(start + step, n_rows)
+                try:
+                    futures.append(self._pool.submit(score, *span))
+                except (
+                    RuntimeError
+                ):  # the system gives no thread, or the interpreter ends and the pool has ended before
+                    score(*span)
+            for future in futures:
+                future.result()
+        finally:
+            wait(futures)  # also after an interrupt: the rows may be freed then
 
 
 @dataclass(frozen=True)

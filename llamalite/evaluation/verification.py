@@ -37,6 +37,7 @@ from llamalite.converters.mix import Choice
 from llamalite.converters.planning import ConversionPlan, make_plan
 from llamalite.converters.vocabulary import probe, read_vocabulary
 from llamalite.errors import VerificationError
+from llamalite.evaluation.decoding import Decoder
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.windows import TokenIds
 from llamalite.hardware import physical_cores
@@ -255,7 +256,7 @@ def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: Convers
     with NativeModel(path) as model:
         ids = model.tokenize(TEXT, add_special=True, parse_special=False)[:N_TOKENS]
         with NativeContext(model, n_ctx=max(len(ids), 32), exact=True, n_threads=n_threads) as context:
-            context.decode(ids, np.arange(len(ids)), 0, np.ones(len(ids), np.bool_))
+            Decoder(context).compute(lambda: context.decode(ids, np.arange(len(ids)), 0, True))
             ours = context.logits().copy()  # float32 [n_tokens, n_vocab]
     with np.errstate(over="ignore", invalid="ignore"):  # of a broken file: infinities are found below
         expected = reference.forward(_with_weights(made, original, planned), ids.tolist())

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llamalite.computing import is_left_behind
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
 from llamalite.native.model import LoraAdapter, NativeModel
@@ -140,13 +141,14 @@ class NativeContext:
         self._observer = observer  # C keeps a pointer to its callback
         if observer is not None:
             params.cb_eval = observer.callback
-        with errors_heard() as heard:
+        with model.in_use(), errors_heard() as heard:
             self._ptr = lib.llama_init_from_model(model.ptr, params)
+            if self._ptr:
+                model.own(self)
         if not self._ptr:
             told = in_its_words(heard)
             kind = OutOfMemoryError if "alloc" in told else LlamaliteError
             raise kind(f"llama.cpp cannot make a context of {n_ctx} tokens: {told}")
-        model.own(self)
 
         self.n_ctx: int = lib.llama_n_ctx(self._ptr)
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)  # what one sequence may hold
@@ -190,13 +192,21 @@ class NativeContext:
             raise ValueError("this context is closed")
         return self._ptr
 
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Keep this context, and the rows that `logits` gave, from being freed inside a short ``with`` block.
+
+        Whoever closes the model meanwhile aborts its decode: ``GenerationCancelled``, as once the model is closed.
+        """
+        return self.model.users.hold(self.abort)
+
     def close(self) -> None:
         """Give the memory back; closing twice does nothing."""
-        if self._ptr is not None:
-            pointer, self._ptr = self._ptr, None
-            self._view, self._n_outputs = None, 0
-            llama().llama_free(pointer)
-            self.model.disown(self)
+        with self.model.freeing:  # not beside its model's `close` in another thread
+            if self._ptr is not None and not is_left_behind():
+                pointer, self._ptr = self._ptr, None
+                self._view, self._n_outputs = None, 0
+                llama().llama_free(pointer)
+                self.model.disown(self)
 
     def __enter__(self) -> NativeContext:
         return self

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from llamalite.computing import DecodeThread, Users, is_left_behind
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import Header, check, check_adapter
 from llamalite.native import devices, verdict
@@ -76,6 +78,8 @@ class NativeModel:
     `header` is what `check` returned for this file, where the caller has it: it is then not checked again.
     `extra_buffers` lets llama.cpp copy weights into an order made for the processor; None is what
     `llamalite.native.verdict` found to work. A type of weights that this build computes wrongly is ``ModelLoadError``.
+    `thread` is where all contexts of this model decode; models that compute in turns share one, and whoever made it
+    closes it.
     """
 
     def __init__(
@@ -88,9 +92,14 @@ class NativeModel:
         progress: Callable[[float], None] | None = None,
         header: Header | None = None,
         extra_buffers: bool | None = None,
+        thread: DecodeThread | None = None,
     ) -> None:
         self._ptr: Any = None
         self._owned: list[_Freed] = []
+        self._has_own_thread = thread is None
+        self.thread = thread or DecodeThread()
+        self.users = Users()
+        self.freeing = threading.RLock()  # whoever frees the model or a context of it, or tells of a new one
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of one number, found {progress!r:.80}")
@@ -191,20 +200,37 @@ class NativeModel:
 
     def own(self, context: _Freed) -> None:
         """Have `close` close `context` first: llama.cpp's contexts must not outlive their model."""
-        self._owned.append(context)
+        with self.freeing:
+            self._owned.append(context)
 
     def disown(self, context: _Freed) -> None:
         """Forget a context that has closed itself."""
-        self._owned = [one for one in self._owned if one is not context]
+        with self.freeing:
+            self._owned = [one for one in self._owned if one is not context]
+
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Keep this model from being freed inside a short ``with`` block.
+
+        ``ValueError`` once it is closed, ``GenerationCancelled`` while another thread closes it.
+        """
+        self.ptr  # noqa: B018 - refuses a closed model
+        return self.users.hold()
 
     def close(self) -> None:
-        """Give the memory back; closing twice does nothing."""
-        for context in reversed(list(self._owned)):
-            context.close()
-        self._owned.clear()
-        if self._ptr is not None:
-            pointer, self._ptr = self._ptr, None
-            llama().llama_model_free(pointer)
+        """Abort what other threads compute with this model, wait for their end, and give the memory back.
+
+        Closing twice does nothing. ``LlamaliteError`` inside a computation of this thread, such as a callback of it.
+        """
+        self.users.end()
+        with self.freeing:
+            for context in reversed(list(self._owned)):
+                context.close()
+            self._owned.clear()
+            if self._ptr is not None and not is_left_behind():
+                pointer, self._ptr = self._ptr, None
+                llama().llama_model_free(pointer)
+        if self._has_own_thread:
+            self.thread.close()
 
     def __enter__(self) -> NativeModel:
         return self
@@ -255,7 +281,8 @@ class NativeModel:
             ids = np.empty(room, np.int32)
             where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             call = functools.partial(lib.llama_tokenize, vocab, raw, len(raw), where, room, add_special, parse_special)
-            n: int = on_deep_stack(_STACK_A_BYTE * len(raw), call) if self._recurses and len(raw) > 1024 else call()
+            with self.in_use():
+                n: int = on_deep_stack(_STACK_A_BYTE * len(raw), call) if self._recurses and len(raw) > 1024 else call()
             if n >= 0:
                 return ids[:n].copy() if n < room // 2 else ids[:n]
             if n == -(2**31):
@@ -276,7 +303,8 @@ class NativeModel:
         lib, size = llama(), 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n: int = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            with self.in_use():
+                n: int = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
@@ -289,7 +317,8 @@ class NativeModel:
         where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n: int = lib.llama_detokenize(self.vocab, where, len(ids), buffer, size, False, special)
+            with self.in_use():
+                n: int = lib.llama_detokenize(self.vocab, where, len(ids), buffer, size, False, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
@@ -299,7 +328,8 @@ class NativeModel:
         known = self._eog.get(token)
         if known is None:
             self.check_tokens([token])
-            known = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
+            with self.in_use():
+                known = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
         return known
 
     def difference(self, other: NativeModel) -> str | None:
@@ -317,16 +347,18 @@ class NativeModel:
     def control_tokens(self) -> dict[str, int]:
         """Return spelling → id of every control token; built once, in tens of milliseconds for a large vocabulary."""
         if self._control is None:
-            lib, vocab = llama(), self.vocab
-            ids = (i for i in range(self.n_vocab) if lib.llama_vocab_is_control(vocab, i)) if self.has_vocab else ()
-            spelled = {self.token_to_piece(i, special=True).decode("utf-8", "replace"): i for i in ids}
+            with self.in_use():
+                lib, vocab = llama(), self.vocab
+                ids = (i for i in range(self.n_vocab) if lib.llama_vocab_is_control(vocab, i)) if self.has_vocab else ()
+                spelled = {self.token_to_piece(i, special=True).decode("utf-8", "replace"): i for i in ids}
             self._control = {text: i for text, i in spelled.items() if text}
         return self._control
 
     def is_control(self, token: int) -> bool:
         """Tell whether `token` is a control token, which text never spells."""
         self.check_tokens([token])
-        return bool(llama().llama_vocab_is_control(self.vocab, token))
+        with self.in_use():
+            return bool(llama().llama_vocab_is_control(self.vocab, token))
 
 
 @functools.cache

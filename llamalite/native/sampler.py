@@ -228,7 +228,7 @@ def _grammar(model: NativeModel, text: str) -> Any:
         raise ValueError("the grammar holds a NUL character: write it as \\x00")
     _check_repetitions(text)
     lib, vocab, raw = llama(), model.vocab, text.encode()
-    with errors_heard() as heard, stderr_of_c() as written:
+    with model.in_use(), errors_heard() as heard, stderr_of_c() as written:
         grammar = lib.llama_sampler_init_grammar(vocab, raw, b"root")
     # What the parser writes is its reason, and the rest of the grammar after it, line by line.
     why = [line.partition("error parsing grammar: ")[2] for line in written if "error parsing grammar: " in line]
