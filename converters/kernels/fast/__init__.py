@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.converters.kernels.fast.recipes import RECIPES, Recipe
+from llamalite.converters.kernels.fast.contractions import PLAIN, Contraction, by_likelihood
+from llamalite.converters.kernels.fast.recipes import RECIPES, Settings
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import quantize_rows
 from llamalite.quant_types import TensorType
@@ -54,6 +55,7 @@ class Shelf:
         self._made: dict[str, Kernel | None] = {}
         self._n_weights = 0
         self._broken = False
+        self._contractions = by_likelihood()
 
     def expect(self, n_weights: int) -> None:
         self._n_weights += n_weights
@@ -79,13 +81,26 @@ class Shelf:
 
     def make(self, tensor_type: TensorType, mode: str) -> Kernel | None:
         try:
-            return accepted(tensor_type, load(tensor_type.name))
+            return self._chosen(tensor_type)
         except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
             if mode == "fast":
                 raise
             self._broken = True
             _logger.warning("Numba is installed but does not work, so that ggml's kernels are used: %s", error)
             return None
+
+    def _chosen(self, tensor_type: TensorType) -> Kernel | None:
+        """Return the kernel that contracts as ggml does, the contraction that fitted the last type tried first."""
+        recipe = RECIPES[tensor_type.name]
+        for contraction in list(self._contractions) if recipe.contracted else [PLAIN]:
+            kernel = accepted(tensor_type, load(tensor_type.name, contraction))
+            if kernel is not None:
+                if recipe.contracted:
+                    self._contractions.remove(contraction)
+                    self._contractions.insert(0, contraction)
+                return kernel
+        _logger.info("no kernel for %s makes ggml's bytes, so that ggml's own is used", tensor_type.name)
+        return None
 
 
 _shelf = Shelf()
@@ -123,14 +138,15 @@ def numba_is_installed(*, needed: bool = False) -> bool:
 
 
 @functools.cache
-def load(name: str) -> Kernel:
+def load(name: str, how: Contraction) -> Kernel:
     """Return the kernel of the tensor type called `name`, compiled now or by an earlier process; not yet tested."""
     from llamalite.converters.kernels.fast import compiler
 
     recipe = RECIPES[name]
     function = getattr(importlib.import_module(f"{__name__}.{recipe.module}"), recipe.function)
-    compiled = compiler.compiled(function, recipe.plain, weighted=recipe.weighted is not None)
-    return functools.partial(_call, compiled, recipe)
+    plain, weighted = recipe.plain(how), recipe.weighted(how) if recipe.weighted else None
+    compiled = compiler.compiled(function, how, plain, weighted=weighted is not None)
+    return functools.partial(_call, compiled, how, plain, weighted)
 
 
 _NO_IMPORTANCE = np.empty(0, np.float32)
@@ -138,20 +154,22 @@ _NO_IMPORTANCE = np.empty(0, np.float32)
 
 def _call(
     compiled: Callable[..., Any],
-    recipe: Recipe,
+    how: Contraction,
+    plain: Settings,
+    weighted: Settings | None,
     source: Bytes,
     dtype: str,
     n_blocks: int,
     importance: Floats | None,
     out: Bytes,
 ) -> None:
-    start = source, SOURCES[dtype], n_blocks
-    if recipe.weighted is None:
-        compiled(*start, *recipe.plain, out)
+    start = how, source, SOURCES[dtype], n_blocks
+    if weighted is None:
+        compiled(*start, *plain, out)
     elif importance is None:
-        compiled(*start, _room(), _NO_IMPORTANCE, *recipe.plain, out)
+        compiled(*start, _room(), _NO_IMPORTANCE, *plain, out)
     else:
-        compiled(*start, _room(), np.ascontiguousarray(importance), *recipe.weighted, out)
+        compiled(*start, _room(), np.ascontiguousarray(importance), *weighted, out)
 
 
 # The widest search needs about 110 KiB. Not the stack: on Windows that takes a call which compiled code may not find.
@@ -182,7 +200,7 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
         n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
         if n_wrong:
             _logger.info(
-                "%s from %s: %d of %d trial bytes are not ggml's, so that ggml's own kernel is used",
+                "%s from %s: %d of %d trial bytes are not ggml's",
                 *(tensor_type.name, dtype, n_wrong, out.size),
             )
             return None
