@@ -46,6 +46,10 @@ def _contracts(how: Any, place: Any) -> Any:
     return types.boolean(how, place), lambda _builder, _how, _place: ir.Constant(ir.IntType(1), answer)
 
 
+def _without(how: Any, place: Any) -> Any:
+    return How(how.places & ~place.literal_value)(how, place), lambda _builder, how, _place: how
+
+
 def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
     vector = next(one for one in (a, b, c) if isinstance(one, Vector))
     contracted = how.places & place.literal_value
@@ -65,3 +69,4 @@ def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
 # (how, place, a, b, c): a · b + c, of which one or two may be scalars; rounded once if `how` contracts this place
 mul_add = operation(_mul_add, literal=True)
 contracts = operation(_contracts, literal=True)  # (how, place): whether it does
+without = operation(_without, literal=True)  # (how, place): the same, but for this place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamalite.converters.kernels.fast.contractions import SQUARES, STATEMENT
+from llamalite.converters.kernels.fast.contractions import BLOCK_SQUARES, STATEMENT
 from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.tiles import STEP, turn
 from llamalite.converters.kernels.fast.vectors import LANES, floats_at, inlined, load, splat, square_root, store
@@ -41,5 +41,5 @@ def sum_of_squares(how: Any, batch: Any, n: Any, x: Any) -> Any:
         turn(batch, start, n, x)
         for i in range(n):
             v = load(x, i * LANES, LANES)
-            squares = mul_add(how, SQUARES, v, v, squares)
+            squares = mul_add(how, BLOCK_SQUARES, v, v, squares)
     return squares

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import CALLED, SYMMETRIC
+from llamalite.converters.kernels.fast.fused import contracts, without
 from llamalite.converters.kernels.fast.importance import importance_batch
 from llamalite.converters.kernels.fast.rounding import (
     MAGIC,
@@ -92,7 +94,10 @@ def quantize(
                 for i in range(16):
                     v = load(x, i * LANES, LANES)
                     store(weights, i * LANES, v * v)
-            scale, inverse = search_symmetric(how, x, weights, products, 16, 32, candidates)
+            if contracts(how, CALLED) and weighted and j == 0:
+                scale, inverse = search_symmetric(without(how, SYMMETRIC), x, weights, products, 16, 32, candidates)
+            else:
+                scale, inverse = search_symmetric(how, x, weights, products, 16, 32, candidates)
             store(scales, j * LANES, scale)
             store(inverses, j * LANES, inverse)
             store(sizes, j * LANES, absolute(largest_of(x, 16)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamalite.converters.kernels.fast.contractions import LEVELS, RANGES, SECOND, STATEMENT
+from llamalite.converters.kernels.fast.contractions import FIRST_RANGE, LEVELS, RANGES, SECOND, STATEMENT
 from llamalite.converters.kernels.fast.fused import contracts, mul_add
 from llamalite.converters.kernels.fast.rounding import MAGIC, nearest_product
 from llamalite.converters.kernels.fast.vectors import LANES, absolute, bits, inlined, load, select, splat, store
@@ -63,7 +63,7 @@ def search_range(
         level = nearest_product(how, inverse, v - lowest, zero, top) - MAGIC
         difference = mul_add(how, STATEMENT, scale, level, lowest) - v
         difference = absolute(difference) if by_magnitude else difference * difference
-        best = mul_add(how, STATEMENT, load(weights, i * LANES, LANES), difference, best)
+        best = mul_add(how, FIRST_RANGE, load(weights, i * LANES, LANES), difference, best)
 
     for candidate in candidates:
         inverse = splat(candidate, LANES) / (highest - lowest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamalite.converters.kernels.fast.contractions import STATEMENT, SYMMETRIC
+from llamalite.converters.kernels.fast.contractions import FIRST_SYMMETRIC, STATEMENT, SYMMETRIC
 from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.rounding import MAGIC, nearest, nearest_product
 from llamalite.converters.kernels.fast.scales import EPSILON
@@ -55,8 +55,8 @@ def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax
         product = w * v
         store(products, i * LANES, product)
         level = nearest_product(how, inverse, v, low, high) - MAGIC
-        sum_lx = mul_add(how, STATEMENT, product, level, sum_lx)
-        sum_l2 = mul_add(how, STATEMENT, w * level, level, sum_l2)
+        sum_lx = mul_add(how, FIRST_SYMMETRIC, product, level, sum_lx)
+        sum_l2 = mul_add(how, FIRST_SYMMETRIC, w * level, level, sum_l2)
     scale = select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
     best = scale * sum_lx
     best_inverse = inverse
