@@ -2,7 +2,7 @@
 
 ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Along a sub-block
 this search cannot be vectorised without changing the order of its sums, and so the bytes. Across sub-blocks it can:
-each lane has one, and goes through it in the order of the C code. No fast-math, no fused multiply-add.
+each lane has one, and goes through it in the order of the C code. No fast-math.
 
 Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` says what is used:
 
@@ -11,8 +11,10 @@ Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`
 - ``fast``: these kernels from the first row on; without Numba that is an error.
 - ``ggml``: ggml's own.
 
-Before its first use each kernel makes some hundred blocks, ordinary and strange ones, and is used only if they are
-ggml's: a ggml whose compiler contracted multiplications and additions rounds differently, and is the one that counts.
+A compiler may contract a product and a sum into one instruction, which rounds once; so each kernel comes in the ways of
+several compilers (contractions.py). Before its first use a kernel makes some hundred blocks, ordinary and strange ones,
+and is used only if they are ggml's. The first type tries one way after the other, the next begin with the way found.
+Where none fits, ggml's own kernel is used.
 """
 
 from __future__ import annotations
@@ -81,26 +83,13 @@ class Shelf:
 
     def make(self, tensor_type: TensorType, mode: str) -> Kernel | None:
         try:
-            return self._chosen(tensor_type)
+            return chosen(tensor_type, self._contractions)
         except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
             if mode == "fast":
                 raise
             self._broken = True
             _logger.warning("Numba is installed but does not work, so that ggml's kernels are used: %s", error)
             return None
-
-    def _chosen(self, tensor_type: TensorType) -> Kernel | None:
-        """Return the kernel that contracts as ggml does, the contraction that fitted the last type tried first."""
-        recipe = RECIPES[tensor_type.name]
-        for contraction in list(self._contractions) if recipe.contracted else [PLAIN]:
-            kernel = accepted(tensor_type, load(tensor_type.name, contraction))
-            if kernel is not None:
-                if recipe.contracted:
-                    self._contractions.remove(contraction)
-                    self._contractions.insert(0, contraction)
-                return kernel
-        _logger.info("no kernel for %s makes ggml's bytes, so that ggml's own is used", tensor_type.name)
-        return None
 
 
 _shelf = Shelf()
@@ -187,6 +176,31 @@ def _room() -> Bytes:
     return room
 
 
+def chosen(tensor_type: TensorType, contractions: list[Contraction]) -> Kernel | None:
+    """Return the first kernel that makes ggml's bytes on the trial rows, or None.
+
+    Its contraction becomes the first of `contractions`: ggml's other types were compiled by the same compiler.
+    """
+    name = tensor_type.name
+    for contraction in list(contractions) if RECIPES[name].contracted else [PLAIN]:
+        if contraction.places and not _can_fuse():
+            continue
+        kernel = accepted(tensor_type, load(name, contraction))
+        if kernel is not None:
+            if RECIPES[name].contracted:
+                contractions.remove(contraction)
+                contractions.insert(0, contraction)
+            return kernel
+    _logger.info("no fast kernel for %s makes the bytes that this ggml makes, so that ggml's own is used", name)
+    return None
+
+
+def _can_fuse() -> bool:
+    from llamalite.converters.kernels.fast import vectors
+
+    return vectors.HAS_FMA
+
+
 def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
     importance = np.linspace(0.0, 2.0, trial_rows().shape[1], dtype=np.float32)
@@ -199,10 +213,7 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
         kernel(source, dtype, rows.size // tensor_type.block_size, weights, out)
         n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
         if n_wrong:
-            _logger.info(
-                "%s from %s: %d of %d trial bytes are not ggml's",
-                *(tensor_type.name, dtype, n_wrong, out.size),
-            )
+            _logger.debug("%s from %s: %d of %d trial bytes are not ggml's", tensor_type.name, dtype, n_wrong, out.size)
             return None
     return kernel
 
