@@ -7,7 +7,7 @@
 
 A vector is a value, not an array. Operators work lane by lane; a scalar beside a vector is spread over its lanes, as
 float32 or int32. LLVM gives each operation the widest instructions that the processor has. None carries a fast-math
-flag, so that each rounds once, as the same operation in scalar C does; nothing is contracted into a fused multiply-add.
+flag, so that each rounds once, as the same operation in scalar C does; LLVM contracts no product and sum by itself.
 Numba's loop vectoriser could do some of this by itself where it can prove that no two arrays overlap; here there is
 nothing to prove. This module knows nothing of quantization.
 """
