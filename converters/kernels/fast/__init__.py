@@ -2,7 +2,7 @@
 
 ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Along a sub-block
 this search cannot be vectorised without changing the order of its sums, and so the bytes. Across sub-blocks it can:
-each lane has one, and goes through it in the order of the C code. No fast-math, no fused multiply-add.
+each lane has one, and goes through it in the order of the C code. No fast-math.
 
 Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` says what is used:
 
@@ -11,8 +11,10 @@ Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`
 - ``fast``: these kernels from the first row on; without Numba that is an error.
 - ``ggml``: ggml's own.
 
-Before its first use each kernel makes some hundred blocks, ordinary and strange ones, and is used only if they are
-ggml's: a ggml whose compiler contracted multiplications and additions rounds differently, and is the one that counts.
+A compiler may contract a product and a sum into one instruction, which rounds once; so each kernel comes in the ways of
+several compilers (contractions.py). Before its first use a kernel makes some hundred blocks, ordinary and strange ones,
+and is used only if they are ggml's. The first type tries one way after the other, the next begin with the way found.
+Where none fits, ggml's own kernel is used.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.converters.kernels.fast.recipes import RECIPES, Recipe
+from llamalite.converters.kernels.fast.contractions import PLAIN, Contraction, by_likelihood
+from llamalite.converters.kernels.fast.recipes import RECIPES, Settings
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import quantize_rows
 from llamalite.quant_types import TensorType
@@ -54,6 +57,7 @@ class Shelf:
         self._made: dict[str, Kernel | None] = {}
         self._n_weights = 0
         self._broken = False
+        self._contractions = by_likelihood()
 
     def expect(self, n_weights: int) -> None:
         self._n_weights += n_weights
@@ -79,7 +83,7 @@ class Shelf:
 
     def make(self, tensor_type: TensorType, mode: str) -> Kernel | None:
         try:
-            return accepted(tensor_type, load(tensor_type.name))
+            return chosen(tensor_type, self._contractions)
         except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
             if mode == "fast":
                 raise
@@ -123,14 +127,15 @@ def numba_is_installed(*, needed: bool = False) -> bool:
 
 
 @functools.cache
-def load(name: str) -> Kernel:
+def load(name: str, how: Contraction) -> Kernel:
     """Return the kernel of the tensor type called `name`, compiled now or by an earlier process; not yet tested."""
     from llamalite.converters.kernels.fast import compiler
 
     recipe = RECIPES[name]
     function = getattr(importlib.import_module(f"{__name__}.{recipe.module}"), recipe.function)
-    compiled = compiler.compiled(function, recipe.plain, weighted=recipe.weighted is not None)
-    return functools.partial(_call, compiled, recipe)
+    plain, weighted = recipe.plain(how), recipe.weighted(how) if recipe.weighted else None
+    compiled = compiler.compiled(function, how, plain, weighted=weighted is not None)
+    return functools.partial(_call, compiled, how, plain, weighted)
 
 
 _NO_IMPORTANCE = np.empty(0, np.float32)
@@ -138,20 +143,22 @@ _NO_IMPORTANCE = np.empty(0, np.float32)
 
 def _call(
     compiled: Callable[..., Any],
-    recipe: Recipe,
+    how: Contraction,
+    plain: Settings,
+    weighted: Settings | None,
     source: Bytes,
     dtype: str,
     n_blocks: int,
     importance: Floats | None,
     out: Bytes,
 ) -> None:
-    start = source, SOURCES[dtype], n_blocks
-    if recipe.weighted is None:
-        compiled(*start, *recipe.plain, out)
+    start = how, source, SOURCES[dtype], n_blocks
+    if weighted is None:
+        compiled(*start, *plain, out)
     elif importance is None:
-        compiled(*start, _room(), _NO_IMPORTANCE, *recipe.plain, out)
+        compiled(*start, _room(), _NO_IMPORTANCE, *plain, out)
     else:
-        compiled(*start, _room(), np.ascontiguousarray(importance), *recipe.weighted, out)
+        compiled(*start, _room(), np.ascontiguousarray(importance), *weighted, out)
 
 
 # The widest search needs about 110 KiB. Not the stack: on Windows that takes a call which compiled code may not find.
@@ -169,6 +176,31 @@ def _room() -> Bytes:
     return room
 
 
+def chosen(tensor_type: TensorType, contractions: list[Contraction]) -> Kernel | None:
+    """Return the first kernel that makes ggml's bytes on the trial rows, or None.
+
+    Its contraction becomes the first of `contractions`: ggml's other types were compiled by the same compiler.
+    """
+    name = tensor_type.name
+    for contraction in list(contractions) if RECIPES[name].contracted else [PLAIN]:
+        if contraction.places and not _can_fuse():
+            continue
+        kernel = accepted(tensor_type, load(name, contraction))
+        if kernel is not None:
+            if RECIPES[name].contracted:
+                contractions.remove(contraction)
+                contractions.insert(0, contraction)
+            return kernel
+    _logger.info("no fast kernel for %s makes the bytes that this ggml makes, so that ggml's own is used", name)
+    return None
+
+
+def _can_fuse() -> bool:
+    from llamalite.converters.kernels.fast import vectors
+
+    return vectors.HAS_FMA
+
+
 def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
     importance = np.linspace(0.0, 2.0, trial_rows().shape[1], dtype=np.float32)
@@ -181,10 +213,7 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
         kernel(source, dtype, rows.size // tensor_type.block_size, weights, out)
         n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
         if n_wrong:
-            _logger.info(
-                "%s from %s: %d of %d trial bytes are not ggml's, so that ggml's own kernel is used",
-                *(tensor_type.name, dtype, n_wrong, out.size),
-            )
+            _logger.debug("%s from %s: %d of %d trial bytes are not ggml's", tensor_type.name, dtype, n_wrong, out.size)
             return None
     return kernel
 

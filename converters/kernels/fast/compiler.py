@@ -20,6 +20,8 @@ from typing import Any
 import numba
 from numba import types
 
+from llamalite.converters.kernels.fast.contractions import Contraction
+
 _logger = logging.getLogger(__name__)
 
 _BYTES = types.Array(types.uint8, 1, "C")
@@ -27,14 +29,16 @@ _READ_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _READ_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 
 
-def compiled(function: Callable[..., Any], settings: tuple[Any, ...], *, weighted: bool) -> Callable[..., Any]:
-    """Compile a kernel: (source, kind, n_blocks, room and importance if it is `weighted`, its settings, out).
+def compiled(
+    function: Callable[..., Any], how: Contraction, settings: tuple[Any, ...], *, weighted: bool
+) -> Callable[..., Any]:
+    """Compile a kernel: (how, source, kind, n_blocks, room and importance if it is `weighted`, its settings, out).
 
-    Source, room and out are bytes, importance and settings float32, the rest integers.
+    `how` is a `Contraction`; source, room and out are bytes, importance and settings float32, the rest integers.
 
     It runs without the GIL and has no fast-math. Where no folder can be written to it is compiled in every process.
     """
-    arguments = [_READ_BYTES, types.int64, types.int64]
+    arguments = [numba.typeof(how), _READ_BYTES, types.int64, types.int64]
     arguments += [_BYTES, _READ_FLOATS] if weighted else []
     arguments += [types.int64 if isinstance(setting, int) else _READ_FLOATS for setting in settings]
     return _compiled(function, types.void(*arguments, _BYTES))

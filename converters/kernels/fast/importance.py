@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import BLOCK_SQUARES, STATEMENT
+from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.tiles import STEP, turn
 from llamalite.converters.kernels.fast.vectors import LANES, floats_at, inlined, load, splat, square_root, store
 
@@ -20,24 +22,24 @@ def importance_batch(importance: Any, first: Any, batch: Any) -> None:
 
 
 @inlined
-def weigh(x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
+def weigh(how: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
     """Write importance · √(sigma2 + x²) to `weights`, all [n, LANES], and return its sum over n."""
     total = splat(0.0, LANES)
     for i in range(n):
         v = load(x, i * LANES, LANES)
-        w = load(importances, i * LANES, LANES) * square_root(sigma2 + v * v)
+        w = load(importances, i * LANES, LANES) * square_root(mul_add(how, STATEMENT, v, v, sigma2))
         store(weights, i * LANES, w)
         total = total + w
     return total
 
 
 @inlined
-def sum_of_squares(batch: Any, n: Any, x: Any) -> Any:
+def sum_of_squares(how: Any, batch: Any, n: Any, x: Any) -> Any:
     """The sum of the squares of each block of a batch, added up in order; `x` is room for a tile of `n`."""
     squares = splat(0.0, LANES)
     for start in range(0, 256, n):
         turn(batch, start, n, x)
         for i in range(n):
             v = load(x, i * LANES, LANES)
-            squares = squares + v * v
+            squares = mul_add(how, BLOCK_SQUARES, v, v, squares)
     return squares

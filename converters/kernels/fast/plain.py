@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import ACROSS
+from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.rounding import halves
 from llamalite.converters.kernels.fast.tiles import load_weights
 from llamalite.converters.kernels.fast.vectors import (
@@ -48,21 +50,21 @@ def _pack_scales(d: Any, inverses: Any, header: Any) -> None:
     store(inverses, 0, select(d != 0.0, splat(1.0, LANES) / d, 0.0))
 
 
-def widen(source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+def widen(_how: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
     """Write `n_weights`, a multiple of 32, to `out` as float32."""
     weights = floats_at(out.ctypes.data)
     for at in range(0, n_weights, 32):
         store(weights, at, load_weights(source, kind, at))
 
 
-def narrow(source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+def narrow(_how: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
     """Write `n_weights`, a multiple of 32, to `out` as 16-bit floats (``ggml_fp32_to_fp16_row``, ggml.c)."""
     words = shorts_at(out.ctypes.data)
     for at in range(0, n_weights, 32):
         store(words, at, low_shorts(halves(load_weights(source, kind, at))))
 
 
-def quantize_q8_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
+def quantize_q8_0(_how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
     """Quantize `n_blocks` blocks of 32 weights to `out`."""
     values, header = scratch_floats(LANES), scratch_bytes(_HEADER)
     blocks = bytes_at(out.ctypes.data)
@@ -83,7 +85,7 @@ def quantize_q8_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
             store(blocks, base + 2, low_bytes(truncate(v + half)))
 
 
-def quantize_q4_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
+def quantize_q4_0(how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
     """Quantize `n_blocks` blocks of 32 weights to `out`."""
     values, header = scratch_floats(LANES), scratch_bytes(_HEADER)
     blocks = bytes_at(out.ctypes.data)
@@ -99,8 +101,8 @@ def quantize_q4_0(source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
             values[block] = -largest if negative else largest
         _pack_scales(load(values, 0, LANES) / -8.0, values, header)
         for block in range(count):
-            v = load_weights(source, kind, (first + block) * 32) * splat(values[block], 32)
-            level = low_bytes(truncate(v + 8.5))
+            v = load_weights(source, kind, (first + block) * 32)
+            level = low_bytes(truncate(mul_add(how, ACROSS, v, splat(values[block], 32), 8.5)))
             level = select(level < 15, level, 15)  # bytes are compared as signed ones
             base = (first + block) * 18
             blocks[base] = header[block]

@@ -11,7 +11,7 @@ from typing import Any
 
 from llamalite.converters.kernels.fast.importance import importance_batch, sum_of_squares, weigh
 from llamalite.converters.kernels.fast.ranges import search_range
-from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, widen_halves
+from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, nearest_product, widen_halves
 from llamalite.converters.kernels.fast.scales import fit_scales, round_scales
 from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
 from llamalite.converters.kernels.fast.vectors import (
@@ -53,7 +53,9 @@ def _pack_scales(d: Any, m: Any, scales: Any, minima: Any, header: Any) -> None:
         store(minima, j * LANES, m * floats((both >> 4) & 15))
 
 
-def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any) -> None:
+def quantize(
+    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
+) -> None:
     """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
     # The room is divided up: each part begins where the one before it ends.
     batch = floats_at(room.ctypes.data)
@@ -75,23 +77,23 @@ def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, 
         sigma2 = splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(batch, 16, x) / 256.0
+            sigma2 = sum_of_squares(how, batch, 16, x) / 256.0
         for j in range(16):
             turn(batch, j * 16, 16, x)
             if weighted:
                 turn(importances, j * 16, 16, rounded)
-                store(sums, j * LANES, weigh(x, rounded, 16, sigma2, weights))
-                search_range(x, weights, rounded, from_index(found, j * LANES), _SUBS, 16, 3, candidates, False)
+                store(sums, j * LANES, weigh(how, x, rounded, 16, sigma2, weights))
+                search_range(how, x, weights, rounded, from_index(found, j * LANES), _SUBS, 16, 3, candidates, False)
             else:
                 for i in range(16):
                     store(weights, i * LANES, absolute(load(x, i * LANES, LANES)))
-                search_range(x, weights, rounded, from_index(found, j * LANES), _SUBS, 16, 3, candidates, True)
+                search_range(how, x, weights, rounded, from_index(found, j * LANES), _SUBS, 16, 3, candidates, True)
         if weighted:
-            d = fit_scales(found, sums, 16, 15, scales)
-            m = fit_scales(from_index(found, _SUBS), sums, 16, 15, minima)
+            d = fit_scales(how, found, sums, 16, 15, scales)
+            m = fit_scales(how, from_index(found, _SUBS), sums, 16, 15, minima)
         else:
-            d = round_scales(found, 16, 15, scales)
-            m = round_scales(from_index(found, _SUBS), 16, 15, minima)
+            d = round_scales(how, found, 16, 15, scales)
+            m = round_scales(how, from_index(found, _SUBS), 16, 15, minima)
         _pack_scales(d, m, scales, minima, header)
         for block in range(count):
             base = (first + block) * 84
@@ -99,10 +101,11 @@ def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, 
                 s = j * LANES + block
                 v = load(batch, block * STEP + j * 16, 16)
                 if scales[s] != 0.0:
-                    v = (v + splat(minima[s], 16)) / splat(scales[s], 16)
+                    v = nearest((v + splat(minima[s], 16)) / splat(scales[s], 16), MAGIC, MAGIC + 3)
                 else:
-                    v = (v - splat(found[3 * _SUBS + s], 16)) * splat(found[2 * _SUBS + s], 16)
-                store(levels, j * 16, low_bytes(bits_of_floats(nearest(v, MAGIC, MAGIC + 3))))
+                    inverse, lowest = splat(found[2 * _SUBS + s], 16), splat(found[3 * _SUBS + s], 16)
+                    v = nearest_product(how, inverse, v - lowest, MAGIC, MAGIC + 3)
+                store(levels, j * 16, low_bytes(bits_of_floats(v)))
                 blocks[base + j] = header[s]
             for half in range(2):
                 a, b = load(levels, half * 128, 32), load(levels, half * 128 + 32, 32)

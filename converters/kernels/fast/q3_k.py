@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from llamalite.converters.kernels.fast.importance import importance_batch, sum_of_squares, weigh
-from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, nearest_int, widen_halves
+from llamalite.converters.kernels.fast.rounding import (
+    MAGIC,
+    halves,
+    nearest,
+    nearest_int_product,
+    nearest_product,
+    widen_halves,
+)
 from llamalite.converters.kernels.fast.scales import EPSILON
 from llamalite.converters.kernels.fast.symmetric import descend, largest_of, search_symmetric
 from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
@@ -39,13 +46,13 @@ _LEVELS = LANES * 256
 
 
 @inlined
-def _round_scales(scales: Any, rounded: Any) -> Any:
+def _round_scales(how: Any, scales: Any, rounded: Any) -> Any:
     """Write each scale as a part of the largest, 0…63 for −32…31, to `rounded`, as floats; return the factor."""
     largest = largest_of(scales, 16)
     none = largest == 0.0
     inverse = splat(-32.0, LANES) / largest
     for j in range(16):
-        level = ((nearest_int(inverse * load(scales, j * LANES, LANES)) & 0xFF) ^ 0x80) - 0x80
+        level = ((nearest_int_product(how, inverse, load(scales, j * LANES, LANES)) & 0xFF) ^ 0x80) - 0x80
         level = select(level < 31, level, 31)
         level = select(level > -32, level, -32) + 32
         store(rounded, j * LANES, select(none, 0.0, floats(level)))
@@ -53,12 +60,12 @@ def _round_scales(scales: Any, rounded: Any) -> Any:
 
 
 @inlined
-def _search_scales(scales: Any, sums: Any, products: Any, candidates: Any, rounded: Any) -> Any:
+def _search_scales(how: Any, scales: Any, sums: Any, products: Any, candidates: Any, rounded: Any) -> Any:
     """The same, by a search for the best factor: the scales of the weights are themselves quantized as weights are."""
-    factor, inverse = search_symmetric(scales, sums, products, 16, 32, candidates)
+    factor, inverse = search_symmetric(how, scales, sums, products, 16, 32, candidates)
     empty = absolute(largest_of(scales, 16)) < EPSILON
     for j in range(16):
-        level = nearest(inverse * load(scales, j * LANES, LANES), MAGIC - 32, MAGIC + 31) - (MAGIC - 32)
+        level = nearest_product(how, inverse, load(scales, j * LANES, LANES), MAGIC - 32, MAGIC + 31) - (MAGIC - 32)
         store(rounded, j * LANES, select(empty, 0.0, level))
     return factor
 
@@ -92,7 +99,15 @@ def _keep_levels(values: Any, low: Any, sizes: Any, j: Any, levels: Any) -> None
 
 
 def quantize(
-    source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, scale_candidates: Any, out: Any
+    how: Any,
+    source: Any,
+    kind: Any,
+    n_blocks: Any,
+    room: Any,
+    importance: Any,
+    candidates: Any,
+    scale_candidates: Any,
+    out: Any,
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
     # The room is divided up: each part begins where the one before it ends.
@@ -115,24 +130,24 @@ def quantize(
         sigma2 = splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(batch, 16, x) * 2.0 / 256.0
+            sigma2 = sum_of_squares(how, batch, 16, x) * 2.0 / 256.0
         for j in range(16):
             turn(batch, j * 16, 16, x)
             if weighted:
                 turn(importances, j * 16, 16, rounded)
-                store(sums, j * LANES, weigh(x, rounded, 16, sigma2, weights))
-                scale, inverse = search_symmetric(x, weights, rounded, 16, 4, candidates)
+                store(sums, j * LANES, weigh(how, x, rounded, 16, sigma2, weights))
+                scale, inverse = search_symmetric(how, x, weights, rounded, 16, 4, candidates)
                 for i in range(16):
-                    level = nearest(inverse * load(x, i * LANES, LANES), MAGIC - 4, MAGIC + 3) - MAGIC
+                    level = nearest_product(how, inverse, load(x, i * LANES, LANES), MAGIC - 4, MAGIC + 3) - MAGIC
                     store(rounded, i * LANES, level)
             else:
-                scale = descend(x, rounded, 16, 4)
+                scale = descend(how, x, rounded, 16, 4)
             store(scales, j * LANES, scale)
             _keep_levels(rounded, -4.0, absolute(largest_of(x, 16)), j, searched)
         if weighted:
-            d = _search_scales(scales, sums, rounded, scale_candidates, scale_levels)
+            d = _search_scales(how, scales, sums, rounded, scale_candidates, scale_levels)
         else:
-            d = _round_scales(scales, scale_levels)
+            d = _round_scales(how, scales, scale_levels)
         _pack_scales(d, scale_levels, header, scales)
         for block in range(count):
             base = (first + block) * 110

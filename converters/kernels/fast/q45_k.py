@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import SQUARES
+from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.importance import importance_batch, sum_of_squares, weigh
 from llamalite.converters.kernels.fast.ranges import search_range
-from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, widen_halves
+from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, nearest_product, widen_halves
 from llamalite.converters.kernels.fast.scales import fit_scales, round_scales
 from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
 from llamalite.converters.kernels.fast.vectors import (
@@ -40,11 +42,11 @@ _HEADER = LANES * 16
 
 
 @inlined
-def _plain_weights(x: Any, weights: Any) -> None:
+def _plain_weights(how: Any, x: Any, weights: Any) -> None:
     squares = splat(0.0, LANES)
     for i in range(32):
         v = load(x, i * LANES, LANES)
-        squares = squares + v * v
+        squares = mul_add(how, SQUARES, v, v, squares)
     average = square_root(squares / 32.0)
     for i in range(32):
         store(weights, i * LANES, average + absolute(load(x, i * LANES, LANES)))
@@ -82,15 +84,18 @@ def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: A
 
 
 @inlined
-def _round(batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
+def _round(how: Any, batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
     """32 weights as integers in 0…nmax: for the scale as it is stored; where that is 0, as the search had them."""
     v = load(batch, at, 32)
-    v = (v + splat(m, 32)) / splat(d, 32) if d != 0.0 else (v - splat(lowest, 32)) * splat(inverse, 32)
-    return low_bytes(bits_of_floats(nearest(v, MAGIC, MAGIC + nmax)))
+    if d != 0.0:
+        v = nearest((v + splat(m, 32)) / splat(d, 32), MAGIC, MAGIC + nmax)
+    else:
+        v = nearest_product(how, splat(inverse, 32), v - splat(lowest, 32), MAGIC, MAGIC + nmax)
+    return low_bytes(bits_of_floats(v))
 
 
 def quantize(
-    source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, nmax: Any, candidates: Any, out: Any
+    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, nmax: Any, candidates: Any, out: Any
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31.
 
@@ -117,21 +122,21 @@ def quantize(
         sigma2 = splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(batch, 32, x) * 2.0 / 256.0
+            sigma2 = sum_of_squares(how, batch, 32, x) * 2.0 / 256.0
         for j in range(8):
             turn(batch, j * 32, 32, x)
             if weighted:
                 turn(importances, j * 32, 32, levels)
-                store(sums, j * LANES, weigh(x, levels, 32, sigma2, weights))
+                store(sums, j * LANES, weigh(how, x, levels, 32, sigma2, weights))
             else:
-                _plain_weights(x, weights)
-            search_range(x, weights, levels, from_index(found, j * LANES), _SUBS, 32, nmax, candidates, False)
+                _plain_weights(how, x, weights)
+            search_range(how, x, weights, levels, from_index(found, j * LANES), _SUBS, 32, nmax, candidates, False)
         if weighted:
-            d = fit_scales(found, sums, 8, 63, scales)
-            m = fit_scales(from_index(found, _SUBS), sums, 8, 63, minima)
+            d = fit_scales(how, found, sums, 8, 63, scales)
+            m = fit_scales(how, from_index(found, _SUBS), sums, 8, 63, minima)
         else:
-            d = round_scales(found, 8, 63, scales)
-            m = round_scales(from_index(found, _SUBS), 8, 63, minima)
+            d = round_scales(how, found, 8, 63, scales)
+            m = round_scales(how, from_index(found, _SUBS), 8, 63, minima)
         _pack_header(d, m, scales, minima, 255 if weighted and not five else 63, header)
         for block in range(count):
             base = (first + block) * (low_bits + 128)
@@ -141,9 +146,9 @@ def quantize(
                 s = j * LANES + block
                 at = block * STEP + j * 32
                 inverse, lowest = 2 * _SUBS + s, 3 * _SUBS + s
-                even = _round(batch, at, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                even = _round(how, batch, at, scales[s], minima[s], found[inverse], found[lowest], nmax)
                 s, inverse, lowest = s + LANES, inverse + LANES, lowest + LANES
-                odd = _round(batch, at + 32, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                odd = _round(how, batch, at + 32, scales[s], minima[s], found[inverse], found[lowest], nmax)
                 if five:
                     high = ((even >> 4) << j) | ((odd >> 4) << (j + 1))
                     store(blocks, base + 16, high if j == 0 else load(blocks, base + 16, 32) | high)

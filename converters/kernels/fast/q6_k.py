@@ -9,8 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import CALLED, SYMMETRIC
+from llamalite.converters.kernels.fast.fused import contracts, without
 from llamalite.converters.kernels.fast.importance import importance_batch
-from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, nearest_int, widen_halves
+from llamalite.converters.kernels.fast.rounding import (
+    MAGIC,
+    halves,
+    nearest,
+    nearest_int_product,
+    nearest_product,
+    widen_halves,
+)
 from llamalite.converters.kernels.fast.scales import EPSILON
 from llamalite.converters.kernels.fast.symmetric import largest_of, search_symmetric
 from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
@@ -37,7 +46,7 @@ _HEADER = LANES * 18
 
 
 @inlined
-def _pack_scales(scales: Any, sizes: Any, header: Any) -> None:
+def _pack_scales(how: Any, scales: Any, sizes: Any, header: Any) -> None:
     """Write the last 18 bytes of each block to `header` [18, LANES]; `scales` become d·scale."""
     largest = largest_of(scales, 16)
     empty = absolute(largest) < EPSILON
@@ -47,7 +56,7 @@ def _pack_scales(scales: Any, sizes: Any, header: Any) -> None:
     store(header, 16 * LANES, low_bytes(d_word))
     store(header, 17 * LANES, low_bytes(d_word >> 8))
     for j in range(16):
-        level = nearest_int(inverse * load(scales, j * LANES, LANES))
+        level = nearest_int_product(how, inverse, load(scales, j * LANES, LANES))
         level = select(empty, 0, select(level < 127, level, 127))
         store(header, j * LANES, low_bytes(level))
         signed = ((level & 0xFF) ^ 0x80) - 0x80
@@ -55,7 +64,9 @@ def _pack_scales(scales: Any, sizes: Any, header: Any) -> None:
         store(sizes, j * LANES, select(empty, 0.0, load(sizes, j * LANES, LANES)))
 
 
-def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any) -> None:
+def quantize(
+    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
+) -> None:
     """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
     # The room is divided up: each part begins where the one before it ends.
     batch = floats_at(room.ctypes.data)
@@ -83,17 +94,23 @@ def quantize(source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, 
                 for i in range(16):
                     v = load(x, i * LANES, LANES)
                     store(weights, i * LANES, v * v)
-            scale, inverse = search_symmetric(x, weights, products, 16, 32, candidates)
+            if contracts(how, CALLED) and weighted and j == 0:
+                scale, inverse = search_symmetric(without(how, SYMMETRIC), x, weights, products, 16, 32, candidates)
+            else:
+                scale, inverse = search_symmetric(how, x, weights, products, 16, 32, candidates)
             store(scales, j * LANES, scale)
             store(inverses, j * LANES, inverse)
             store(sizes, j * LANES, absolute(largest_of(x, 16)))
-        _pack_scales(scales, sizes, header)
+        _pack_scales(how, scales, sizes, header)
         for block in range(count):
             for j in range(16):
                 s = j * LANES + block
                 v = load(batch, block * STEP + j * 16, 16)
-                v = v / splat(scales[s], 16) if scales[s] != 0.0 else v * splat(inverses[s], 16)
-                rounded = low_bytes(bits_of_floats(nearest(v, MAGIC - 32, MAGIC + 31))) + 32
+                if scales[s] != 0.0:
+                    v = nearest(v / splat(scales[s], 16), MAGIC - 32, MAGIC + 31)
+                else:
+                    v = nearest_product(how, splat(inverses[s], 16), v, MAGIC - 32, MAGIC + 31)
+                rounded = low_bytes(bits_of_floats(v)) + 32
                 if scales[s] == 0.0 and sizes[s] < EPSILON:
                     rounded = rounded & 0
                 store(levels, j * 16, rounded)

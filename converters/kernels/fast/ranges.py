@@ -11,13 +11,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamalite.converters.kernels.fast.rounding import MAGIC, nearest
+from llamalite.converters.kernels.fast.contractions import FIRST_RANGE, LEVELS, RANGES, SECOND, STATEMENT
+from llamalite.converters.kernels.fast.fused import contracts, mul_add
+from llamalite.converters.kernels.fast.rounding import MAGIC, nearest_product
 from llamalite.converters.kernels.fast.vectors import LANES, absolute, bits, inlined, load, select, splat, store
 
 
 @inlined
 def search_range(
-    x: Any, weights: Any, levels: Any, found: Any, step: Any, n: Any, nmax: Any, candidates: Any, by_magnitude: Any
+    how: Any,
+    x: Any,
+    weights: Any,
+    levels: Any,
+    found: Any,
+    step: Any,
+    n: Any,
+    nmax: Any,
+    candidates: Any,
+    by_magnitude: Any,
 ) -> None:
     """Find scale and minimum of LANES sub-blocks of `n` weights; `x`, `weights` and `levels` are float32 [n, LANES].
 
@@ -37,7 +48,7 @@ def search_range(
         lowest = select(v < lowest, v, lowest)
         highest = select(v > highest, v, highest)
         sum_w = sum_w + w
-        sum_x = sum_x + w * v
+        sum_x = mul_add(how, STATEMENT, w, v, sum_x)
     lowest = select(lowest > 0.0, 0.0, lowest)
     flat = highest == lowest
     flat_minimum = lowest
@@ -49,10 +60,10 @@ def search_range(
     best = splat(0.0, LANES)
     for i in range(n):
         v = load(x, i * LANES, LANES)
-        level = nearest(inverse * (v - lowest), zero, top) - MAGIC
-        difference = scale * level + lowest - v
+        level = nearest_product(how, inverse, v - lowest, zero, top) - MAGIC
+        difference = mul_add(how, STATEMENT, scale, level, lowest) - v
         difference = absolute(difference) if by_magnitude else difference * difference
-        best = best + load(weights, i * LANES, LANES) * difference
+        best = mul_add(how, FIRST_RANGE, load(weights, i * LANES, LANES), difference, best)
 
     for candidate in candidates:
         inverse = splat(candidate, LANES) / (highest - lowest)
@@ -61,24 +72,29 @@ def search_range(
         sum_xl = splat(0.0, LANES)
         for i in range(n):
             v = load(x, i * LANES, LANES)
-            level = nearest(inverse * (v - lowest), zero, top) - MAGIC
+            level = nearest_product(how, inverse, v - lowest, zero, top) - MAGIC
             store(levels, i * LANES, level)
-            weighted = load(weights, i * LANES, LANES) * level
-            sum_l = sum_l + weighted
-            sum_l2 = sum_l2 + weighted * level
-            sum_xl = sum_xl + weighted * v
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        new_lowest = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+            w = load(weights, i * LANES, LANES)
+            weighted = w * level
+            sum_l = mul_add(how, LEVELS, w, level, sum_l)
+            sum_l2 = mul_add(how, RANGES, weighted, level, sum_l2)
+            sum_xl = mul_add(how, RANGES, weighted, v, sum_xl)
+        determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
+        if contracts(how, SECOND):
+            new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
+        else:
+            new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
+        new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
         above = new_lowest > 0.0
         if bits(above):
             new_lowest = select(above, 0.0, new_lowest)
             new_scale = select(above, sum_xl / sum_l2, new_scale)
         error = splat(0.0, LANES)
         for i in range(n):
-            difference = new_scale * load(levels, i * LANES, LANES) + new_lowest - load(x, i * LANES, LANES)
+            difference = mul_add(how, STATEMENT, new_scale, load(levels, i * LANES, LANES), new_lowest)
+            difference = difference - load(x, i * LANES, LANES)
             difference = absolute(difference) if by_magnitude else difference * difference
-            error = error + load(weights, i * LANES, LANES) * difference
+            error = mul_add(how, STATEMENT, load(weights, i * LANES, LANES), difference, error)
         better = (determinant > 0.0) & (error < best)
         best = select(better, error, best)
         best_inverse = select(better, inverse, best_inverse)

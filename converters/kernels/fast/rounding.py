@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast.contractions import ACROSS
+from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.vectors import absolute, bits_of_floats, floats_of_bits, inlined, select
 
 MAGIC = 12582912.0  # 1.5 * 2**23: a float of that size has no fraction bits, and its low byte counts up by one
@@ -16,7 +18,18 @@ def nearest(values: Any, low: Any, high: Any) -> Any:
     This is ``MAX(low, MIN(high, nearest_int(x)))`` of ggml-quants.c for every x: NaN, infinities and what is too large
     for nearest_int wrap around as they do there. The low byte of the result's bits is that of the integer.
     """
-    summed = floats_of_bits((bits_of_floats(values + MAGIC) & 0x007FFFFF) | 0x4B000000)
+    return _clamped(values + MAGIC, low, high)
+
+
+@inlined
+def nearest_product(how: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
+    """The same for x = a · b."""
+    return _clamped(mul_add(how, ACROSS, a, b, MAGIC), low, high)
+
+
+@inlined
+def _clamped(summed: Any, low: Any, high: Any) -> Any:
+    summed = floats_of_bits((bits_of_floats(summed) & 0x007FFFFF) | 0x4B000000)
     summed = select(summed > low, summed, low)
     return select(summed < high, summed, high)
 
@@ -25,6 +38,12 @@ def nearest(values: Any, low: Any, high: Any) -> Any:
 def nearest_int(values: Any) -> Any:
     """f32 `values` rounded to nearest even, as i32 (``nearest_int``, ggml-quants.c)."""
     return (bits_of_floats(values + MAGIC) & 0x007FFFFF) - 0x00400000
+
+
+@inlined
+def nearest_int_product(how: Any, a: Any, b: Any) -> Any:
+    """The same for a · b."""
+    return (bits_of_floats(mul_add(how, ACROSS, a, b, MAGIC)) & 0x007FFFFF) - 0x00400000
 
 
 @inlined

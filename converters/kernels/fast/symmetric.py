@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llamalite.converters.kernels.fast.rounding import MAGIC, nearest
+from llamalite.converters.kernels.fast.contractions import FIRST_SYMMETRIC, STATEMENT, SYMMETRIC
+from llamalite.converters.kernels.fast.fused import mul_add
+from llamalite.converters.kernels.fast.rounding import MAGIC, nearest, nearest_product
 from llamalite.converters.kernels.fast.scales import EPSILON
 from llamalite.converters.kernels.fast.vectors import (
     LANES,
@@ -36,7 +38,7 @@ def largest_of(x: Any, n: Any) -> Any:
 
 
 @inlined
-def search_symmetric(x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
+def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
     """Find the scale of LANES sub-blocks of `n` values; `x`, `weights` and `products` (room) are float32 [n, LANES].
 
     Returns the scale, and the inverse scale with which the values were rounded best: ``make_qx_quants`` with weights
@@ -52,9 +54,9 @@ def search_symmetric(x: Any, weights: Any, products: Any, n: Any, nmax: Any, can
         w = load(weights, i * LANES, LANES)
         product = w * v
         store(products, i * LANES, product)
-        level = nearest(inverse * v, low, high) - MAGIC
-        sum_lx = sum_lx + product * level
-        sum_l2 = sum_l2 + w * level * level
+        level = nearest_product(how, inverse, v, low, high) - MAGIC
+        sum_lx = mul_add(how, FIRST_SYMMETRIC, product, level, sum_lx)
+        sum_l2 = mul_add(how, FIRST_SYMMETRIC, w * level, level, sum_l2)
     scale = select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
     best = scale * sum_lx
     best_inverse = inverse
@@ -63,9 +65,9 @@ def search_symmetric(x: Any, weights: Any, products: Any, n: Any, nmax: Any, can
         sum_lx = splat(0.0, LANES)
         sum_l2 = splat(0.0, LANES)
         for i in range(n):
-            level = nearest(inverse * load(x, i * LANES, LANES), low, high) - MAGIC
-            sum_lx = sum_lx + load(products, i * LANES, LANES) * level
-            sum_l2 = sum_l2 + load(weights, i * LANES, LANES) * level * level
+            level = nearest_product(how, inverse, load(x, i * LANES, LANES), low, high) - MAGIC
+            sum_lx = mul_add(how, SYMMETRIC, load(products, i * LANES, LANES), level, sum_lx)
+            sum_l2 = mul_add(how, SYMMETRIC, load(weights, i * LANES, LANES) * level, level, sum_l2)
         better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
         if bits(better):
             scale = select(better, sum_lx / sum_l2, scale)
@@ -75,7 +77,7 @@ def search_symmetric(x: Any, weights: Any, products: Any, n: Any, nmax: Any, can
 
 
 @inlined
-def descend(x: Any, levels: Any, n: Any, nmax: Any) -> Any:
+def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
     """Find the scale of LANES sub-blocks of `n` values, one level after the other: ``make_q3_quants`` (ggml-quants.c).
 
     Writes the levels, −nmax…nmax − 1, to `levels`, float32 [n, LANES] as `x`, and returns the scale.
@@ -88,10 +90,10 @@ def descend(x: Any, levels: Any, n: Any, nmax: Any) -> Any:
     for i in range(n):
         v = load(x, i * LANES, LANES)
         w = v * v
-        level = nearest(inverse * v, low, high) - MAGIC
+        level = nearest_product(how, inverse, v, low, high) - MAGIC
         store(levels, i * LANES, level)
-        sum_lx = sum_lx + w * v * level
-        sum_l2 = sum_l2 + w * level * level
+        sum_lx = mul_add(how, STATEMENT, w * v, level, sum_lx)
+        sum_l2 = mul_add(how, STATEMENT, w * level, level, sum_l2)
     for _ in range(5):
         # A lane in which no level moved stays as it is from then on, as if it had stopped.
         moved = inverse < inverse
@@ -99,11 +101,11 @@ def descend(x: Any, levels: Any, n: Any, nmax: Any) -> Any:
             v = load(x, i * LANES, LANES)
             w = v * v
             level = load(levels, i * LANES, LANES)
-            lx = sum_lx - w * v * level
-            l2 = sum_l2 - w * level * level
+            lx = mul_add(how, STATEMENT, -(w * v), level, sum_lx)
+            l2 = mul_add(how, STATEMENT, -(w * level), level, sum_l2)
             new = nearest(v * l2 / lx, low, high) - MAGIC
-            new_lx = lx + w * v * new
-            new_l2 = l2 + w * new * new
+            new_lx = mul_add(how, STATEMENT, w * v, new, lx)
+            new_l2 = mul_add(how, STATEMENT, w * new, new, l2)
             better = (lx > 0.0) & (new != level) & (new_l2 > 0.0)
             better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
             store(levels, i * LANES, select(better, new, level))

@@ -7,7 +7,7 @@
 
 A vector is a value, not an array. Operators work lane by lane; a scalar beside a vector is spread over its lanes, as
 float32 or int32. LLVM gives each operation the widest instructions that the processor has. None carries a fast-math
-flag, so that each rounds once, as the same operation in scalar C does; nothing is contracted into a fused multiply-add.
+flag, so that each rounds once, as the same operation in scalar C does; LLVM contracts no product and sum by itself.
 Numba's loop vectoriser could do some of this by itself where it can prove that no two arrays overlap; here there is
 nothing to prove. This module knows nothing of quantization.
 """
@@ -90,7 +90,7 @@ def operation(rule: Callable[..., Any], *, literal: bool = False) -> Callable[..
 # --- operators
 
 
-def _spread(builder: ir.IRBuilder, value: ir.Value, vector: Vector) -> ir.Value:
+def spread(builder: ir.IRBuilder, value: ir.Value, vector: Vector) -> ir.Value:
     """`value` itself if it is a vector, else a vector with `value` in every lane."""
     if isinstance(value.type, ir.VectorType):
         return value
@@ -142,7 +142,7 @@ def _register(symbol: Any, result: Callable[[Vector], Vector], emit: Callable[..
     def lower(_context: Any, builder: ir.IRBuilder, declared: Any, values: Any) -> ir.Value:
         vector = _common(*declared.args)
         assert vector is not None
-        return emit(builder, vector, *(_spread(builder, value, vector) for value in values))
+        return emit(builder, vector, *(spread(builder, value, vector) for value in values))
 
     infer_global(symbol)(Template)
     for pair in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
@@ -171,19 +171,30 @@ for _symbol, _sign in _COMPARISONS.items():
     _register(_symbol, lambda vector: Vector("mask", vector.lanes), _comparison(_sign))
 
 
+@infer_global(operator.neg)
+class _Negation(AbstractTemplate):  # type: ignore[misc]
+    def generic(self, args: Any, kws: Any) -> Any:
+        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
+
+
+@lower_builtin(operator.neg, Vector)  # type: ignore[untyped-decorator]
+def _negated(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
+    return builder.fneg(values[0])
+
+
 def _select(mask: Any, yes: Any, no: Any) -> Any:
     vector = _common(yes, no)
     assert vector is not None
 
     def emit(builder: ir.IRBuilder, condition: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        return builder.select(condition, _spread(builder, a, vector), _spread(builder, b, vector))
+        return builder.select(condition, spread(builder, a, vector), spread(builder, b, vector))
 
     return vector(mask, _cast(yes, vector), _cast(no, vector)), emit
 
 
 def _splat(_scalar: Any, lanes: Any) -> Any:
     vector = Vector("f32", lanes.literal_value)
-    return vector(types.float32, lanes), lambda builder, value, _: _spread(builder, value, vector)
+    return vector(types.float32, lanes), lambda builder, value, _: spread(builder, value, vector)
 
 
 select = operation(_select)  # (mask, a, b): lane by lane a where the mask is set, else b; one may be a scalar
@@ -330,10 +341,7 @@ largest_lane = operation(_largest_lane)  # of f32 lanes none of which is negativ
 # --- the width of the searches
 
 
-def _search_lanes() -> int:
-    """Two of the widest registers, so that one half is computed while the other waits for its sums."""
-    _triple, _name, features = cpu_target.target_context.codegen().magic_tuple()
-    return 32 if "+avx512f" in features else 16
-
-
-LANES = _search_lanes()
+_TRIPLE, _NAME, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+# Two of the widest registers, so that one half is computed while the other waits for its sums.
+LANES = 32 if "+avx512f" in _FEATURES else 16
+HAS_FMA = "+fma" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64"))
