@@ -215,3 +215,4 @@ def test_all_64_bytes_are_stored_before_they_are_loaded_as_tiles(name: str) -> N
     assert not_stored([*target, *flags.split()]) == []
     if flags:
         assert not_stored(target) != []
+    assert building.mend([name], [*target[1:], "-g", "-flto"]) == flags  # the user's own do not hide the fault

@@ -138,10 +138,13 @@ def mend(compiler: Sequence[str], target: Sequence[str]) -> str:
 
 
 def _assembly(compiler: Sequence[str]) -> str:
-    """Return the probe as `compiler` (with its flags) compiles it, "" where it does not."""
+    """Return the probe as `compiler` (with its flags) compiles it, "" where it does not.
+
+    Without debug information and LTO, which name what is not stored, too.
+    """
     try:
         done = subprocess.run(
-            [*compiler, "-std=c++17", "-S", "-x", "c++", "-o", "-", "-"],
+            [*compiler, "-std=c++17", "-g0", "-fno-lto", "-S", "-x", "c++", "-o", "-", "-"],
             input=_PROBE, capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
     except OSError:
