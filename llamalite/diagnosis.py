@@ -21,8 +21,7 @@ from llamalite.benchmark import Row, bytes_a_token, memory_bandwidth
 from llamalite.converters.mix import ModelShape, TensorShape, choose_types
 from llamalite.gguf_check import Header, Metadata, TensorInfo
 from llamalite.gguf_check.header import Entry
-from llamalite.inspection import repacked
-from llamalite.native import devices, features, library
+from llamalite.native import devices, features, library, verdict
 from llamalite.quant_types import TENSOR_TYPES, file_type
 
 TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -69,6 +68,7 @@ class Machine:
     bandwidth_bytes_per_s: float
     devices: tuple[devices.Device, ...]
     supports_gpu: bool
+    verdict: verdict.Verdict  # on the installed llama.cpp, from its trial on this processor
     versions: dict[str, str]
 
     @property
@@ -109,6 +109,7 @@ def examine() -> Machine:
         bandwidth_bytes_per_s=memory_bandwidth(n_usable),
         devices=tuple(devices.devices()),
         supports_gpu=bool(library.llama().llama_supports_gpu_offload()),
+        verdict=verdict.current(),
         versions={
             "llamalite": __version__,
             "python": platform.python_version(),
@@ -135,7 +136,7 @@ class Fitting:
 
 def fitting(header: Header, machine: Machine, *, n_ctx: int, name: str | None = None) -> Fitting:
     """Return what `machine` makes of the file of `header`."""
-    need = hardware.memory_needed(header, n_ctx=n_ctx, repacked=repacked())
+    need = hardware.memory_needed(header, n_ctx=n_ctx, repacked=hardware.repacked())
     return Fitting(
         name=name or header.path.name,
         qtype=header.file_type,

@@ -22,7 +22,6 @@ import numpy as np
 from llamalite import hardware, store
 from llamalite.errors import GGUFError, OutOfMemoryError
 from llamalite.gguf_check import Header, check, read_header
-from llamalite.native.library import llama
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 """Tokens that a context may hold, of which those are shown that the model was trained for."""
@@ -90,11 +89,11 @@ class Inspection:
         if self.problem is not None or not trained or not self.header.all_tensors:
             return
         for n_ctx in sorted({n for n in CONTEXTS if n < trained} | {trained}):
-            yield hardware.memory_needed(self.header, n_ctx=n_ctx, repacked=repacked())
+            yield hardware.memory_needed(self.header, n_ctx=n_ctx, repacked=hardware.repacked())
 
     def fitting(self, free_bytes: int) -> hardware.MemoryNeeded:
         """Return what it takes with the context that `llamalite run` gives it; ``OutOfMemoryError`` if none fits."""
-        return hardware.fit(self.header, n_ctx=None, free_bytes=free_bytes, repacked=repacked())
+        return hardware.fit(self.header, n_ctx=None, free_bytes=free_bytes, repacked=hardware.repacked())
 
     def fits(self, free_bytes: int) -> bool | None:
         """Tell whether it runs in `free_bytes`; None for what is no model."""
@@ -202,11 +201,6 @@ def summary(path: Path, free_bytes: int) -> dict[str, Any]:
         unknown = dict.fromkeys(("type", "bits_per_weight", "n_ctx_train", "has_template", "fits"))
         known = {"name": store.called(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
         return known | {"free_bytes": free_bytes, "problem": str(error).removeprefix(f"{path}: ")}
-
-
-def repacked() -> frozenset[str]:
-    """Return the tensor types that the installed llama.cpp holds a second time on this processor."""
-    return hardware.repacked_types(llama().llama_print_system_info().decode())
 
 
 def _key(header: Header, key: str) -> str | None:

@@ -26,7 +26,7 @@ from llamalite.generation import Engine, Stream
 from llamalite.gguf_check import check, check_adapter
 from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
 from llamalite.native.devices import offload
-from llamalite.native.library import llama, version
+from llamalite.native.library import version
 from llamalite.native.model import Lora, NativeModel, lora_adapters
 from llamalite.native.sampler import NativeSampler
 from llamalite.prompts import Message, Prompt, Prompts
@@ -97,7 +97,7 @@ class Model:
             on_gpu=n_gpu != 0,
             kv_type="F32" if exact else kv_type,
             flash_attn=bool(flash_attn) and not exact,
-            features=llama().llama_print_system_info().decode(),
+            repacked=hardware.repacked(),
             draft=helper,
         )
         if n_ctx > self._header.n_ctx_train:

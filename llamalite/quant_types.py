@@ -97,6 +97,8 @@ TENSOR_TYPES = _tensor_types(
 NO_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 """Types that llama.cpp cannot multiply a matrix of, and that ``ggml_quantize_chunk`` (ggml.c) aborts the process on."""
 
+WEIGHT_TYPES = tuple(name for name in TENSOR_TYPES if name not in NO_WEIGHTS)
+
 TENSOR_TYPES_BY_ID = {t.ggml_type: t for t in TENSOR_TYPES.values()}
 
 

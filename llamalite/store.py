@@ -13,13 +13,13 @@ import glob
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from llamalite import hub
 from llamalite.errors import LlamaliteError
 from llamalite.quant_types import FILE_TYPES
+from llamalite.user_folders import data_folder
 
 # Which file a bare name means when several types of it lie in the folder: 4 and 5 bits, then upwards, then the rest.
 _PREFERENCE = ("Q4_K_M", "Q5_K_M", "Q4_K_S", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
@@ -32,21 +32,14 @@ SOURCE_SUFFIX = ".source"  # NAME.gguf.source says which checkpoint NAME.gguf wa
 def models_folder() -> Path:
     """Return ``LLAMALITE_MODELS``, else the folder for models in the user's data folder; it need not exist yet.
 
-    Linux ``$XDG_DATA_HOME`` or ``~/.local/share``, macOS ``~/Library/Application Support``, Windows ``%LOCALAPPDATA%``;
-    below that ``llamalite/models``.
+    That is ``models`` in `llamalite.user_folders.data_folder`.
     """
     if chosen := os.environ.get("LLAMALITE_MODELS"):
         try:
             return Path(chosen).expanduser()
         except RuntimeError:
             raise LlamaliteError(f"LLAMALITE_MODELS is {chosen}, and there is no such user") from None
-    if sys.platform == "win32":
-        data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "llamalite" / "models"
+    return data_folder() / "models"
 
 
 def default_output(name: str, qtype: str) -> Path:

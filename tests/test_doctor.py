@@ -15,7 +15,8 @@ from test_hardware import threads as topology
 from llamalite import diagnosis, hardware
 from llamalite.benchmark import Row, bytes_a_token
 from llamalite.cli import doctor
-from llamalite.native import devices, features
+from llamalite.hardware import cores, memory
+from llamalite.native import devices, features, processor, verdict
 
 TOLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | FMA = 1 | LLAMAFILE = 1 | REPACK = 1 | "
 
@@ -24,7 +25,8 @@ def made(**changes: object) -> diagnosis.Machine:
     """A machine as a test wants it."""
     one = diagnosis.Machine(
         processor="test", n_cores=4, n_usable=4, n_hardware_threads=8, features=(), total_bytes=16 * 10**9,
-        free_bytes=8 * 10**9, bandwidth_bytes_per_s=20e9, devices=(), supports_gpu=False, versions={},
+        free_bytes=8 * 10**9, bandwidth_bytes_per_s=20e9, devices=(), supports_gpu=False,
+        verdict=verdict.Verdict(), versions={},
     )  # fmt: skip
     return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
 
@@ -33,7 +35,7 @@ def made(**changes: object) -> diagnosis.Machine:
 
 
 def test_instructions_are_used_missed_or_not_there() -> None:
-    has = features.of_cpuinfo("processor : 0\nflags\t\t: fpu pni avx avx2 fma avx512f avx512_vnni\n")
+    has = processor.of_cpuinfo("processor : 0\nflags\t\t: fpu pni avx avx2 fma avx512f avx512_vnni\n")
     found = {one.name: (one.used, one.there) for one in features.known_features(TOLD, "x86_64", has)}
     assert found["AVX2"] == (True, True)
     assert found["AVX512"] == (False, True)
@@ -43,11 +45,11 @@ def test_instructions_are_used_missed_or_not_there() -> None:
 
 
 def test_what_a_system_does_not_tell_is_not_known() -> None:
-    hidden = made(features=tuple(features.known_features(TOLD, "x86_64", features.of_cpuinfo(""))))
+    hidden = made(features=tuple(features.known_features(TOLD, "x86_64", processor.of_cpuinfo(""))))
     assert hidden.missed == []
     assert "AVX512" in hidden.unknown
     assert "AVX2" not in hidden.unknown  # llama.cpp uses it, or would not run
-    mac = features.of_sysctl("hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.neon: 1\n")
+    mac = processor.of_sysctl("hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.neon: 1\n")
     found = {one.name: one.there for one in features.known_features("NEON = 1", "arm64", mac)}
     assert (found["DOTPROD"], found["NEON"], found["SVE"]) == (True, True, None)
     assert "MATMUL_INT8" not in found
@@ -61,11 +63,11 @@ def test_this_build_uses_nothing_that_this_processor_lacks() -> None:
 
 def test_the_machines_cores_are_all_of_them(tmp_path: Path) -> None:
     names = topology({0: 0, 1: 1, 2: 0, 3: 1}) | {"sys/devices/system/cpu/online": "0-3"}
-    assert hardware.linux_machine_cores(files(tmp_path / "smt", names)) == 2
-    assert hardware.linux_machine_cores(tmp_path / "nothing") is None
+    assert cores.linux_machine_cores(files(tmp_path / "smt", names)) == 2
+    assert cores.linux_machine_cores(tmp_path / "nothing") is None
     limited = {"proc/meminfo": "MemTotal: 16000 kB", "sys/fs/cgroup/memory.max": "4096000"}
-    assert hardware.linux_total_memory(files(tmp_path / "boxed", limited)) == 4096000
-    assert hardware.linux_total_memory(tmp_path / "nothing") is None
+    assert memory.linux_total_memory(files(tmp_path / "boxed", limited)) == 4096000
+    assert memory.linux_total_memory(tmp_path / "nothing") is None
     assert (hardware.machine_cores() or 1) * 8 >= hardware.physical_cores()
     assert (hardware.total_memory_bytes() or 2**60) >= hardware.free_memory_bytes() // 2
 

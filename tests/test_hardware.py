@@ -10,6 +10,8 @@ import toy
 from llamalite import hardware
 from llamalite.errors import OutOfMemoryError
 from llamalite.gguf_check import read_header
+from llamalite.hardware import memory
+from llamalite.hardware.cores import linux_cores
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:
@@ -31,17 +33,17 @@ SMT = threads({0: 0, 1: 1, 2: 2, 3: 3, 4: 0, 5: 1, 6: 2, 7: 3})
 
 
 def test_two_threads_of_a_core_are_one_core(tmp_path: Path) -> None:
-    assert hardware.linux_cores(machine(tmp_path, SMT), range(8)) == 4
+    assert linux_cores(machine(tmp_path, SMT), range(8)) == 4
 
 
 def test_affinity_counts(tmp_path: Path) -> None:
-    assert hardware.linux_cores(machine(tmp_path, SMT), [0, 1, 4]) == 2
+    assert linux_cores(machine(tmp_path, SMT), [0, 1, 4]) == 2
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 4), ("250000 100000", 2), ("50000 100000", 1)])
 def test_a_cgroup_quota_counts(tmp_path: Path, quota: str, cores: int) -> None:
     files = SMT | {"proc/self/cgroup": "0::/user/app", "sys/fs/cgroup/user/cpu.max": quota}
-    assert hardware.linux_cores(machine(tmp_path, files), range(8)) == cores
+    assert linux_cores(machine(tmp_path, files), range(8)) == cores
 
 
 def test_an_old_cgroup_counts_too(tmp_path: Path) -> None:
@@ -50,31 +52,31 @@ def test_an_old_cgroup_counts_too(tmp_path: Path) -> None:
         "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "300000",
         "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000",
     }
-    assert hardware.linux_cores(machine(tmp_path, files), range(8)) == 3
+    assert linux_cores(machine(tmp_path, files), range(8)) == 3
 
 
 def test_of_hybrid_processors_the_fast_cores_count(tmp_path: Path) -> None:
     intel = threads({0: 0, 1: 0, 2: 1, 3: 1, 4: 4, 5: 5, 6: 6, 7: 7}) | {"sys/devices/cpu_core/cpus": "0-3"}
-    assert hardware.linux_cores(machine(tmp_path / "intel", intel), range(8)) == 2
+    assert linux_cores(machine(tmp_path / "intel", intel), range(8)) == 2
     capacity = {f"sys/devices/system/cpu/cpu{i}/cpu_capacity": str(c) for i, c in enumerate([400, 400, 1024, 1024])}
     arm = threads({i: i for i in range(4)}) | capacity
-    assert hardware.linux_cores(machine(tmp_path / "arm", arm), range(4)) == 2
+    assert linux_cores(machine(tmp_path / "arm", arm), range(4)) == 2
 
 
 def test_a_machine_that_tells_nothing_has_its_hardware_threads(tmp_path: Path) -> None:
-    assert hardware.linux_cores(tmp_path, [0, 1, 2]) == 3
+    assert linux_cores(tmp_path, [0, 1, 2]) == 3
 
 
 def test_free_memory_is_what_is_available_within_the_cgroup(tmp_path: Path) -> None:
     files = {"proc/meminfo": "MemTotal: 16000 kB\nMemAvailable:    8000 kB"}
-    assert hardware.linux_free_memory(machine(tmp_path / "free", files)) == 8000 * 1024
+    assert memory.linux_free_memory(machine(tmp_path / "free", files)) == 8000 * 1024
     files |= {
         "proc/self/cgroup": "0::/app",
         "sys/fs/cgroup/app/memory.max": "4096000",
         "sys/fs/cgroup/app/memory.current": "1024000",
         "sys/fs/cgroup/app/memory.stat": "anon 5\ninactive_file 24000",
     }
-    assert hardware.linux_free_memory(machine(tmp_path / "boxed", files)) == 4096000 - 1024000 + 24000
+    assert memory.linux_free_memory(machine(tmp_path / "boxed", files)) == 4096000 - 1024000 + 24000
 
 
 def test_this_machine_has_cores_and_memory() -> None:
@@ -98,10 +100,11 @@ def test_needs_are_the_weights_the_cache_and_the_buffers(tmp_path: Path) -> None
 
 
 def test_what_llama_cpp_repacks_depends_on_the_processor() -> None:
-    assert hardware.repacked_types("CPU : AVX2 = 1 | REPACK = 1 | ") == {"Q4_0", "Q4_K", "IQ4_NL"}
+    assert hardware.repacked_types("CPU : AVX2 = 1 | REPACK = 1 | ") == {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
     assert "Q2_K" in hardware.repacked_types("AVX2 = 1 | AVX512 = 1 | REPACK = 1")
     assert "Q8_0" in hardware.repacked_types("NEON = 1 | DOTPROD = 1 | REPACK = 1")
     assert not hardware.repacked_types("AVX2 = 1 | REPACK = 0")
+    assert "Q5_K" in hardware.repacked_types("AVX2 = 1 | AVX512_VNNI = 1 | AMX_INT8 = 1")
 
 
 def test_the_default_context_is_the_largest_that_fits(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"errors", "quant_types"},
-    {"gguf_check", "native", "hardware", "sampling", "templates", "json_schema"},
+    {"errors", "quant_types", "user_folders"},
+    {"gguf_check", "native", "sampling", "templates", "json_schema"},
+    {"hardware"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"hub", "store"},
     {"kept", "inspection"},

@@ -258,7 +258,7 @@ def test_asyncio_is_not_blocked_and_cancels(model: Model) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamalite.hardware.free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("llamalite.hardware.model_memory.free_memory_bytes", lambda: 1000)
     with pytest.raises(OutOfMemoryError, match=r"chat.gguf needs .* GiB .*weights.* are free: "):
         Model(path)
 

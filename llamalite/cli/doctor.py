@@ -14,6 +14,7 @@ from llamalite.cli import _options
 if TYPE_CHECKING:
     from llamalite.benchmark import Row
     from llamalite.diagnosis import Fitting, Machine
+    from llamalite.native.verdict import Verdict
 
 _ROOM = 12  # columns of a label
 _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # of the measurement: seconds, not minutes, on a model of some billions
@@ -41,7 +42,10 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
     """
     from llamalite import diagnosis
     from llamalite.gguf_check import check
+    from llamalite.native import verdict
 
+    if not as_json:
+        _trial(verdict.current())  # first: where llama.cpp cannot run, it is all that can be said
     path = _measured_model(ctx, model, threads)
     machine = diagnosis.examine()
     of_model = None
@@ -101,6 +105,28 @@ def _line(label: str, text: str) -> None:
     from llamalite.cli import _text
 
     _text.labelled(label, text, _ROOM)
+
+
+def _trial(verdict: Verdict) -> None:
+    """Show what the installed llama.cpp did when it was tried on this processor."""
+    from llamalite.native.verdict import mend
+
+    click.secho("llama.cpp on this processor", bold=True)
+    if verdict.untried is not None:
+        _line("not tried", verdict.untried)
+    elif not verdict.n_types:
+        _line("not tried", "LLAMALITE_TRIAL is off")
+    elif not verdict.faults:
+        _line("tried", f"{verdict.n_types} weight types, a prompt and an answer of each: all right")
+    for line in verdict.lines():
+        _line("fails", line)
+    if not verdict.extra_buffers:
+        _line("left off", f"{verdict.buffers}: prompts are read more slowly")
+    elif verdict.uses_amx:
+        _line("uses", "AMX")
+    if verdict.faults:
+        _line("mend", mend())
+    click.echo()
 
 
 def _machine(machine: Machine) -> None:

@@ -31,8 +31,7 @@ from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge
 from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Batch, Text, TokenIds, batches, sequences, tokens_of
 from llamalite.gguf_check import Header, check
-from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed
-from llamalite.inspection import repacked
+from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked
 from llamalite.native.context import NativeContext
 from llamalite.native.memory import resident_bytes
 from llamalite.native.model import NativeModel

@@ -113,8 +113,9 @@ def opened(model: AnyModel, *, n_gpu_layers: int = 0, device: str | None = None)
         return
     path = store.resolve(model)
     if n_gpu_layers == 0:
-        repacked = hardware.repacked_types(library.llama().llama_print_system_info().decode())
-        hardware.fit(check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=repacked)
+        hardware.fit(
+            check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=hardware.repacked()
+        )
     native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device)
     try:
         yield native

@@ -12,17 +12,14 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import importlib.util
 import logging
 import os
-import sys
 import threading
-import types
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from llamalite.errors import OutOfMemoryError
+from llamalite.native import installed, verdict
 
 T = TypeVar("T")
 _logger = logging.getLogger("llamalite.llama_cpp")
@@ -120,37 +117,14 @@ def stderr_of_c() -> Iterator[list[str]]:
             told += file.read().decode("utf-8", "replace").splitlines()
 
 
-class _Later(types.ModuleType):
-    """A package whose ``__init__`` runs when one of its names is first asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        self.__class__ = types.ModuleType  # type: ignore[assignment] # from here on an ordinary module
-        assert self.__spec__ is not None
-        assert self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
-
-
-def _package() -> types.ModuleType:
-    """Return the package ``llama_cpp`` without running its ``__init__``, which whoever imports it later still gets.
-
-    It imports chat formats, Jinja and a high-level class, five times as much as the bindings that we use, and opens
-    files that it never closes.
-    """
-    if "llama_cpp" not in sys.modules:
-        spec = importlib.util.find_spec("llama_cpp")
-        if spec is None:
-            raise ModuleNotFoundError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
-        package = importlib.util.module_from_spec(spec)
-        package.__class__ = _Later
-        sys.modules["llama_cpp"] = package
-    return sys.modules["llama_cpp"]
-
-
 @functools.cache
 def llama() -> Any:
-    """Return llama-cpp-python's low-level module, with the log taken over and the backends initialised."""
-    _package()
+    """Return llama-cpp-python's low-level module, with the log taken over and the backends initialised.
+
+    Raises ``ModelLoadError`` where the library would end the process (`llamalite.native.verdict`).
+    """
+    verdict.current().require()
+    installed.package()
     lib: Any = importlib.import_module("llama_cpp.llama_cpp")
     # llama_log_set keeps a bare pointer: the callback object has to live as long as the library.
     lib._llamalite_log_callback = lib.llama_log_callback(_log)
@@ -161,23 +135,17 @@ def llama() -> Any:
 
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
-    """Return libggml-base, which holds ggml's quantization kernels; llama-cpp-python ships it beside libllama."""
-    return _beside_libllama("ggml-base")
+    """Return libggml-base, which holds ggml's quantization kernels; llama-cpp-python ships it beside libllama.
+
+    It works on where only models cannot be computed. Raises ``ModelLoadError`` where not even that is so.
+    """
+    verdict.current().require(("features", "quantization"))
+    return installed.library("ggml-base")
 
 
-@functools.cache
 def ggml() -> ctypes.CDLL:
     """Return libggml, which knows the backends and their devices."""
-    return _beside_libllama("ggml")
-
-
-def _beside_libllama(name: str) -> ctypes.CDLL:
-    folder = Path(str(_package().__file__)).parent / "lib"
-    for path in (folder / one for one in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"no {name} library in {folder}, found {found}: reinstall llama-cpp-python")
+    return installed.library("ggml")
 
 
 def version() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -24,10 +25,11 @@ import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import Header, check, check_adapter
-from llamalite.native import devices
+from llamalite.native import devices, verdict
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
 
 TokenIds = npt.NDArray[np.int32]
+_logger = logging.getLogger(__name__)
 
 # What ``unicode_cpt_from_utf8`` takes for a character and ``unicode_cpt_to_utf8`` ends the process on (unicode.cpp).
 _BEYOND_UNICODE = re.compile(rb"(?:\xf4[\x90-\xbf]|[\xf5-\xf7][\x80-\xbf])[\x80-\xbf]{2}")
@@ -72,7 +74,9 @@ class NativeModel:
     `use_mmap` maps the file instead of copying it (llama.cpp's default). `progress` is called with a fraction in
     0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the
     model; `close` does it for those that register themselves with `own`. `header` is what `check` returned for this
-    file, where the caller has it: it is then not checked again.
+    file, where the caller has it: it is then not checked again. `extra_buffers` lets llama.cpp copy weights into an
+    order made for the processor; None is what `llamalite.native.verdict` found to work. A type of weights that this
+    build computes wrongly is ``ModelLoadError``.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class NativeModel:
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
         header: Header | None = None,
+        extra_buffers: bool | None = None,
     ) -> None:
         self._ptr: Any = None
         self._owned: list[_Freed] = []
@@ -103,6 +108,9 @@ class NativeModel:
             chosen = devices.chosen(device)
             params.devices = ctypes.cast(chosen, ctypes.c_void_p)
         params.vocab_only = vocab_only
+        if extra_buffers is None:
+            extra_buffers = vocab_only or _usable_buffers(header)
+        params.use_extra_bufts = extra_buffers
         if not use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         raised: list[BaseException] = []
@@ -323,6 +331,26 @@ class NativeModel:
         """Tell whether `token` is a control token, which text never spells."""
         self.check_tokens([token])
         return bool(llama().llama_vocab_is_control(self.vocab, token))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning("%s", text)
+
+
+def _usable_buffers(header: Header) -> bool:
+    """Whether extra buffers work here; ``ModelLoadError`` where weights of a type in `header` do not."""
+    judged = verdict.current()
+    types = {tensor.type.name for tensor in header.all_tensors if len(tensor.shape) > 1}
+    for name in sorted(types):
+        if (how := judged.refused(name)) is not None:
+            raise ModelLoadError(
+                f"{header.path.name} has {name} weights, with which the installed llama-cpp-python fails on this "
+                f"processor ({how}). {verdict.mend()}"
+            )
+    if (text := judged.warning()) is not None:
+        _warn_once(text)
+    return judged.extra_buffers
 
 
 def _text(fill: Callable[[Any, int], int]) -> str:

@@ -1,0 +1,72 @@
+"""The llama-cpp-python that is installed: where its files lie, and what they were compiled to use.
+
+Nothing of llama.cpp runs here but functions that return a constant, so that this is safe on any processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from llamalite.native.processor import ARM, X86
+
+
+class _Later(types.ModuleType):
+    """A package whose ``__init__`` runs when one of its names is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = types.ModuleType  # type: ignore[assignment] # from here on an ordinary module
+        assert self.__spec__ is not None
+        assert self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def package() -> types.ModuleType:
+    """Return the package ``llama_cpp`` without running its ``__init__``, which whoever imports it later still gets.
+
+    It imports chat formats, Jinja and a high-level class, five times as much as the bindings that we use, and opens
+    files that it never closes.
+    """
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None:
+            raise ModuleNotFoundError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
+        module = importlib.util.module_from_spec(spec)
+        module.__class__ = _Later
+        sys.modules["llama_cpp"] = module
+    return sys.modules["llama_cpp"]
+
+
+def library_folder() -> Path:
+    """Return the folder of libllama and ggml's libraries."""
+    return Path(str(package().__file__)).parent / "lib"
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL:
+    """Load one of the libraries beside libllama, such as ``ggml-base``; ``FileNotFoundError`` where there is none."""
+    folder = library_folder()
+    for path in (folder / file for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(f"no {name} library in {folder}, only {present}: reinstall llama-cpp-python")
+
+
+def compiled_features() -> tuple[str, ...] | None:
+    """Return what libggml-cpu was compiled to use, such as ``("AVX2", "FMA")``; None where the build does not say.
+
+    ``ggml_cpu_has_avx2`` and its like (ggml-cpu.h) are constants: they return where no other function would.
+    """
+    try:
+        cpu = library("ggml-cpu")
+    except FileNotFoundError:  # a build that chooses among several when it starts (GGML_BACKEND_DL)
+        return None
+    functions = {name: getattr(cpu, f"ggml_cpu_has_{name.lower()}", None) for name in (*X86, *ARM)}
+    return tuple(name for name, has in functions.items() if has is not None and has())

@@ -1,0 +1,173 @@
+"""Tries the installed llama.cpp on this processor, in a process that may die of it.
+
+    {"step": "features"}
+    {"features": ["SSE3", "AVX2", "AMX_INT8"]}
+    {"step": "Q4_K"}
+    {"type": "Q4_K", "distance": 0.0148}
+    {"end": true}
+
+`main` prints a line of JSON before each step and after it, so that whoever reads them (`llamalite.native.verdict`)
+knows in which step the process died. A step named after a weight type computes a tiny model of that type, a prompt and
+one token of an answer, and measures how far its logits are from those of the same weights as float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llamalite.errors import GGUFError, ModelLoadError
+from llamalite.native import installed, library, quantize
+from llamalite.native.context import NativeContext
+from llamalite.native.model import NativeModel
+from llamalite.quant_types import TENSOR_TYPES, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+# A row of 256 weights fills the blocks of every type; AMX takes matrices of a multiple of 32 rows, other extra buffers
+# of 8. 37 tokens fill whole tiles of every kernel, and leave some over.
+_N_EMBD, _N_VOCAB, _N_PROMPT = 256, 64, 37
+_FLOAT_MATRICES = {f"blk.0.attn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("q", "k", "v", "output")}
+_TYPED_MATRICES = {f"blk.0.ffn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("gate", "up", "down")} | {
+    "output.weight": (_N_VOCAB, _N_EMBD)
+}
+_NUMBERS = {
+    "vocab_size": _N_VOCAB, "context_length": _N_EMBD, "embedding_length": _N_EMBD, "block_count": 1,
+    "feed_forward_length": _N_EMBD, "attention.head_count": 4,
+}  # fmt: skip
+_UINT32, _FLOAT32, _STRING = 4, 6, 8  # enum gguf_type (gguf.h)
+
+
+def main(settings: str) -> None:
+    """Run the steps; `settings` is a JSON object of ``extra_buffers`` and the ``types`` to try."""
+    wanted = json.loads(settings)
+    _die_quietly()
+    _say(step="features")
+    _say(features=installed.compiled_features())
+    _say(step="quantization")
+    for name in ("Q8_0", "Q4_K", "Q6_K"):
+        quantize.quantize_rows(TENSOR_TYPES[name], np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256))
+    _say(step="start")
+    library.llama()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in wanted["types"]:
+            _say(step=name)
+            try:
+                _say(type=name, distance=distance(TENSOR_TYPES[name], Path(folder), wanted["extra_buffers"]))
+            except (ModelLoadError, GGUFError) as error:  # a llama.cpp that does not know the type
+                _say(type=name, refused=str(error))
+    _say(end=True)
+
+
+def _say(**what: Any) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")  # at once: the next step may be the last
+
+
+def _die_quietly() -> None:
+    """Have a crash of this process leave no core file, and open no window."""
+    if sys.platform == "win32":
+        ctypes.windll.kernel32.SetErrorMode(0x8003)  # type: ignore[attr-defined,unused-ignore] # SEM_*: all but one
+    else:
+        import resource
+
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def distance(kind: TensorType, folder: Path, extra_buffers: bool) -> float:
+    """Return how far the logits of a tiny model with weights of `kind` are from those of the same weights as float32.
+
+    The root of the mean square of the difference, over that of the float32 model's logits: below 0.03 for every type
+    of a right build, since activations are rounded to 8 bits. NaN where a logit is NaN.
+    """
+    random = np.random.default_rng(kind.ggml_type)
+    floats: dict[str, Floats] = {"token_embd.weight": _normal(random, (_N_VOCAB, _N_EMBD))}
+    floats |= {name: _normal(random, shape) for name, shape in _FLOAT_MATRICES.items()}
+    norms = ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
+    floats |= {f"{name}.weight": np.ones(_N_EMBD, np.float32) for name in norms}
+    typed = {name: _blocks(kind, shape, random) for name, shape in _TYPED_MATRICES.items()}
+    widened = {name: quantize.dequantize_rows(kind, rows, _N_EMBD) for name, rows in typed.items()}
+    path = folder / "trial.gguf"
+    _write(path, floats, typed, kind)
+    logits = _logits(path, extra_buffers)
+    _write(path, floats | widened, {}, kind)
+    expected = _logits(path, extra_buffers=False)
+    return float(np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean()))
+
+
+def _normal(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    return (random.standard_normal(shape) / 16).astype(np.float32)
+
+
+def _blocks(kind: TensorType, shape: tuple[int, int], random: np.random.Generator) -> Bytes:
+    """Return a matrix of `shape` as blocks of `kind`, uint8 [n_rows, row bytes]: random bytes under a fixed scale.
+
+    That takes no time, while the search for the codes of some types takes seconds.
+    """
+    n_rows, n_columns = shape
+    if not kind.is_quantized:
+        values = _normal(random, shape)
+        if kind.name == "BF16":
+            return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return values.astype({"F32": np.float32, "F16": np.float16}[kind.name]).view(np.uint8)
+    n_blocks = n_rows * n_columns // kind.block_size
+    blocks = random.integers(0, 256, (n_blocks, kind.block_bytes), np.uint8)
+    for offset in kind.scales:
+        blocks[:, offset : offset + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    # Scales that are no 16-bit floats (ggml-common.h): an exponent, four small floats, four bits in each of four words.
+    if kind.name == "MXFP4":
+        blocks[:, 0] = 120
+    elif kind.name == "NVFP4":
+        blocks[:, :4] = blocks[:, :4] & 0x1F | 0x20
+    elif kind.name == "IQ1_M":
+        words = blocks[:, 48:].view("<u2")
+        words &= 0x0FFF
+        words[:, 3] |= 0x2000
+    return blocks.reshape(n_rows, -1)
+
+
+def _write(path: Path, floats: dict[str, Floats], typed: dict[str, Bytes], kind: TensorType) -> None:
+    """Write a GGUF file of one layer, without a vocabulary, of `floats` and of `typed` matrices in blocks of `kind`."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    keys = [text(name) + struct.pack("<I", _STRING) + text(value)
+            for name, value in (("general.architecture", "llama"), ("tokenizer.ggml.model", "no_vocab"))]  # fmt: skip
+    keys += [text(f"llama.{name}") + struct.pack("<II", _UINT32, value) for name, value in _NUMBERS.items()]
+    keys += [text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", _FLOAT32, 1e-5)]
+    tensors = [(name, 0, matrix.shape, matrix.tobytes()) for name, matrix in floats.items()]
+    tensors += [(name, kind.ggml_type, _TYPED_MATRICES[name], rows.tobytes()) for name, rows in typed.items()]
+    header = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys)), *keys]
+    offset = 0
+    for name, ggml_type, shape, content in tensors:
+        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        header.append(text(name) + sizes + struct.pack("<IQ", ggml_type, offset))
+        offset += len(content)  # each a multiple of 32 bytes, as the file's alignment asks for
+    head = b"".join(header)
+    path.write_bytes(head + bytes(-len(head) % 32) + b"".join(content for *_, content in tensors))
+
+
+def _logits(path: Path, extra_buffers: bool) -> Floats:
+    """Return the logits of a prompt and of the token after it, float32 [n_prompt + 1, n_vocab]."""
+    with (
+        NativeModel(path, extra_buffers=extra_buffers) as model,
+        # One thread: on a busy machine two wait for each other at every barrier.
+        NativeContext(model, n_ctx=_N_EMBD, n_threads=1) as context,
+    ):
+        places = np.arange(_N_PROMPT)
+        context.decode(places % _N_VOCAB, places, 0, True)
+        prompt = context.logits().copy()
+        context.decode_next(5, _N_PROMPT)
+        return np.concatenate([prompt, context.logits()])
