@@ -1,7 +1,7 @@
-"""What an emulated computer is made of, fetched once into the user's cache folder: llama.cpp's source, Debian, wheels.
+"""What an emulated computer is made of, fetched once into the user's cache folder: llama.cpp, Debian, wheels.
 
-Each thing lies in a folder whose name tells its version, and appears there whole. The clients are the ordinary ones: pip
-for PyPI, apt for Debian, with a state folder of its own, so that the system's apt does not learn of another architecture.
+Each thing lies in a folder whose name tells its version, and appears there whole. pip fetches from PyPI and apt from
+Debian; apt has a state folder of its own, so that the system's does not learn of another architecture.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from llamalite.user_folders import cache_folder
+
 CHECKOUT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamalite" / "emulated"
+CACHE = cache_folder() / "emulated"
 DEBIAN_PACKAGES = ("python3", "libstdc++6", "libgomp1", "libatomic1", "zlib1g")
 WHEELS = (
     *("numpy", "gguf", "click", "tqdm", "safetensors", "tokenizers", "sentencepiece", "huggingface_hub", "jinja2"),

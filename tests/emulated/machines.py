@@ -4,15 +4,14 @@
     python tests/emulated/machines.py arm64-gcc                             fetch and compile what it needs
     python tests/emulated/machines.py arm64-gcc -m llamalite --version      run its Python
 
-A machine is a `python`, a script in a folder of the caller's that starts QEMU with the real interpreter. Python finds the
-script as `sys.executable`, so that the processes which it starts are emulated too. What is fetched and compiled lies in
-the user's cache folder, and is made once for each version.
+A machine is a `python`, a script in a folder of the caller's that starts QEMU with the real interpreter. Python finds
+the script as `sys.executable`, so that the processes which it starts are emulated too. It has a /proc/cpuinfo and a
+cache folder of its own. What is fetched and compiled is kept in the user's cache folder, for each version once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shlex
 import shutil
@@ -29,25 +28,52 @@ from fetching import CACHE  # noqa: E402
 
 import llamalite  # noqa: E402 - the package that is run there, installed or of the checkout
 
-# As the package llama-cpp-python is built, but for the instructions of any processor of the kind, only the libraries, and
-# without OpenMP, which clang does not have for ARM64. What quantizes and dequantizes is C, and compiled as ever; C++ as
-# fast as it compiles.
+# As llama-cpp-python compiles it, but without OpenMP, which clang does not have for ARM64, and only the libraries. What
+# quantizes is C, and compiled as ever; what is C++ is compiled quickly.
 OPTIONS = (
     *("CMAKE_BUILD_TYPE=Release", "CMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG", "BUILD_SHARED_LIBS=ON"),
     *("GGML_NATIVE=OFF", "GGML_OPENMP=OFF", "GGML_CCACHE=OFF", "GGML_ALL_WARNINGS=OFF", "LLAMA_ALL_WARNINGS=OFF"),
     *(f"LLAMA_BUILD_{one}=OFF" for one in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")),
 )
-CROSS = ("CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64")
 SETS = ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
 
 
 @dataclass(frozen=True)
+class Processor:
+    """What QEMU calls it, and what Linux says of it: QEMU shows a process the /proc/cpuinfo of the real one."""
+
+    qemu: tuple[str, ...]
+    cpuinfo: str
+
+
+_OF_NEHALEM = (
+    "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx lm "
+    "pni ssse3 cx16 sse4_1 sse4_2 popcnt lahf_lm"
+)
+NEHALEM = Processor(
+    ("qemu-x86_64-static", "-cpu", "Nehalem"),
+    f"vendor_id\t: GenuineIntel\nmodel name\t: Nehalem\nflags\t\t: {_OF_NEHALEM}\n",
+)
+HASWELL = Processor(
+    ("qemu-x86_64-static", "-cpu", "Haswell"),
+    f"vendor_id\t: GenuineIntel\nmodel name\t: Haswell\nflags\t\t: {_OF_NEHALEM} avx avx2 bmi1 bmi2 f16c fma\n",
+)
+CORTEX_A76 = Processor(  # that of a Raspberry Pi 5
+    ("qemu-aarch64-static", "-cpu", "cortex-a76"),
+    "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp\n"
+    "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n",
+)
+
+
+@dataclass(frozen=True)
 class Machine:
-    """A processor that QEMU emulates, and the llama.cpp compiled for it (`options` of CMake; None: the installed one)."""
+    """A processor that QEMU emulates, and the llama.cpp compiled for it by CMake's `options`; None: the installed one.
+
+    `needs` are commands, each with the package of Debian that has it.
+    """
 
     name: str
-    about: str
-    qemu: tuple[str, ...]
+    processor: Processor
     compiler: str
     options: tuple[str, ...] | None
     needs: dict[str, str]
@@ -55,7 +81,7 @@ class Machine:
 
     @property
     def is_arm(self) -> bool:
-        return self.qemu[0] == "qemu-aarch64-static"
+        return self.processor is CORTEX_A76
 
     @property
     def decodes(self) -> bool:
@@ -87,20 +113,31 @@ class Machine:
         link.symlink_to(Path(llamalite.__file__).parent, target_is_directory=True)
         interpreter, home, packages = self._interpreter()
         places = (link.parent, *self._llama_cpp(), packages)
-        settings = {"PYTHONHOME": str(home), "PYTHONPATH": ":".join(map(str, places)), "PYTHONDONTWRITEBYTECODE": "1"}
+        settings = {
+            "PYTHONHOME": home,
+            "PYTHONPATH": ":".join(map(str, places)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # Compiled kernels are kept for the next run; what llamalite found out about an installed llama.cpp is not.
+            "XDG_CACHE_HOME": folder / "cache" if self.options is None else CACHE / f"{self.name}-home",
+        }
         script = folder / "python"
         script.write_text(
             "#!/bin/sh\n"
-            + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
-            + f': "${{NUMBA_CACHE_DIR:={CACHE / "numba" / self.name}}}"\nexport NUMBA_CACHE_DIR\n'
-            + f'exec {shlex.join(self._qemu())} -0 "$0" {shlex.quote(str(interpreter))} "$@"\n',
+            + "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in settings.items())
+            + f"exec {shlex.join(self.processor.qemu)} -L {shlex.quote(str(self._root(folder)))} "
+            + f'-0 "$0" {shlex.quote(str(interpreter))} "$@"\n',
             encoding="utf-8",
         )
         script.chmod(0o755)
         return script
 
-    def _qemu(self) -> tuple[str, ...]:
-        return (*self.qemu, "-L", str(fetching.arm64_debian())) if self.is_arm else self.qemu
+    def _root(self, folder: Path) -> Path:
+        """The folder in which QEMU looks for a file before it does at the file's real place."""
+        root = fetching.arm64_debian() if self.is_arm else folder / "root"
+        cpuinfo = root / "proc" / "cpuinfo"
+        cpuinfo.parent.mkdir(parents=True, exist_ok=True)
+        cpuinfo.write_text(f"processor\t: 0\n{self.processor.cpuinfo}\n", encoding="utf-8")
+        return root
 
     def _interpreter(self) -> tuple[Path, Path, Path]:
         """The interpreter, its home, and the folder of the packages it imports."""
@@ -136,52 +173,33 @@ class Machine:
         shutil.copy2(source / "PKG-INFO", part / f"{source.name}.dist-info" / "METADATA")
 
 
-_QEMU = {"qemu-aarch64-static": "qemu-user-static", "qemu-x86_64-static": "qemu-user-static"}
-_BUILD = {"cmake": "cmake", "ninja": "ninja-build"}
+_QEMU = {"qemu-x86_64-static": "qemu-user-static"}
+_X86 = {**_QEMU, "cmake": "cmake", "ninja": "ninja-build", "g++": "g++"}
 _ARM = {
     "qemu-aarch64-static": "qemu-user-static",
-    **_BUILD,
-    **{"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "apt-get": "apt", "dpkg": "dpkg"},
+    "cmake": "cmake",
+    "ninja": "ninja-build",
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "apt-get": "apt",
+    "dpkg": "dpkg",
 }
-_X86 = {"qemu-x86_64-static": "qemu-user-static", **_BUILD, "g++": "g++"}
-
-
-def _compilers(c: str, cxx: str) -> tuple[str, ...]:
-    return f"CMAKE_C_COMPILER={c}", f"CMAKE_CXX_COMPILER={cxx}"
-
+_CROSS = ("CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64", "GGML_CPU_ARM_ARCH=armv8.2-a+dotprod")
+_CROSS_GCC = ("CMAKE_C_COMPILER=aarch64-linux-gnu-gcc", "CMAKE_CXX_COMPILER=aarch64-linux-gnu-g++")
+_CROSS_CLANG = (  # with the C++ library of GCC
+    *("CMAKE_C_COMPILER=clang", "CMAKE_CXX_COMPILER=clang++"),
+    *("CMAKE_C_COMPILER_TARGET=aarch64-linux-gnu", "CMAKE_CXX_COMPILER_TARGET=aarch64-linux-gnu"),
+)
+_NONE = tuple(f"GGML_{one}=OFF" for one in SETS)
+_UP_TO_AVX2 = tuple(f"GGML_{one}=ON" for one in SETS)
 
 MACHINES = {
     one.name: one
     for one in (
-        Machine(
-            *("arm64-gcc", "ARM64, llama.cpp from GCC", ("qemu-aarch64-static",), "aarch64-linux-gnu-gcc"),
-            options=(*CROSS, *_compilers("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++")),
-            needs=_ARM,
-        ),
-        Machine(  # clang has no C++ library of its own for ARM64: it takes that of GCC
-            *("arm64-clang", "ARM64, ggml's kernels from clang", ("qemu-aarch64-static",), "clang"),
-            options=(
-                *(*CROSS, *_compilers("clang", "clang++")),
-                *(f"CMAKE_{language}_COMPILER_TARGET=aarch64-linux-gnu" for language in ("C", "CXX")),
-            ),
-            needs={**_ARM, "clang": "clang"},
-            target="ggml-base",
-        ),
-        Machine(
-            *("x86-64-without-avx", "x86-64 of 2008", ("qemu-x86_64-static", "-cpu", "Nehalem"), "g++"),
-            options=tuple(f"GGML_{one}=OFF" for one in SETS),
-            needs=_X86,
-        ),
-        Machine(
-            *("x86-64-avx2", "x86-64 of 2013", ("qemu-x86_64-static", "-cpu", "Haswell"), "g++"),
-            options=tuple(f"GGML_{one}=ON" for one in SETS),
-            needs=_X86,
-        ),
-        Machine(
-            *("x86-64-too-old", "the installed llama.cpp on x86-64 of 2008"),
-            *(("qemu-x86_64-static", "-cpu", "Nehalem"), "", None),
-            needs={"qemu-x86_64-static": "qemu-user-static"},
-        ),
+        Machine("arm64-gcc", CORTEX_A76, "aarch64-linux-gnu-gcc", (*_CROSS, *_CROSS_GCC), _ARM),
+        Machine("arm64-clang", CORTEX_A76, "clang", (*_CROSS, *_CROSS_CLANG), {**_ARM, "clang": "clang"}, "ggml-base"),
+        Machine("x86-64-without-avx", NEHALEM, "g++", _NONE, _X86),
+        Machine("x86-64-avx2", HASWELL, "g++", _UP_TO_AVX2, _X86),
+        Machine("x86-64-too-old", NEHALEM, "", None, _QEMU),
     )
 }
 
@@ -189,7 +207,7 @@ MACHINES = {
 def main(arguments: list[str]) -> int:
     if not arguments:
         for machine in MACHINES.values():
-            print(f"{machine.name:20} {machine.about}{machine.missing() and f' - {machine.missing()}'}")
+            sys.stdout.write(f"{machine.name:20} {machine.missing() or 'can be emulated here'}\n")
         return 0
     name, *rest = arguments
     chosen = [machine for machine in MACHINES.values() if machine.name == name or machine.name.startswith(f"{name}-")]
@@ -197,7 +215,9 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"no machine is called {name}: {', '.join(MACHINES)}")
     try:
         for machine in chosen:
-            print(f"{machine.name}: {machine.about}", file=sys.stderr, flush=True)
+            if not rest:
+                sys.stdout.write(f"{machine.name}: fetched and compiled once, then kept in {CACHE}\n")
+                sys.stdout.flush()
             machine.make()
         if not rest:
             return 0
