@@ -82,10 +82,14 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.dependencies: .venv/.created pyproject.toml constraints.txt
+# A step of its own, before pip could take a wheel from its cache that another compiler or processor made.
+.venv/.llama-cpp: .venv/.created pyproject.toml llamalite/native/building.py
 	@command -v c++ >/dev/null || command -v clang++ >/dev/null || \
 	  echo 'No C++ compiler on the PATH: if the build fails, docs/install.md says how to get one.'
-	@echo 'Installing what llamalite needs. llama-cpp-python compiles llama.cpp: three to ten minutes, the first time only.'
+	@$(BIN)/python -m llamalite.native.building
+	@touch $@
+
+.venv/.dependencies: .venv/.llama-cpp pyproject.toml constraints.txt
 	$(PIP) --progress-bar off 'setuptools>=77' '.[fast]'
 	@touch $@
 

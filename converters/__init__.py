@@ -8,8 +8,8 @@ The file is, byte for byte, the one that llama.cpp's convert_hf_to_gguf.py and l
 
 from __future__ import annotations
 
-from llamalite.converters.conversion import ConversionReport, OutputReport, convert, plan, preview
+from llamalite.converters.conversion import ConversionReport, OutputReport, convert, preview
 from llamalite.converters.importance import Importance
-from llamalite.converters.planning import Plan, Recipe
+from llamalite.converters.planning import ConversionPlan, QuantizeParams
 
-__all__ = ["ConversionReport", "Importance", "OutputReport", "Plan", "Recipe", "convert", "plan", "preview"]
+__all__ = ["ConversionPlan", "ConversionReport", "Importance", "OutputReport", "QuantizeParams", "convert", "preview"]

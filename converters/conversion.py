@@ -21,13 +21,13 @@ from llamalite import gguf_check, hardware
 from llamalite.converters import header, mix, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.notices import collected, warn
-from llamalite.converters.planning import Plan, Recipe, make_plan
+from llamalite.converters.planning import ConversionPlan, QuantizeParams, make_plan
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
 from llamalite.errors import CheckpointError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.quant_types import FileType, file_type
 from llamalite.templates import ChatTemplate
 
-_AS_IT_IS = Recipe()
+_AS_IT_IS = QuantizeParams()
 
 
 @dataclass(frozen=True)
@@ -77,25 +77,19 @@ class ConversionReport:
         return self.outputs[0].bits_per_weight
 
 
-def plan(source: str | os.PathLike[str], qtype: str | Sequence[str] = "Q4_K_M", *, recipe: Recipe = _AS_IT_IS) -> Plan:
-    """Return what `convert` would do with the checkpoint at `source`, reading only headers and configs."""
-    with open_checkpoint(Path(source)) as checkpoint:
-        return make_plan(checkpoint, _file_types(qtype), recipe)
-
-
 def preview(
     source: str | os.PathLike[str],
     qtype: str | Sequence[str] = "Q4_K_M",
     *,
-    recipe: Recipe = _AS_IT_IS,
+    params: QuantizeParams = _AS_IT_IS,
     metadata: str | os.PathLike[str] | None = None,
     split_max_bytes: int | None = None,
-) -> tuple[Plan, list[list[gguf_check.Header]]]:
+) -> tuple[ConversionPlan, list[list[gguf_check.Header]]]:
     """Return the plan and, for each type, the headers of the files that `convert` would write."""
     file_types = _file_types(qtype)
     with open_checkpoint(Path(source)) as checkpoint, tempfile.TemporaryDirectory() as scratch:
-        planned = make_plan(checkpoint, file_types, recipe)
-        _warn_of_idle_overrides(planned, recipe)
+        planned = make_plan(checkpoint, file_types, params)
+        _warn_of_idle_overrides(planned, params)
         vocabulary = None
         if checkpoint.carried is None:
             vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
@@ -104,7 +98,7 @@ def preview(
         for i, path in enumerate(output_paths(checkpoint.name, Path(scratch), file_types, is_folder=True)):
             layout = output.lay_out(planned, i, path, split_max_bytes)
             with output.part_files(layout) as files:
-                files.write(keys, recipe.importance)  # files of full length that take no room: all zeros, never written
+                files.write(keys, params.importance)  # files of full length that take no room: all zeros, never written
                 headers.append([gguf_check.read_header(part) for part in files.parts])
         return planned, headers
 
@@ -116,7 +110,7 @@ def convert(
     qtype: str | Sequence[str] = "Q4_K_M",
     force: bool = False,
     n_threads: int | None = None,
-    recipe: Recipe = _AS_IT_IS,
+    params: QuantizeParams = _AS_IT_IS,
     metadata: str | os.PathLike[str] | None = None,
     split_max_bytes: int | None = None,
     allow_token_mismatch: bool = False,
@@ -126,7 +120,7 @@ def convert(
 
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
-    is made where there is none. An existing file is replaced only with `force`. `recipe` says what else decides the
+    is made where there is none. An existing file is replaced only with `force`. `params` say what else decides the
     tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
     shards of that size, which llama.cpp loads as one model. `progress` is called in this thread with source bytes done
     and in all; an exception from it cancels, and leaves nothing behind.
@@ -138,7 +132,7 @@ def convert(
     """
     started = time.perf_counter()
     file_types = _file_types(qtype)
-    n_threads = n_threads or _usable_cores()
+    n_threads = n_threads or hardware.hardware_threads()
     _check_address_space(n_threads)
     with contextlib.ExitStack() as stack:
         warnings = stack.enter_context(collected())
@@ -148,16 +142,16 @@ def convert(
             stack.enter_context(_folder(Path(out)))
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=is_folder)
         planned, vocabulary, layouts, replaced = _preflight(
-            checkpoint, file_types, recipe, paths, split_max_bytes, force=force
+            checkpoint, file_types, params, paths, split_max_bytes, force=force
         )
         keys = header.keys_of(checkpoint, planned, vocabulary, Path(metadata) if metadata else None)
         held = [stack.enter_context(output.part_files(layout)) for layout in layouts]
         tokens = None
         if vocabulary is not None and allow_token_mismatch:
-            held[0].write(keys, recipe.importance)
+            held[0].write(keys, params.importance)
             tokens = _prove(checkpoint, stack.enter_context(_vocabulary_file(held[0], keys)))
             keys = [*keys, *_mismatch_recorded(tokens)]
-        places = [one.write(keys, recipe.importance) for one in held]
+        places = [one.write(keys, params.importance) for one in held]
         to_prove = None
         if vocabulary is not None and tokens is None:
             to_prove = stack.enter_context(_vocabulary_file(held[0], keys))
@@ -170,7 +164,7 @@ def convert(
                 raise
             if proof is not None:
                 tokens = proof.result()
-                tokens.check()
+                tokens.raise_for_differences()
         checkpoint.check_unchanged()
         for one in held:
             one.finish()
@@ -216,12 +210,6 @@ def _file_types(qtype: str | Sequence[str]) -> list[FileType]:
     return found
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _check_address_space(n_threads: int) -> None:
     """Raise where RLIMIT_AS would stop threads or buffers half-way: sentencepiece ends the process on that."""
     needed = (256 + 64 * n_threads) << 20  # as measured: the tokenizers' libraries, their threads, the workers' buffers
@@ -235,12 +223,12 @@ def _check_address_space(n_threads: int) -> None:
 def _preflight(
     checkpoint: Checkpoint,
     file_types: Sequence[FileType],
-    recipe: Recipe,
+    params: QuantizeParams,
     paths: Sequence[Path],
     split_max_bytes: int | None,
     *,
     force: bool,
-) -> tuple[Plan, Vocabulary | None, list[output.Layout], list[Path]]:
+) -> tuple[ConversionPlan, Vocabulary | None, list[output.Layout], list[Path]]:
     """Return what the conversion needs, or raise with all that speaks against it: weights, vocabulary, files, disk.
 
     The last are the files of a split model of that name that the new one replaces.
@@ -250,9 +238,9 @@ def _preflight(
     layouts: list[output.Layout] = []
     replaced: list[Path] = []
     try:
-        planned = make_plan(checkpoint, file_types, recipe)
+        planned = make_plan(checkpoint, file_types, params)
         layouts = [output.lay_out(planned, i, path, split_max_bytes) for i, path in enumerate(paths)]
-        _warn_of_idle_overrides(planned, recipe)
+        _warn_of_idle_overrides(planned, params)
     except LlamaliteError as error:
         problems.append(error)
     try:
@@ -287,15 +275,15 @@ def _warn_of_template(vocabulary: Vocabulary) -> None:
         warn("the chat template is carried over, but will not work: %s", error)
 
 
-def _warn_of_idle_overrides(planned: Plan, recipe: Recipe) -> None:
+def _warn_of_idle_overrides(planned: ConversionPlan, params: QuantizeParams) -> None:
     """Say which ``--tensor-type`` changes nothing, which llama-quantize does not: a mistyped name would go unseen."""
-    if not recipe.overrides:
+    if not params.overrides:
         return
     if not any(one.tensor_type.is_quantized for one in planned.file_types):
         warn("--tensor-type changes nothing in %s", " or ".join(one.name for one in planned.file_types))
         return
     shapes = [mix.TensorShape(one.name, one.shape, one.stored) for one in planned.tensors]
-    if told := mix.idle_overrides(shapes, recipe.overrides):
+    if told := mix.idle_overrides(shapes, params.overrides):
         warn("--tensor-type: %s", "; ".join(told))
 
 
@@ -373,7 +361,7 @@ def _proof(checkpoint: Checkpoint, part: Path | None) -> Iterator[Future[probe.P
 def _watch(proof: Future[probe.ProbeReport] | None, progress: pipeline.Progress | None, done: int, total: int) -> None:
     """Stop the weights as soon as the tokens are found to differ, and hand the progress on."""
     if proof is not None and proof.done():
-        proof.result().check()
+        proof.result().raise_for_differences()
     if progress:
         progress(done, total)
 
@@ -385,7 +373,7 @@ def _mismatch_recorded(tokens: probe.ProbeReport) -> header.Keys:
     return [(b"llamalite.token_mismatch", header.string(text))]
 
 
-def _report(planned: Plan, i_output: int, layout: output.Layout) -> OutputReport:
+def _report(planned: ConversionPlan, i_output: int, layout: output.Layout) -> OutputReport:
     fallbacks = planned.fallbacks(i_output)
     return OutputReport(
         path=layout.paths[0],

@@ -25,13 +25,13 @@ from llamalite.converters.checkpoints import Checkpoint
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.converters.notices import warn
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
 from llamalite.errors import CheckpointError
+from llamalite.gguf_check.value_types import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT16, UINT32
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _VERSION = 3
-_UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9  # enum gguf_type (gguf.h)
 _MAX_CARD_BYTES = 8 << 20
 _MAX_CARD_VALUES = 1_000_000
 _MAX_CARD_DEPTH = 100
@@ -58,13 +58,15 @@ def padded(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None, metadata: Path | None = None) -> Keys:
+def keys_of(
+    checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None, metadata: Path | None = None
+) -> Keys:
     """Return the keys of a file made of `checkpoint`, but for its type; the file `metadata` overrides ``general.*``."""
     keys = _keys_of(checkpoint, planned, vocabulary)
     return keys if metadata is None else _overridden(keys, metadata)
 
 
-def _keys_of(checkpoint: Checkpoint, planned: Plan, vocabulary: Vocabulary | None) -> Keys:
+def _keys_of(checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None) -> Keys:
     if checkpoint.carried is not None:
         return checkpoint.carried.pairs
     assert planned.config is not None
@@ -102,9 +104,9 @@ def write(
         ]
     if split is not None:
         pairs += [
-            (b"split.no", struct.pack("<IH", _UINT16, split.index)),
-            (b"split.count", struct.pack("<IH", _UINT16, split.count)),
-            (b"split.tensors.count", struct.pack("<Ii", _INT32, split.n_tensors)),
+            (b"split.no", struct.pack("<IH", UINT16, split.index)),
+            (b"split.count", struct.pack("<IH", UINT16, split.count)),
+            (b"split.tensors.count", struct.pack("<Ii", INT32, split.n_tensors)),
         ]
     header = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(pairs))]
     for key, value in pairs:
@@ -123,12 +125,12 @@ def write(
 
 def string(value: str) -> bytes:
     """The type and value of a string key."""
-    return struct.pack("<I", _STRING) + _text(value.encode())
+    return struct.pack("<I", STRING) + _text(value.encode())
 
 
 def uint32(value: int) -> bytes:
     """The type and value of an unsigned key."""
-    return struct.pack("<II", _UINT32, value)
+    return struct.pack("<II", UINT32, value)
 
 
 def _text(raw: bytes) -> bytes:
@@ -219,16 +221,16 @@ def _packed_array(one: Any) -> bytes | None:
     Its own loop takes a second for a vocabulary of 128,000 tokens.
     """
     values = one.value
-    if one.type != _ARRAY or one.sub_type is not None or not isinstance(values, list | tuple) or not values:
+    if one.type != ARRAY or one.sub_type is not None or not isinstance(values, list | tuple) or not values:
         return None
     n, kinds = len(values), set(map(type, values))
     if kinds <= {str, bytes}:
         texts = [_text(one.encode() if isinstance(one, str) else one) for one in values]
-        return struct.pack("<IIQ", _ARRAY, _STRING, n) + b"".join(texts)
+        return struct.pack("<IIQ", ARRAY, STRING, n) + b"".join(texts)
     if kinds == {float}:
-        return struct.pack(f"<IIQ{n}f", _ARRAY, _FLOAT32, n, *values)
+        return struct.pack(f"<IIQ{n}f", ARRAY, FLOAT32, n, *values)
     if all(issubclass(kind, int) and kind is not bool for kind in kinds):
-        return struct.pack(f"<IIQ{n}i", _ARRAY, _INT32, n, *values)
+        return struct.pack(f"<IIQ{n}i", ARRAY, INT32, n, *values)
     return None
 
 
@@ -259,13 +261,13 @@ def _packed(path: Path, name: str, value: Any) -> bytes:
 
 def _packed_value(path: Path, name: str, value: Any) -> bytes:
     if isinstance(value, bool):
-        return struct.pack("<I?", _BOOL, value)
+        return struct.pack("<I?", BOOL, value)
     if isinstance(value, int) and -(1 << 31) <= value < 1 << 31:
-        return struct.pack("<Ii", _INT32, value)
+        return struct.pack("<Ii", INT32, value)
     if isinstance(value, float):
-        return struct.pack("<If", _FLOAT32, value)
+        return struct.pack("<If", FLOAT32, value)
     if isinstance(value, str):
         return string(value)
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(_text(one.encode()) for one in value)
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_text(one.encode()) for one in value)
     raise CheckpointError(f"{path}: {name} is {value!r}, expected a text, a number, true, false or a list of texts")

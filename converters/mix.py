@@ -17,11 +17,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamalite.converters.patterns import Pattern
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, FileType, TensorType
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
+_MAX_PATTERN = 1000
 
 # tensor_type_fallback: where rows do not fill blocks of 256 (Q2_0: 64).
 _FALLBACK = {
@@ -110,11 +110,11 @@ def choose_types(
 ) -> dict[str, Choice]:
     """Return the type of every tensor of a file of type `file_type`, in llama.cpp's order of tensors.
 
-    `overrides` are (`Pattern`, type) pairs, searched in the tensor's name; the first that matches decides, in place of
-    the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
+    `overrides` are (pattern, type) pairs (`name_pattern`); the first that is found in a tensor's name decides, in place
+    of the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
     """
     rules = _Rules(file_type, model, has_importance, tensors)
-    patterns = [(Pattern(pattern), kind) for pattern, kind in overrides]
+    patterns = [(name_pattern(pattern), kind) for pattern, kind in overrides]
     chosen = {}
     for tensor in sorted(tensors, key=lambda t: layer_order(t.name)):
         if not allows_quantization(tensor):
@@ -129,9 +129,27 @@ def choose_types(
     return chosen
 
 
+def name_pattern(source: str) -> re.Pattern[str]:
+    """Compile a pattern of ``--tensor-type``, which is searched in tensors' names; ``ValueError`` says why it is none.
+
+    llama-quantize searches with ``std::regex`` (ECMAScript), whose usual patterns Python reads alike. Not
+    ``[[:digit:]]``, which would silently be a set of other characters here: it is refused.
+    """
+    if len(source) > _MAX_PATTERN:
+        raise ValueError(f"the pattern has {len(source):,} characters, expected at most {_MAX_PATTERN:,}")
+    if "[:" in source:
+        raise ValueError("named classes are not read: write [0-9] for [[:digit:]]")
+    try:
+        return re.compile(source, re.ASCII)
+    except RecursionError:
+        raise ValueError("too many parentheses in one another") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(str(error)) from None
+
+
 def idle_overrides(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str, TensorType]]) -> list[str]:
     """Return a line for each override that decides no tensor's type: what it matches nothing, or is behind another."""
-    patterns = [Pattern(pattern) for pattern, _ in overrides]
+    patterns = [name_pattern(pattern) for pattern, _ in overrides]
     matched: list[list[int]] = [  # of each matrix that any pattern matches: which, in the order given
         found
         for tensor in tensors

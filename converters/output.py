@@ -9,22 +9,20 @@ against a second conversion to the same name, and removed if it comes to nothing
 from __future__ import annotations
 
 import contextlib
-import glob
-import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamalite import shards
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
 from llamalite.converters.notices import warn
 from llamalite.converters.pipeline import OutputFile, Place, named_errors
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
 
-_NUMBERS = re.compile(r"-(\d{5})-of-(\d{5})$")
 _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on
 
 
@@ -32,7 +30,7 @@ _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which 
 class Layout:
     """The files of one output: `paths`, and for each the tensors that it holds, in llama.cpp's order."""
 
-    plan: Plan
+    plan: ConversionPlan
     i_output: int
     paths: tuple[Path, ...]
     shards: tuple[tuple[PlannedTensor, ...], ...]
@@ -45,25 +43,25 @@ class Layout:
         return sum(padded(tensor.n_bytes(self.i_output)) for tensor in self.shards[i_shard])
 
 
-def lay_out(plan: Plan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
+def lay_out(plan: ConversionPlan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
     """Return the layout of one file, or of shards of at most `split_max_bytes`; a larger tensor stands alone.
 
     Named as ``llama_split_path`` names them (llama.cpp), and filled in order, as llama-gguf-split fills them.
     """
-    shards: list[list[PlannedTensor]] = [[]]
+    parts: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in plan.tensors:
         n_bytes = padded(tensor.n_bytes(i_output))
-        if split_max_bytes is not None and shards[-1] and filled + n_bytes > split_max_bytes:
-            shards.append([])
+        if split_max_bytes is not None and parts[-1] and filled + n_bytes > split_max_bytes:
+            parts.append([])
             filled = 0
-        shards[-1].append(tensor)
+        parts[-1].append(tensor)
         filled += n_bytes
     paths = [path]
-    if len(shards) > 1:
-        stem = path.name.removesuffix(".gguf")
-        paths = [path.with_name(f"{stem}-{i + 1:05d}-of-{len(shards):05d}.gguf") for i in range(len(shards))]
-    return Layout(plan, i_output, tuple(paths), tuple(tuple(shard) for shard in shards))
+    if len(parts) > 1:
+        names = shards.all_of(path.name.removesuffix(".gguf"), len(parts))
+        paths = [path.with_name(f"{name}.gguf") for name in names]
+    return Layout(plan, i_output, tuple(paths), tuple(tuple(part) for part in parts))
 
 
 def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
@@ -72,16 +70,15 @@ def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
     They would lie beside the new ones as a second model of that name. ``FileExistsError`` for a file that is called so
     and is no such shard by its own keys: it is somebody else's, and not to be removed.
     """
-    stem = path.name.removesuffix(".gguf")
     found = []
-    for one in sorted(path.parent.glob(f"{glob.escape(stem)}-?????-of-?????.gguf")):
-        numbers = _NUMBERS.search(one.stem)
-        if one in wanted or numbers is None:
+    for one in shards.lying_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
+        name = shards.parse(one.stem)
+        if one in wanted or name is None:
             continue
         try:
             metadata = read_header(one).metadata
             keys = metadata.get("split.no"), metadata.get("split.count")
-            is_shard = keys == (int(numbers[1]) - 1, int(numbers[2]))
+            is_shard = keys == (name.number - 1, name.count)
         except GGUFError:
             is_shard = False
         if not is_shard:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from llamalite.converters import kernels
 from llamalite.converters.checkpoints import DTYPE_BYTES
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
-from llamalite.converters.planning import Plan, PlannedTensor
+from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
@@ -121,12 +121,11 @@ class OutputFile:
 
 
 def run(
-    plan: Plan,
+    plan: ConversionPlan,
     places: Sequence[Sequence[Place]],
     *,
     n_threads: int,
     progress: Progress | None = None,
-    allow_nonfinite: bool = False,
 ) -> None:
     """Write the tensors of `plan`; `places` says where each of them goes, for each of its file types.
 
@@ -140,7 +139,7 @@ def run(
     done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
-        worker = _Worker(plan.importance, allow_nonfinite)
+        worker = _Worker(plan.importance)
         try:
             while not stop.is_set():
                 with lock:
@@ -174,7 +173,7 @@ def run(
             worker.join()
 
 
-def _chunks(plan: Plan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
+def _chunks(plan: ConversionPlan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
     """Cut the tensors into runs of rows of about `CHUNK_WEIGHTS` weights; regrouped ones at the borders of heads."""
     for tensor, *where in zip(plan.tensors, *places, strict=True):
         n_columns = tensor.shape[-1]
@@ -192,9 +191,8 @@ def _chunks(plan: Plan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
 class _Worker:
     """The steps of one chunk, over buffers that live as long as the worker."""
 
-    def __init__(self, importance: Mapping[str, Floats], allow_nonfinite: bool) -> None:
+    def __init__(self, importance: Mapping[str, Floats]) -> None:
         self._importance = importance
-        self._allow_nonfinite = allow_nonfinite
         self._buffers: dict[str, Bytes] = {}
 
     def convert(self, chunk: _Chunk) -> int:
@@ -260,7 +258,7 @@ class _Worker:
     def _check_finite(self, chunk: _Chunk, rows: Bytes) -> bool:
         """Raise for NaN and infinity, and return whether all weights are smaller than 2**15."""
         tensor, stored = chunk.tensor, chunk.tensor.stored
-        if self._allow_nonfinite or tensor.source is None:
+        if tensor.source is None:
             return False
         largest, all_ones = self._largest_exponent(rows, stored), _EXPONENTS[stored.name]
         if largest == all_ones:
@@ -281,8 +279,6 @@ class _Worker:
 
     def _check_overflow(self, tensor: PlannedTensor, target: TensorType, packed: Bytes) -> None:
         """Raise if a 16-bit float or a block's scale has overflowed (``ggml_validate_row_data``, which prints it)."""
-        if self._allow_nonfinite:
-            return
         if target.name in ("F16", "BF16"):
             fits = self._largest_exponent(packed.reshape(-1), target) < _EXPONENTS[target.name]
         else:

@@ -1,7 +1,7 @@
 """What a conversion will write, decided and checked before a byte of it is written.
 
-A `Plan` is made from headers and configs alone, in a second. It lists every problem at once: a tensor that is missing,
-one of the wrong shape, one that nobody asked for, a type that needs an importance matrix.
+A `ConversionPlan` is made from headers and configs alone, in a second. It lists every problem at once: a tensor that is
+missing, one of the wrong shape, one that nobody asked for, a type that needs an importance matrix.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QuantizeParams:
     """What decides the tensors' types beside the file type.
 
     `importance` is an importance matrix. `overrides` are (regular expression, type) pairs, searched in the tensor's
@@ -72,7 +72,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """Everything that a conversion will do, in llama.cpp's order of tensors, for one or several output files."""
 
     config: LlamaConfig | None
@@ -111,11 +111,11 @@ class Plan:
         return {name: choice for name, choice in choices.items() if choice.instead_of}
 
 
-def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], recipe: Recipe) -> Plan:
+def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], params: QuantizeParams) -> ConversionPlan:
     """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config.
 
     A GGUF source keeps its names, keys and rows. Tensors of it that are quantized already are `QuantizationError`
-    unless they keep their type, or the recipe allows it.
+    unless they keep their type, or `params` allow it.
     """
     config = None
     if checkpoint.carried is not None:
@@ -138,16 +138,16 @@ def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], recipe: Re
             file_type,
             shapes,
             model,
-            has_importance=recipe.importance is not None,
-            overrides=recipe.overrides,
-            pure=recipe.pure,
+            has_importance=params.importance is not None,
+            overrides=params.overrides,
+            pure=params.pure,
         )
         for file_type in file_types
     ]
-    importance = _fitting_importance(recipe.importance, shapes)
+    importance = _fitting_importance(params.importance, shapes)
     for file_type, chosen in zip(file_types, choices, strict=True):
-        _refuse_missing_importance(file_type, shapes, chosen, recipe.importance)
-        if not recipe.allow_requantize:
+        _refuse_missing_importance(file_type, shapes, chosen, params.importance)
+        if not params.allow_requantize:
             _refuse_requantizing(checkpoint, chosen)
     by_name = {rule.name: (rule, tensor) for rule, tensor in pairs}
     tensors = []
@@ -160,7 +160,7 @@ def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], recipe: Re
         else:
             planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, values=factors)
         tensors.append(planned)
-    return Plan(config, tuple(file_types), stored, tuple(tensors), importance)
+    return ConversionPlan(config, tuple(file_types), stored, tuple(tensors), importance)
 
 
 def _stored_type(checkpoint: Checkpoint, rule: TensorRule, tensor: SourceTensor, stored: FileType) -> TensorType:

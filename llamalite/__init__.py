@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llamalite._version import __version__
+
 if TYPE_CHECKING:
     from llamalite.answers import Completion as Completion
     from llamalite.answers import Piece as Piece
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from llamalite.model import Model as Model
     from llamalite.native.model import LoraAdapter as LoraAdapter
     from llamalite.sampling import SamplingParams as SamplingParams
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ChatSession": "llamalite.chat",

@@ -27,7 +27,7 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 Logits = npt.NDArray[np.float32]
 
 
-class Vocabulary(Protocol):
+class Detokenizer(Protocol):
     """What a `llamalite.native.model.NativeModel` does for generation; see there."""
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes: ...
@@ -174,7 +174,7 @@ def score(logits: Logits, token: int, n_top: int) -> tuple[float, tuple[tuple[in
 class Answer:
     """One answer as it grows. `reason` is None until it has ended; `tokens` are those said so far."""
 
-    def __init__(self, params: SamplingParams, sampler: Sampler, vocabulary: Vocabulary) -> None:
+    def __init__(self, params: SamplingParams, sampler: Sampler, vocabulary: Detokenizer) -> None:
         self.params, self.sampler = params, sampler
         self.tokens: list[int] = []
         self.reason: FinishReason | None = "length" if params.max_tokens == 0 else None

@@ -166,7 +166,7 @@ def _line(model: Model, number: int, raw: bytes, defaults: SamplingParams, as_te
     if prompt is not None:
         messages = prompt if as_text else [{"role": "user", "content": prompt}]
     ids = model.prompt_tokens(messages)
-    model.check(ids, params)
+    model.validate(ids, params)
     return Line(number, hashlib.sha256(raw.strip()).hexdigest()[:16], ids, params, identity)
 
 

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite import __version__, hardware
+from llamalite import hardware
+from llamalite._version import __version__
 from llamalite.benchmark import Row, bytes_a_token, memory_bandwidth
 from llamalite.converters.mix import ModelShape, TensorShape, choose_types
 from llamalite.gguf_check import Header, Metadata, TensorInfo
@@ -68,7 +69,7 @@ class Machine:
     bandwidth_bytes_per_s: float
     devices: tuple[devices.Device, ...]
     supports_gpu: bool
-    verdict: verdict.Verdict  # on the installed llama.cpp, from its trial on this processor
+    verdict: verdict.LibraryVerdict  # on the installed llama.cpp, from its trial on this processor
     versions: dict[str, str]
 
     @property

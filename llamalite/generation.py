@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
-from llamalite.answers import Answer, FinishReason, Piece, Sampler, Totals, Vocabulary
+from llamalite.answers import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
 from llamalite.reading import Context, Costs, Reader, Worker
 from llamalite.sampling import SamplingParams
@@ -116,7 +116,7 @@ class Engine(Reader):
     def __init__(
         self,
         context: Context,
-        vocabulary: Vocabulary,
+        vocabulary: Detokenizer,
         make_sampler: SamplerFactory,
         *,
         make_speculator: SpeculatorFactory | None = None,

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamalite import shards
 from llamalite.errors import HubError
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 
 _logger = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
-"""Called with one line before the network is asked, and with one before files are fetched."""
+"""Called with one line before the network is asked, before files are fetched, and before a checkpoint is converted."""
 
 # huggingface_hub's own rule (validate_repo_id) and a little stricter: no leading dot or dash, nothing that is a path.
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -39,13 +40,18 @@ _TEXTS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "README.md"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-_WEIGHTS = (  # the first form that a repository has is taken
-    (re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"), ("model.safetensors.index.json",)),
-    (re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin"), ("pytorch_model.bin.index.json",)),
-    (re.compile(r"consolidated\.\d{2}\.pth"), ("params.json",)),
+
+
+def _is_called(name: str, stem: str, suffix: str) -> bool:
+    return name.endswith(suffix) and shards.stem_of(name.removesuffix(suffix)) == stem
+
+
+_WEIGHTS: tuple[tuple[Callable[[str], object], Sequence[str]], ...] = (  # the first form that a repository has is taken
+    (lambda name: _is_called(name, "model", ".safetensors"), ("model.safetensors.index.json",)),
+    (lambda name: _is_called(name, "pytorch_model", ".bin"), ("pytorch_model.bin.index.json",)),
+    (re.compile(r"consolidated\.\d{2}\.pth").fullmatch, ("params.json",)),
 )
 _CONFIGS = ("config.json", "params.json")  # one of them is in every checkpoint
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 # Of a repository of ready-made files when no type is named: the usual choice, then upwards, then downwards.
 _GGUF_ORDER = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "IQ4_XS", "Q3_K_M", "BF16", "F16", "F32")
 
@@ -64,8 +70,8 @@ class _Listing:
 
     def weights(self) -> list[str]:
         """Return the files with the weights, and those that belong to them, in the first form there is."""
-        for pattern, beside in _WEIGHTS:
-            if found := [name for name in self.files if pattern.fullmatch(name)]:
+        for is_one, beside in _WEIGHTS:
+            if found := [name for name in self.files if is_one(name)]:
                 return [*self.matching(beside), *found]
         return []
 
@@ -252,9 +258,8 @@ def _by_type(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the models among the files `names` by their type: of a split model all files, the first one first."""
     models: dict[str, list[str]] = {}
     for name in sorted(names):
-        split = _SPLIT.fullmatch(name.removesuffix(".gguf"))
         if not Path(name).name.lower().startswith(("mmproj", "imatrix")):
-            models.setdefault(split["stem"] if split else name.removesuffix(".gguf"), []).append(name)
+            models.setdefault(shards.stem_of(name.removesuffix(".gguf")), []).append(name)
     found: dict[str, list[str]] = {}
     for stem, files in models.items():
         found.setdefault(_type_of(stem) or stem, files)

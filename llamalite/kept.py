@@ -12,22 +12,19 @@ it is. A file that was made otherwise, or of another folder of that name, is nev
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite import hub, store
+from llamalite import hub, shards, store
 from llamalite.errors import HubError, LlamaliteError
+from llamalite.hub import Announce
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 
 USUAL = "Q4_K_M"
-_DEMO = "demo"
 _READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # suffixes of the files that a conversion reads
 
-Announce = Callable[[str], None]
-"""Called with one line before something is fetched or converted."""
 Progress = Callable[[int, int], None]
 """Called with the bytes that a conversion has done, and with all of them."""
 
@@ -54,7 +51,7 @@ def obtain(
     folder = store.expanded(name)
     if qtype is not None and name and store.is_checkpoint(folder):  # not what lies in the models folder in another type
         return _keep(folder, qtype, announce, progress)
-    found = locate(f"{name}-{qtype}" if qtype and name.casefold() == _DEMO else name)
+    found = locate(f"{name}-{qtype}" if qtype and name.casefold() == store.DEMO else name)
     if found.is_file():
         made_of = _Source.read(found)
         if made_of and made_of.folder in (_absolute(name), _demo_folder(name)) and store.find(name) == found:
@@ -75,18 +72,18 @@ def locate(reference: str | os.PathLike[str]) -> Path:
         return folder
     if _demo_folder(name):
         return store.demo_checkpoint()
-    raise store.missing(name, also=[_DEMO])
+    raise store.missing(name, also=[store.DEMO])
 
 
 def _demo_folder(name: str) -> str | None:
     """Return the folder of the demo's checkpoint where `name` is ``demo`` or ``demo-TYPE``."""
-    return _absolute(store.demo_checkpoint()) if name.casefold() == _DEMO or _type_named(name) else None
+    return _absolute(store.demo_checkpoint()) if name.casefold() == store.DEMO or _type_named(name) else None
 
 
 def _type_named(name: str) -> str | None:
     head, _, last = name.rpartition("-")
     qtype = type_name(last)
-    return qtype if head.casefold() == _DEMO and qtype in FILE_TYPES else None
+    return qtype if head.casefold() == store.DEMO and qtype in FILE_TYPES else None
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -169,8 +166,8 @@ def note(model: Path, folder: Path, qtype: str, *, plain: bool) -> None:
     made again without asking."""
     if folder.is_dir():
         _Source.of(folder, qtype, plain=plain).write(model)
-    shards = f"{glob.escape(store.name_of(model))}-?????-of-?????.gguf{store.SOURCE_SUFFIX}"
-    for beside in model.parent.glob(shards):  # of a split model of that name which this one has replaced
+    suffix = f".gguf{store.SOURCE_SUFFIX}"
+    for beside in shards.lying_in(model.parent, store.name_of(model), suffix):  # that this one replaces
         if not beside.with_suffix("").exists():
             beside.unlink()
 

@@ -220,7 +220,7 @@ class Model:
             params = params.replace(json_schema=None, grammar=grammar_of(params.json_schema))
         return NativeSampler(self.native, params, prompt=prompt)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def validate(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raise what `stream` would raise for these tokens and parameters, and compute nothing."""
         self._engine.check_room(len(prompt), params)
         self._sampler(params, prompt).close()
@@ -309,7 +309,7 @@ class Model:
             for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
         ]
         for job in jobs:
-            self.check(job.prompt, job.params)
+            self.validate(job.prompt, job.params)
         if not jobs:
             return []
         if any(job.params.reproducible for job in jobs):

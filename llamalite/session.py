@@ -4,7 +4,7 @@
 
 llama.cpp's own state file carries no identity, and aborts the process when it is cut short. This container carries the
 model's fingerprint, every length, and a digest; whatever differs is refused with a sentence before llama.cpp sees any
-of it.
+of it. The digest finds damage and proves no maker: whoever takes a session up checks what it says, as a stranger's.
 """
 
 from __future__ import annotations

@@ -9,14 +9,12 @@ This module looks at names and at nothing inside a file; it neither converts nor
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from llamalite import hub
+from llamalite import hub, shards
 from llamalite.errors import LlamaliteError
 from llamalite.quant_types import FILE_TYPES
 from llamalite.user_folders import data_folder
@@ -24,7 +22,6 @@ from llamalite.user_folders import data_folder
 # Which file a bare name means when several types of it lie in the folder: 4 and 5 bits, then upwards, then the rest.
 _PREFERENCE = ("Q4_K_M", "Q5_K_M", "Q4_K_S", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
 _FORBIDDEN = set('<>:"/\\|?*')  # in a file name on Windows, and thereby in ours
-_SHARD = re.compile(r"(.*-)(\d{5})(-of-\d{5})")  # the stem of one file of a split model (llama_split_path, llama.cpp)
 DEMO = "demo"  # the model that ships with llamalite
 SOURCE_SUFFIX = ".source"  # NAME.gguf.source says which checkpoint NAME.gguf was made of (`llamalite.kept`)
 
@@ -71,9 +68,9 @@ def list_models() -> list[Path]:
         raise LlamaliteError(f"the models folder {folder} cannot be read: {error.strerror}") from None
     models = []
     for path in files.values():
-        shard = _SHARD.fullmatch(path.stem)
+        shard = shards.parse(path.stem)
         # Without its first file a model is listed by the others: that something is amiss shall be seen.
-        if shard is None or shard[2] == "00001" or f"{shard[1]}00001{shard[3]}.gguf" not in files:
+        if shard is None or shard.number == 1 or f"{shards.Shard(shard.stem, 1, shard.count)}.gguf" not in files:
             models.append(path)
     return sorted(models, key=lambda path: path.name.casefold())
 
@@ -84,8 +81,7 @@ def name_of(path: Path) -> str:
     >>> name_of(Path("models/big-Q4_K_M-00001-of-00003.gguf"))
     'big-Q4_K_M'
     """
-    shard = _SHARD.fullmatch(path.stem)
-    return shard[1].removesuffix("-") if shard else path.stem
+    return shards.stem_of(path.stem)
 
 
 def called(path: Path) -> str:
@@ -161,10 +157,10 @@ def files_of(name: str) -> list[Path]:
         same = [name_of(path) for path in list_models() if _bare(name_of(path)).casefold() == wanted]
         if len(same) > 1:
             raise ValueError(f"{name!r} is the name of {len(same)} models: say which of {', '.join(same)}")
-    shard = _SHARD.fullmatch(found.stem)
-    pattern = f"{glob.escape(shard[1])}?????{shard[3]}.gguf" if shard else glob.escape(found.name)
-    beside = found.with_name(found.name + SOURCE_SUFFIX)
-    return [*sorted(found.parent.glob(pattern)), *([beside] if beside.is_file() else [])]
+    shard = shards.parse(found.stem)
+    names = [f"{one}.gguf" for one in shards.all_of(shard.stem, shard.count)] if shard else [found.name]
+    files = [found.with_name(name) for name in (*names, found.name + SOURCE_SUFFIX)]
+    return [path for path in files if path.is_file()]
 
 
 def demo_checkpoint() -> Path:

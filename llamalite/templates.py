@@ -37,8 +37,6 @@ import jinja2.utils
 
 from llamalite.errors import TemplateError
 
-Message = Mapping[str, Any]
-
 _MARK = "\U000f0000"  # a private-use character: no text has it, and no tokenizer gives it a meaning
 MAX_SECONDS = 2.0  # of computation for one template; the longest real ones take a hundredth of it
 MAX_TEXT = 1 << 24  # characters of any one text that a template makes, its output included
@@ -324,7 +322,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,

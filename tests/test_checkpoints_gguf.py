@@ -9,9 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import toy
+from planned import plan_of
 from toy_checkpoint import write_checkpoint
 
-from llamalite.converters import Recipe, convert, plan
+from llamalite.converters import QuantizeParams, convert
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.errors import CheckpointError, GGUFError, QuantizationError, UnsupportedArchitectureError
 from llamalite.native import quantize as native
@@ -74,7 +75,7 @@ def test_a_quantized_file_is_quantized_again_only_when_asked_to(folder: Path, tm
     assert not (tmp_path / "ours.gguf").exists()
     expected = by_llama_cpp(source, tmp_path / "theirs.gguf", "Q3_K_M", allow_requantize=True)
     found = convert(
-        source, tmp_path / "ours.gguf", qtype="Q3_K_M", recipe=Recipe(allow_requantize=True)
+        source, tmp_path / "ours.gguf", qtype="Q3_K_M", params=QuantizeParams(allow_requantize=True)
     ).path.read_bytes()
     assert found == expected
 
@@ -130,10 +131,10 @@ def test_a_split_model_becomes_one_file(folder: Path, tmp_path: Path) -> None:
 def test_a_split_model_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
     first, second, _ = split(convert(folder, tmp_path / "whole.gguf", qtype="F16").path, "toy", 3)
     with pytest.raises(GGUFError, match="not the first"):
-        plan(second)
+        plan_of(second)
     second.unlink()
     with pytest.raises(GGUFError, match=r"toy-00002-of-00003\.gguf"):
-        plan(first)
+        plan_of(first)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_other_architectures_and_experts_are_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(
         UnsupportedArchitectureError, match=r"phi\.gguf is of the architecture phi3; supported are dense"
     ):
-        plan(tmp_path / "phi.gguf")
+        plan_of(tmp_path / "phi.gguf")
 
 
 def test_a_damaged_file_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:

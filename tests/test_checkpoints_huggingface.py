@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import Weights, as_pickles, load_safetensors, random_weights, save_safetensors, save_torch
+from planned import plan_of
 from toy_checkpoint import write_checkpoint
 
-from llamalite.converters import plan
 from llamalite.converters.checkpoints import model_name, open_checkpoint, safetensors
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
@@ -144,7 +144,7 @@ def test_weights_that_others_have_quantized_are_told_by_their_tensors(tmp_path: 
 def test_weights_that_others_have_quantized_are_told_by_their_config(tmp_path: Path, method: str) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedArchitectureError, match=f"already quantized by {method}; supported are F64, F32"):
-        plan(folder)
+        plan_of(folder)
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "BertModel"])
@@ -152,7 +152,7 @@ def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, ar
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, architectures=[architecture])
     message = f"architecture {architecture}; supported are LlamaForCausalLM and MistralForCausalLM"
     with pytest.raises(UnsupportedArchitectureError, match=message):
-        plan(folder)
+        plan_of(folder)
 
 
 def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_an_output_matrix_of_its_own_is_kept_and_told_where_the_config_ties_it(
         save_safetensors(folder / "model.safetensors", tensors)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    assert "output.weight" in [tensor.name for tensor in plan(folder).tensors]
+    assert "output.weight" in [tensor.name for tensor in plan_of(folder).tensors]
     assert ("lm_head.weight is not the embedding: it is kept as it is" in caplog.text) is not same
 
 
@@ -361,7 +361,7 @@ def test_a_window_that_llama_cpp_does_not_have_is_told(
     tmp_path: Path, family: str, window: int | None, is_told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     architectures = ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"]
-    plan(write_checkpoint(tmp_path / "toy", n_layer=1, architectures=architectures, model_type=family,
+    plan_of(write_checkpoint(tmp_path / "toy", n_layer=1, architectures=architectures, model_type=family,
                           max_position_embeddings=2048, sliding_window=window))  # fmt: skip
     assert ("sliding_window is 64, but llama.cpp attends to the whole context of 2048" in caplog.text) is is_told
 

@@ -225,7 +225,7 @@ def test_an_unsupported_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str])
 
 # Modules that `llamalite --help` may import beside those that click needs for any program's help. More of them is time
 # that everyone waits: add one only with a reason, and measure with benchmarks/startup.py.
-OWN = {"llamalite", "llamalite.__main__", "llamalite.cli", "llamalite.errors"}
+OWN = {"llamalite", "llamalite.__main__", "llamalite._version", "llamalite.cli", "llamalite.errors"}
 
 
 def test_help_imports_click_and_next_to_nothing_else() -> None:

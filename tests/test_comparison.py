@@ -27,7 +27,7 @@ import llamalite
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.charts import bars, lines, scatter
 from llamalite.evaluation.comparison import Comparison, compare, iter_compare
-from llamalite.evaluation.decoding import Protocol
+from llamalite.evaluation.decoding import EvalProtocol
 from llamalite.evaluation.page import to_csv, to_html
 from llamalite.evaluation.perplexity import perplexity
 from llamalite.evaluation.study import judge, lesson, make_candidates
@@ -37,7 +37,7 @@ from llamalite.native.model import NativeModel
 
 TEXT = "once upon a time there was a story and the time was once upon a story, yes. " * 12
 SETTINGS: dict[str, Any] = {"n_ctx": 32, "n_batch": 128, "n_threads": 1, "exact": True}
-PROTOCOL = Protocol(**SETTINGS)
+PROTOCOL = EvalProtocol(**SETTINGS)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planned import plan_of
 from toy_checkpoint import Dtype, encode, write_checkpoint, write_safetensors
 
-from llamalite.converters import Importance, convert, plan
+from llamalite.converters import Importance, convert
 from llamalite.errors import CheckpointError, GGUFError, LlamaliteError, QuantizationError, UnsupportedArchitectureError
 from llamalite.gguf_check import read_header
 
@@ -148,7 +149,7 @@ def test_the_command_tells_the_fault_in_one_line_and_exits_with_1(
 def test_all_problems_are_told_at_once(checkpoint: Path, tmp_path: Path) -> None:
     _edit_config(checkpoint, intermediate_size=640, vocab_size=400)
     with pytest.raises(CheckpointError) as caught:
-        plan(checkpoint)
+        plan_of(checkpoint)
     assert "model.embed_tokens.weight has shape" in str(caught.value)
     assert "model.layers.1.mlp.down_proj.weight has shape" in str(caught.value)
 
@@ -200,7 +201,7 @@ def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Com
     assert done.returncode == 2
     assert "near it is Q4_K_M" in done.stderr
     with pytest.raises(ValueError, match="unknown type 'Q9'; known are F32, F16"):
-        plan(checkpoint, "Q9")
+        plan_of(checkpoint, "Q9")
 
 
 def test_a_file_that_stands_is_replaced_only_when_asked(checkpoint: Path, tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_without_an_output_it_goes_into_the_models_folder(
 
 
 def test_the_plan_needs_no_weights(checkpoint: Path) -> None:
-    planned = plan(checkpoint, ["Q4_K_M", "F16"])
+    planned = plan_of(checkpoint, "Q4_K_M", "F16")
     assert planned.n_params == sum(tensor.n_weights for tensor in planned.tensors)
     assert planned.bits_per_weight(1) == pytest.approx(16, rel=0.01)
     assert [tensor.name for tensor in planned.tensors][:3] == [
@@ -562,7 +563,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert done.returncode == 0, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
     assert not models_folder.exists()
-    planned = plan(checkpoint, ["Q4_K_M", "F16"])
+    planned = plan_of(checkpoint, "Q4_K_M", "F16")
     lines = done.stdout.splitlines()
     row = next(line.split() for line in lines if line.startswith("blk.1.attn_v.weight"))
     assert row == ["blk.1.attn_v.weight", "128", "x", "256", "BF16", "->", "Q6_K", "26.2", "KiB", "F16", "64.0", "KiB"]
@@ -587,7 +588,7 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     ]
     every = llamalite_command("convert", folder, "--dry-run", "-v").stdout.splitlines()
     listed = [line.partition(":")[0].strip() for line in every if "a block of" in line]
-    assert sorted(listed) == sorted(tensor.name for tensor in plan(folder).tensors if tensor.types[0].instead_of)
+    assert sorted(listed) == sorted(tensor.name for tensor in plan_of(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
     told = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"

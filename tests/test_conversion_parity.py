@@ -15,7 +15,7 @@ import toy_checkpoint
 from toy_importance import native_importance, native_overrides, write_importance
 
 from llamalite import gguf_check
-from llamalite.converters import Importance, Recipe, convert
+from llamalite.converters import Importance, QuantizeParams, convert
 from llamalite.errors import QuantizationError
 from llamalite.native import quantize
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
@@ -126,8 +126,8 @@ def hold_equal(
     Whole files without a matrix; with one, all but the keys that llama-quantize, not the C API, records of it.
     """
     overrides = how.pop("overrides", [])
-    recipe = Recipe(importance, [(pattern, TENSOR_TYPES[name]) for pattern, name in overrides], **how)
-    report = convert(source, folder, qtype=types, recipe=recipe, n_threads=2)
+    params = QuantizeParams(importance, [(pattern, TENSOR_TYPES[name]) for pattern, name in overrides], **how)
+    report = convert(source, folder, qtype=types, params=params, n_threads=2)
     options = dict(how)
     if overrides:
         options["tt_overrides"] = native_overrides(overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy_checkpoint import write_checkpoint
 
-from llamalite.converters import Recipe, convert, preview
+from llamalite.converters import QuantizeParams, convert, preview
 from llamalite.errors import QuantizationError
 from llamalite.native import quantize
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, FileType
@@ -59,17 +59,17 @@ def test_an_override_that_changes_nothing_is_said_in_one_line(
 ) -> None:
     words, told = OVERRIDES[case]
     pairs = [word.rpartition("=") for word in words]
-    recipe = Recipe(overrides=[(pattern, TENSOR_TYPES[kind]) for pattern, _, kind in pairs])
-    preview(source, "Q4_0", recipe=recipe)
+    params = QuantizeParams(overrides=[(pattern, TENSOR_TYPES[kind]) for pattern, _, kind in pairs])
+    preview(source, "Q4_0", params=params)
     assert [one.message for one in caplog.records] == ([] if told is None else [told])
 
 
 def test_overrides_change_nothing_in_a_file_of_floats(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = Recipe(overrides=[("attn", TENSOR_TYPES["Q8_0"])])
-    convert(source, tmp_path / "f16.gguf", qtype="F16", recipe=recipe)
+    params = QuantizeParams(overrides=[("attn", TENSOR_TYPES["Q8_0"])])
+    convert(source, tmp_path / "f16.gguf", qtype="F16", params=params)
     assert [one.message for one in caplog.records] == ["--tensor-type changes nothing in F16"]
     caplog.clear()
-    convert(source, tmp_path, qtype=["F16", "Q4_0"], recipe=recipe)
+    convert(source, tmp_path, qtype=["F16", "Q4_0"], params=params)
     assert not caplog.records

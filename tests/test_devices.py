@@ -12,7 +12,7 @@ from conftest import Run
 
 from llamalite import Model
 from llamalite.errors import ModelLoadError
-from llamalite.native import devices, library
+from llamalite.native import building, devices, library
 from llamalite.native.model import NativeModel
 
 HAS_GPU = library.llama().llama_supports_gpu_offload()
@@ -83,6 +83,7 @@ def test_every_verb_refuses_a_gpu_that_is_not_there(
 def test_the_command_to_reinstall_is_that_of_the_platform(
     monkeypatch: pytest.MonkeyPatch, platform: str, part: str
 ) -> None:
+    monkeypatch.setattr(building, "identity", lambda: "a processor without AMX")
     monkeypatch.setattr(sys, "platform", platform)
     assert devices.reinstall().startswith(part)
 

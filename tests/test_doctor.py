@@ -26,7 +26,7 @@ def made(**changes: object) -> diagnosis.Machine:
     one = diagnosis.Machine(
         processor="test", n_cores=4, n_usable=4, n_hardware_threads=8, features=(), total_bytes=16 * 10**9,
         free_bytes=8 * 10**9, bandwidth_bytes_per_s=20e9, devices=(), supports_gpu=False,
-        verdict=verdict.Verdict(), versions={},
+        verdict=verdict.LibraryVerdict(), versions={},
     )  # fmt: skip
     return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
 

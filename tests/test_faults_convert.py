@@ -14,7 +14,7 @@ import toy_checkpoint
 from faults import START, assert_one_line, can_mount, command, environment, snapshot
 from kills import kill_conversions
 
-from llamalite.converters import Recipe
+from llamalite.converters import QuantizeParams
 from llamalite.quant_types import TENSOR_TYPES
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's signals and limits")
@@ -277,7 +277,7 @@ def test_a_part_that_a_killed_one_left_is_named_and_replaced(source: Path, made:
 @pytest.mark.parametrize("kind", ["F64", "I8", "q8_k"])
 def test_a_type_that_no_weight_can_have_is_refused_before_ggml_aborts(source: Path, made: Path, kind: str) -> None:
     with pytest.raises(ValueError, match="weights cannot be stored as"):
-        Recipe(overrides=((".*", TENSOR_TYPES[kind.upper()]),))
+        QuantizeParams(overrides=((".*", TENSOR_TYPES[kind.upper()]),))
     done = command(["convert", source, "-t", "Q8_0", "-o", made / "x.gguf", "--tensor-type", f".*={kind}"])
     assert done.returncode == 2
     assert "expected REGEX=TYPE" in done.stderr

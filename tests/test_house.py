@@ -18,7 +18,7 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"errors", "quant_types", "user_folders"},
+    {"_version", "errors", "quant_types", "shards", "user_folders"},
     {"gguf_check", "native", "sampling", "templates", "json_schema"},
     {"hardware"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
@@ -96,6 +96,12 @@ def test_imports_go_downwards_only(name: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_room_imports_the_packages_face(name: str) -> None:
+    parts = [target.split(".") for target, _ in imports(name)]
+    assert not [".".join(part) for part in parts if part[0] == "llamalite" and not set(part[1:2]) & set(LEVEL)]
+
+
 def test_no_rooms_import_each_other_in_a_circle() -> None:
     needs: dict[str, set[str]] = {room: set() for room in LEVEL}
     for name in KNOWN:
@@ -151,6 +157,16 @@ def test_all_is_exactly_what_is_visible(name: str) -> None:
     else:
         own = {one for one, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
         assert {one for one in own if not one.startswith("_")} <= names
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for name in ROOMED:
+        for node in tree(name).body:
+            # What a room needs of another's class (a Protocol) may be called as that class is.
+            if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
+                homes.setdefault(node.name, []).append(name)
+    assert not {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith("_")}
 
 
 def test_the_errors_are_the_tree_that_their_module_draws() -> None:

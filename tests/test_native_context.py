@@ -181,13 +181,3 @@ def test_closing_the_model_closes_its_contexts(tmp_path_factory: pytest.TempPath
     model.close()
     with pytest.raises(ValueError, match="this context is closed"):
         context.decode([1], [0], 0, True)
-
-
-def test_timings_are_llama_cpps_own(context: NativeContext) -> None:
-    context.perf_reset()
-    context.decode(IDS, np.arange(7), 0, [0] * 6 + [1])
-    context.decode_next(5, 7)
-    found = context.perf()
-    assert found.n_prompt >= 7
-    assert found.prompt_s > 0
-    assert found.n_generated >= 1

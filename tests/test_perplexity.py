@@ -20,7 +20,7 @@ from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, Protocol, decode_thread
+from llamalite.evaluation.decoding import Decoder, EvalProtocol, decode_thread
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
@@ -248,7 +248,7 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
 
 
 def test_leaving_early_gives_what_stands_and_frees_the_context(model: NativeModel) -> None:
-    run = iter_perplexity(model, TEXT, Protocol(n_ctx=32, n_batch=32, n_threads=1))
+    run = iter_perplexity(model, TEXT, EvalProtocol(n_ctx=32, n_batch=32, n_threads=1))
     first = next(run)
     run.close()
     assert (first.chunks_done, first.complete) == (1, False)
@@ -262,7 +262,7 @@ def test_an_exception_stops_a_decode_at_once(tmp_path: Path) -> None:
 
     big = toy.write_toy(tmp_path / "big.gguf", n_layer=6, n_embd=256, n_ff=1024)
     with NativeModel(big) as model:
-        protocol = Protocol(n_ctx=1024, n_batch=1024, n_ubatch=64, n_threads=1)
+        protocol = EvalProtocol(n_ctx=1024, n_batch=1024, n_ubatch=64, n_threads=1)
         batch = next(batches(protocol.windows(np.full(2048, 7, dtype=np.int32), model), 1024, 1024))
         with protocol.context(model) as context, decode_thread() as thread:
             decoder = Decoder(context, thread)

@@ -20,7 +20,7 @@ from conftest import Run
 
 from llamalite.errors import ModelLoadError
 from llamalite.native import installed, processor, quantize, trial, verdict
-from llamalite.native.verdict import Report, Undecided, Verdict
+from llamalite.native.verdict import LibraryVerdict, Report, Undecided
 from llamalite.quant_types import TENSOR_TYPES, WEIGHT_TYPES
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="its crashes are signals")
@@ -80,7 +80,7 @@ def child(dies: Callable[[str, bool], str | None], wrong: Callable[[str, bool], 
 
 def test_a_build_that_passes_is_used_as_it_is() -> None:
     judged = verdict.judge(child(lambda *_: None))
-    assert judged == Verdict(("AVX2", "AMX_INT8"), (), len(WEIGHT_TYPES))
+    assert judged == LibraryVerdict(("AVX2", "AMX_INT8"), (), len(WEIGHT_TYPES))
     assert judged.extra_buffers
     assert judged.warning() is None
     judged.require()
@@ -127,7 +127,7 @@ def test_the_instructions_that_are_missing_are_named(monkeypatch: pytest.MonkeyP
     judged = verdict.judge(child(lambda at, _: "illegal instruction" if at == "start" else None))
     with pytest.raises(ModelLoadError, match=r"compiled for processors with AMX_INT8, which this one lacks\. .*pip"):
         judged.require()
-    unknown = Verdict(None, judged.faults)
+    unknown = LibraryVerdict(None, judged.faults)
     with pytest.raises(ModelLoadError, match=r"a newer processor: this one has no SSE3 SSSE3 AVX F16C"):
         unknown.require()
 
@@ -145,8 +145,8 @@ def test_exit_codes_are_told_apart(code: int, words: str | None) -> None:
 
 
 def test_amx_that_could_not_be_tried_is_left_off() -> None:
-    assert Verdict(("AVX2",), untried="frozen").extra_buffers
-    unsure = Verdict(("AVX2", "AMX_INT8"), untried="a frozen program has no Python to try it in")
+    assert LibraryVerdict(("AVX2",), untried="frozen").extra_buffers
+    unsure = LibraryVerdict(("AVX2", "AMX_INT8"), untried="a frozen program has no Python to try it in")
     assert not unsure.extra_buffers
     assert "could not be tried on this processor (a frozen program" in str(unsure.warning())
 
@@ -167,7 +167,7 @@ def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Pat
 def test_where_nothing_can_be_kept_the_verdict_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
-        verdict._keep(Verdict(), tmp_path / "file" / "x.json")
+        verdict._keep(LibraryVerdict(), tmp_path / "file" / "x.json")
     assert "is not kept for the next run" in caplog.text
 
 

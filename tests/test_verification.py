@@ -14,7 +14,7 @@ from toy_checkpoint import write_checkpoint
 from toy_importance import write_importance
 
 from llamalite import gguf_check, store
-from llamalite.converters import Importance, Recipe, convert
+from llamalite.converters import Importance, QuantizeParams, convert
 from llamalite.errors import VerificationError
 from llamalite.evaluation.verification import VerificationReport, verify
 
@@ -40,17 +40,17 @@ def test_a_converted_file_is_what_its_checkpoint_holds(qtype: str, checkpoint: P
     report = verify(path, checkpoint, n_threads=2)
     assert report.ok, report.to_json()
     assert [check.name for check in report.checks] == ["keys", "template", "tensors", "tokens", "logits"]
-    report.check()
+    report.raise_for_failures()
 
 
 def test_a_file_made_with_an_importance_matrix_is_within_its_types_error(checkpoint: Path, tmp_path: Path) -> None:
     importance = Importance.load(write_importance(tmp_path / "imatrix.gguf", checkpoint, seed=2))
-    recipe = Recipe(importance=importance)
-    path = convert(checkpoint, tmp_path / "model.gguf", qtype="Q4_0", recipe=recipe).path
+    params = QuantizeParams(importance=importance)
+    path = convert(checkpoint, tmp_path / "model.gguf", qtype="Q4_0", params=params).path
     without = next(check for check in verify(path, checkpoint).checks if check.name == "tensors")
     assert without.ok
     assert "within the error of their types" in without.text
-    exactly = next(check for check in verify(path, checkpoint, recipe=recipe).checks if check.name == "tensors")
+    exactly = next(check for check in verify(path, checkpoint, params=params).checks if check.name == "tensors")
     assert "byte for byte" in exactly.text
 
 
@@ -117,7 +117,7 @@ def test_a_broken_tensor_is_found(fault: str, qtype: str, checkpoint: Path, tmp_
     report = verify(path, checkpoint)
     assert "tensors" in _found(report)
     with pytest.raises(VerificationError, match="is not what .* holds: .*tensors: "):
-        report.check()
+        report.raise_for_failures()
 
 
 def _rewritten(path: Path, target: Path, drop: str | None = None, **changed: float | str | list[str]) -> Path:

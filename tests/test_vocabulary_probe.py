@@ -131,7 +131,7 @@ def test_a_wrong_name_is_caught_and_shown_by_the_shortest_text(tmp_path: Path) -
     assert any(character.isnumeric() for character in shortest.text)
     assert shortest.original != shortest.finished
     with pytest.raises(VocabularyError) as caught:
-        report.check()
+        report.raise_for_differences()
     assert f"{shortest.text!r} is {shortest.original} in the original and {shortest.finished} in the GGUF" in str(
         caught.value
     )
@@ -194,7 +194,7 @@ def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> 
     assert [str(one) for one in report.differences] == []
     assert {one.why for one in report.known} == {probe.SPACE_PREFIX}
     assert probe.SPACE_PREFIX in report.describe()
-    report.check()
+    report.raise_for_differences()
 
 
 def test_text_that_llama_cpp_does_not_normalize_is_known_and_no_fault(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from planned import plan_of
 
-from llamalite.converters import plan
 from llamalite.native import library
 from llamalite.quant_types import TENSOR_TYPES
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 def write_importance(path: Path, checkpoint: Path, *, seed: int) -> Path:
     """Write a seeded matrix for every matrix of `checkpoint` but the embedding: GGUF, or ``.dat`` by the suffix."""
     rng = np.random.default_rng(seed)
-    names = {t.name: t.shape[-1] for t in plan(checkpoint, "F32").tensors if len(t.shape) > 1}
+    names = {t.name: t.shape[-1] for t in plan_of(checkpoint, "F32").tensors if len(t.shape) > 1}
     names.pop("token_embd.weight")
     rows = {name: rng.gamma(2.0, 1.0, n).astype(np.float32) for name, n in names.items()}
     n_calls, text = 7, "calibration.txt"

@@ -12,6 +12,7 @@ whoever plans the conversion, for weights that are quantized twice are worse tha
 from __future__ import annotations
 
 import contextlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite import gguf_check
-from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, FileTensor, SourceFile, SourceTensor
+from llamalite.converters.checkpoints.interface import (
+    DTYPE_BYTES,
+    CarriedKeys,
+    Checkpoint,
+    FileTensor,
+    SourceFile,
+    SourceTensor,
+)
 from llamalite.converters.mix import ModelShape
 from llamalite.errors import UnsupportedArchitectureError
+from llamalite.gguf_check.value_types import ARRAY, SCALARS, STRING
 from llamalite.native.quantize import dequantize_rows
 from llamalite.quant_types import TensorType
 
@@ -30,16 +39,6 @@ MAGIC = b"GGUF"
 _NOT_CARRIED = frozenset(
     b"general.quantization_version general.file_type general.alignment split.no split.count split.tensors.count".split()
 )
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_STRING, _ARRAY = 8, 9
-
-
-@dataclass(frozen=True)
-class CarriedKeys:
-    """What a GGUF file says beside its tensors: `pairs` of key and value (its type first), as bytes of the file."""
-
-    pairs: tuple[tuple[bytes, bytes], ...]
-    shape: ModelShape
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,17 @@ def _pairs(header: gguf_check.Header, file: SourceFile) -> list[tuple[bytes, byt
         start = at = at + 8 + len(key)
         kind = number(at, 4)
         at += 4
-        if kind == _STRING:
+        if kind == STRING:
             at += 8 + number(at)
-        elif kind == _ARRAY:
+        elif kind == ARRAY:
             element, n = number(at, 4), number(at + 4)
             at += 12
-            if element == _STRING:
+            if element == STRING:
                 at = int(header.metadata.strings(key.decode())[1][-1, 1]) if n else at
             else:
-                at += n * _SCALAR_BYTES[element]
+                at += n * struct.calcsize(SCALARS[element][1])
         else:
-            at += _SCALAR_BYTES[kind]
+            at += struct.calcsize(SCALARS[kind][1])
         if key not in _NOT_CARRIED:
             pairs.append((key, buffer[start:at]))
     return pairs

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamalite import shards
 from llamalite.converters.checkpoints import safetensors, torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
 from llamalite.converters.checkpoints.interface import (
@@ -74,13 +75,13 @@ def open_folder(folder: Path) -> Checkpoint:
     if form is None:
         raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
     weight_map = _weight_map(folder, form)
-    shards = sorted(set(weight_map.values())) or _loose_shards(folder, form)
-    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]  # `member` says what a link lacks
+    names = sorted(set(weight_map.values())) or _loose_shards(folder, form)
+    missing = [name for name in names if not os.path.lexists(folder / name)]  # `member` says what a link lacks
     if missing:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(shards)} shards: download what is missing")
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards: download what is missing")
     tensors: dict[str, SourceTensor] = {}
     with contextlib.ExitStack() as on_error:
-        files = [on_error.enter_context(contextlib.closing(open_member(folder, shard))) for shard in shards]
+        files = [on_error.enter_context(contextlib.closing(open_member(folder, name))) for name in names]
         for file in files:
             for name, tensor in form.read_tensors(file).items():
                 if name in tensors:
@@ -136,13 +137,11 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
 def _loose_shards(folder: Path, form: _Form) -> list[str]:
     if (folder / form.single).exists():
         return [form.single]
-    shards = sorted(path.name for path in folder.glob(f"{form.stem}*{form.suffix}"))
-    numbered = [shard for shard in shards if "-of-" in shard]
-    if numbered:
-        total = numbered[0].removesuffix(form.suffix).rpartition("-of-")[2]
-        if total.isdecimal() and int(total) != len(numbered):
-            raise CheckpointError(f"{folder} has {len(numbered)} of {int(total)} shards, and no {form.index}")
-    return shards
+    files = sorted(path.name for path in folder.glob(f"{form.stem}*{form.suffix}"))
+    numbered = [one for name in files if (one := shards.parse(name.removesuffix(form.suffix)))]
+    if numbered and numbered[0].count != len(numbered):
+        raise CheckpointError(f"{folder} has {len(numbered)} of {numbered[0].count} shards, and no {form.index}")
+    return files
 
 
 def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:

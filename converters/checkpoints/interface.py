@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llamalite import shards
+from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError
 from llamalite.quant_types import FILE_TYPES
 
-if TYPE_CHECKING:
-    from llamalite.converters.checkpoints.gguf_source import CarriedKeys
-
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
-
 
 _SAMPLED_ROWS = 64
 
@@ -129,6 +126,14 @@ def same_rows(one: SourceTensor, other: SourceTensor) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class CarriedKeys:
+    """What a GGUF file says beside its tensors: `pairs` of key and value (its type first), as bytes of the file."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    shape: ModelShape
+
+
 @dataclass
 class Checkpoint:
     """An open checkpoint: where it is, its config, its tensors in the order of their files, what keeps them open."""
@@ -179,7 +184,7 @@ def model_name(source: Path) -> str:
     'SmolLM2-135M'
     """
     if source.suffix.lower() == ".gguf":  # not resolved: in the hub's cache it is a link to a file called by its hash
-        stem = re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
+        stem = shards.stem_of(source.stem)
         head, _, last = stem.replace(".", "-").rpartition("-")
         return stem[: len(head)] if head and last.upper() in FILE_TYPES else stem
     path = source.resolve()

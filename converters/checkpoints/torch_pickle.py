@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.converters.checkpoints import torch_zip
-from llamalite.converters.checkpoints.interface import FileTensor, SourceFile, SourceTensor
+from llamalite.converters.checkpoints.interface import DTYPE_BYTES, FileTensor, SourceFile, SourceTensor
 from llamalite.converters.checkpoints.tensor_unpickler import Storage, TensorView, unpickle
 from llamalite.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 8 << 20  # the names and sizes of a 70B model are about 200 KB
-_STORAGE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_STORAGE_BYTES = {**DTYPE_BYTES, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _PICKLE_MAGIC = b"\x80"
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 

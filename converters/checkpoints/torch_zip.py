@@ -2,16 +2,16 @@
 
     pytorch_model.bin:  archive/data.pkl    archive/byteorder    archive/data/0    archive/data/1    ...
 
-Only the directory at the archive's end is read, with the two headers that point to it (PKWARE APPNOTE 4.3.12 to
-4.3.16), and held against the file: every member stored and not compressed, inside the file, apart from the others, its
-name unique. What a zip may hold beyond that (compression, encryption, comments, several disks) torch never writes, and
-each is refused by name: a zip bomb needs compression or members that share bytes. A test holds this reader equal to
-Python's ``zipfile``.
+Python's ``zipfile`` reads the directory at the archive's end, and nothing else. What it says is held against the file:
+every member stored and not compressed, inside the file, apart from the others, its name unique. What a zip may hold
+beyond that torch never writes, and it is refused by name: a zip bomb needs compression or members that share bytes.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,9 @@ from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.errors import CheckpointError
 
 MAGIC = b"PK\x03\x04"
-MAX_DIRECTORY_BYTES = 16 << 20  # a 70B model in one file has about 100 KB
+MAX_DIRECTORY_BYTES = 1 << 20  # a 70B model in one file has about 100 KB
 
-_END, _END_MAGIC = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
-_LOCATOR, _LOCATOR_MAGIC = struct.Struct("<4sLQL"), b"PK\x06\x07"
-_END64, _END64_MAGIC = struct.Struct("<4sQ2H2L4Q"), b"PK\x06\x06"
-_ENTRY, _ENTRY_MAGIC = struct.Struct("<4s6H3L5H2L"), b"PK\x01\x02"
-_LOCAL = struct.Struct("<4s5H3L2H")
-_IN_ZIP64 = 0xFFFFFFFF
+_LOCAL = struct.Struct("<4s22x2H")  # of a member's own header: magic, lengths of name and extra field (APPNOTE 4.3.7)
 
 
 @dataclass(frozen=True)
@@ -41,26 +36,28 @@ class Member:
 
 def read_members(file: SourceFile) -> dict[str, Member]:
     """Return the members of an open archive by their names; `CheckpointError` says what is wrong with it."""
-    start, size, count = _directory(file)
-    if size > MAX_DIRECTORY_BYTES:
-        raise CheckpointError(
-            f"{file.path}: a zip directory of {size:,} bytes, expected {MAX_DIRECTORY_BYTES:,} at most"
-        )
-    if start + size > file.n_bytes:
-        raise _damaged(file, f"its directory ends at byte {start + size:,} of {file.n_bytes:,}")
-    directory = read_bytes(file, start, size)
+    try:
+        with zipfile.ZipFile(_Stream(file)) as archive:
+            entries, directory, comment = archive.infolist(), archive.start_dir, archive.comment
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise _damaged(file, str(error)) from None
+    if comment:
+        raise _damaged(file, "it does not end with a zip's directory")
     members: dict[str, Member] = {}
-    at = 0
-    taken: list[tuple[int, int, str]] = []
-    for _ in range(count):
-        name, header, n_bytes, at = _entry(file, directory, at)
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name, first = entry.filename, entry.header_offset
+        _check_stored(file, entry)
         if name in members:
             raise CheckpointError(f"{file.path} holds {name!r} twice: which one is meant cannot be told")
-        members[name] = member = Member(name, _data_offset(file, name, header), n_bytes)
-        taken.append((header, member.offset + n_bytes, name))
-    if at != len(directory):
-        raise _damaged(file, f"its directory has {len(directory) - at} bytes beyond its {count} entries")
-    _check_apart(file, taken, start)
+        if first < end:
+            raise _damaged(
+                file, f"{name!r} begins at byte {first:,}, inside the member before it, which ends at {end:,}"
+            )
+        members[name] = member = Member(name, _data_offset(file, name, first), entry.file_size)
+        end = member.offset + member.n_bytes
+    if end > directory:
+        raise _damaged(file, f"its last member ends at byte {end:,}, after the directory begins at {directory:,}")
     return members
 
 
@@ -73,86 +70,50 @@ def read_bytes(file: SourceFile, offset: int, n_bytes: int) -> bytes:
     return buffer.tobytes()
 
 
-def _directory(file: SourceFile) -> tuple[int, int, int]:
-    """Return (offset, bytes, entries) of the central directory."""
-    if file.n_bytes < _END.size:
-        raise _damaged(file, f"it has {file.n_bytes} bytes")
-    end = file.n_bytes - _END.size
-    magic, disk, first_disk, here, count, size, start, comment = _END.unpack(read_bytes(file, end, _END.size))
-    if magic != _END_MAGIC or comment:
-        raise _damaged(file, "it does not end with a zip's directory")
-    if end >= _LOCATOR.size:
-        magic, disk64, end64, disks = _LOCATOR.unpack(read_bytes(file, end - _LOCATOR.size, _LOCATOR.size))
-        if magic == _LOCATOR_MAGIC:
-            fields = _END64.unpack(read_bytes(file, end64, _END64.size))
-            if fields[0] != _END64_MAGIC or disk64 or disks > 1:
-                raise _damaged(file, "its zip64 directory is not where it should be")
-            disk, first_disk, here, count, size, start = fields[4:]
-    if disk or first_disk or here != count:
-        raise _damaged(file, "it is one part of a zip over several files")
-    return start, size, count
+class _Stream:
+    """A source file as ``zipfile`` wants one, which would read a directory of any size."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.n_bytes}[whence]
+        if at < 0:
+            raise zipfile.BadZipFile("its directory begins before the file does")
+        self._at = at
+        return at
+
+    def read(self, n: int = -1) -> bytes:
+        left = max(0, self._file.n_bytes - self._at)
+        n = left if n < 0 else min(n, left)
+        if n > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(
+                f"{self._file.path}: a zip directory of {n:,} bytes, expected {MAX_DIRECTORY_BYTES:,} at most"
+            )
+        found = read_bytes(self._file, self._at, n)
+        self._at += n
+        return found
 
 
-def _entry(file: SourceFile, directory: bytes, at: int) -> tuple[str, int, int, int]:
-    """Return (name, offset of the local header, bytes, position of the next entry)."""
-    if at + _ENTRY.size > len(directory):
-        raise _damaged(file, "its directory is shorter than its number of entries")
-    fields = _ENTRY.unpack_from(directory, at)
-    magic, flags, method, packed, n_bytes = fields[0], fields[3], fields[4], fields[8], fields[9]
-    n_name, n_extra, n_comment, header = fields[10], fields[11], fields[12], fields[16]
-    extra_at = at + _ENTRY.size + n_name
-    after = extra_at + n_extra + n_comment
-    if magic != _ENTRY_MAGIC or after > len(directory):
-        raise _damaged(file, f"its directory is broken at byte {at}")
-    try:
-        name = directory[at + _ENTRY.size : extra_at].decode("utf-8")
-    except UnicodeDecodeError:
-        raise _damaged(file, f"a name in its directory is not UTF-8, at byte {at}") from None
-    if _IN_ZIP64 in (n_bytes, packed, header):
-        n_bytes, packed, header = _zip64(file, directory[extra_at : extra_at + n_extra], [n_bytes, packed, header])
-    if method != 0 or n_bytes != packed:
+def _check_stored(file: SourceFile, entry: zipfile.ZipInfo) -> None:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise CheckpointError(
-            f"{file.path}: {name!r} is compressed ({packed:,} bytes for {n_bytes:,}), which torch.save never does: "
-            "load and save it again with torch"
+            f"{file.path}: {entry.filename!r} is compressed ({entry.compress_size:,} bytes for {entry.file_size:,}), "
+            "which torch.save never does: load and save it again with torch"
         )
-    if flags & 0x1:
-        raise CheckpointError(f"{file.path}: {name!r} is encrypted")
-    return name, header, n_bytes, after
-
-
-def _zip64(file: SourceFile, extra: bytes, values: list[int]) -> list[int]:
-    """Return `values`, those that do not fit into 32 bits replaced by what the zip64 field holds (APPNOTE 4.5.3)."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, n = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            wanted = [i for i, value in enumerate(values) if value == _IN_ZIP64]
-            if n < 8 * len(wanted) or at + 4 + n > len(extra):
-                break
-            for i, value in zip(wanted, struct.unpack_from(f"<{len(wanted)}Q", extra, at + 4), strict=True):
-                values[i] = value
-            return values
-        at += 4 + n
-    raise _damaged(file, "an entry of its directory lacks its 64-bit sizes")
+    if entry.flag_bits & 0x1:
+        raise CheckpointError(f"{file.path}: {entry.filename!r} is encrypted")
 
 
 def _data_offset(file: SourceFile, name: str, header: int) -> int:
-    fields = _LOCAL.unpack(read_bytes(file, header, _LOCAL.size))
-    if fields[0] != MAGIC:
+    magic, n_name, n_extra = _LOCAL.unpack(read_bytes(file, header, _LOCAL.size))
+    if magic != MAGIC:
         raise _damaged(file, f"{name!r} does not begin at byte {header:,}, where its directory says")
-    return int(header + _LOCAL.size + fields[9] + fields[10])
-
-
-def _check_apart(file: SourceFile, taken: list[tuple[int, int, str]], directory: int) -> None:
-    end = 0
-    for first, last, name in sorted(taken):
-        if first < end:
-            raise _damaged(
-                file, f"{name!r} begins at byte {first:,}, inside the member before it, which ends at {end:,}"
-            )
-        end = last
-    if end > directory:
-        raise _damaged(file, f"its last member ends at byte {end:,}, after the directory begins at {directory:,}")
+    return int(header + _LOCAL.size + n_name + n_extra)
 
 
 def _damaged(file: SourceFile, what: str) -> CheckpointError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from llamalite.converters.checkpoints import DTYPE_BYTES
 from llamalite.converters.kernels import fast
 from llamalite.converters.kernels.fast import expect
 from llamalite.native.quantize import checked_room, quantize_rows
@@ -19,8 +20,6 @@ __all__ = ["expect", "narrow_bfloat16", "quantize", "quantize_source", "widen"]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
@@ -72,7 +71,7 @@ def quantize_source(
     Where a fast kernel reads `dtype` itself, the float32 never reach memory; else `scratch`, of as many elements as
     there are weights, holds them.
     """
-    n_rows = source.nbytes // (n_columns * _WIDTHS[dtype])
+    n_rows = source.nbytes // (n_columns * DTYPE_BYTES[dtype])
     kernel = None
     if dtype in fast.SOURCES:
         kernel = fast.kernel_for(tensor_type, n_rows * n_columns, weighted=importance is not None)

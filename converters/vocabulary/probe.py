@@ -92,7 +92,7 @@ class ProbeReport:
             also = f"; {len(self.known)} differ as known ({reasons}), the shortest: {self.known[0]}"
         return f"{self.n_texts - len(self.known)} of {self.n_texts} probe texts have the same token ids{also}"
 
-    def check(self) -> None:
+    def raise_for_differences(self) -> None:
         """Raise `VocabularyError` if there are differences."""
         if self.differences:
             raise VocabularyError(

@@ -22,7 +22,7 @@ from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
 from llamalite.errors import VocabularyError
 
-ChatTemplate = str | list[dict[str, str]] | None
+TemplateSource = str | list[dict[str, str]] | None
 
 # Texts that llama.cpp takes for an end of generation wherever they stand (llama_vocab::impl::load, llama-vocab.cpp).
 KNOWN_ENDS = frozenset(
@@ -37,7 +37,7 @@ class SpecialTokens:
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
-    chat_template: ChatTemplate = None
+    chat_template: TemplateSource = None
     lowercase: bool | None = None
     strip_accents: bool | None = None
 
@@ -224,7 +224,7 @@ def _sequence_of(entry: Any) -> Any:
     return found.get("id") if isinstance(found, dict) else None
 
 
-def read_chat_template(files: TokenizerFiles) -> ChatTemplate:
+def read_chat_template(files: TokenizerFiles) -> TemplateSource:
     """Return the chat template: of tokenizer_config.json, else ``chat_template.jinja``, else ``chat_template.json``.
 
     A list has objects with ``name`` and ``template``, as tokenizer_config.json may give several, or as the folder

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gguf import TokenType
 
-from llamalite.converters.vocabulary.special import ChatTemplate, SpecialTokens
+from llamalite.converters.vocabulary.special import SpecialTokens, TemplateSource
 from llamalite.errors import VocabularyError
 
 __all__ = ["TokenType", "Vocabulary", "as_bytes", "check_tokens"]
@@ -81,7 +81,7 @@ def _write_special(writer: Any, special: SpecialTokens) -> None:
         writer.add_bool("tokenizer.ggml.normalizer.strip_accents", special.strip_accents)
 
 
-def _write_templates(writer: Any, template: ChatTemplate) -> None:
+def _write_templates(writer: Any, template: TemplateSource) -> None:
     """As ``GGUFWriter.add_chat_template``, but the list of names is sorted: there it is a set's random order."""
     if isinstance(template, list):
         names = []

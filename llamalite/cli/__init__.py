@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamalite import __version__
+from llamalite._version import __version__
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from llamalite.cli import _text
-from llamalite.converters import Plan, Recipe, preview
+from llamalite.converters import ConversionPlan, QuantizeParams, preview
 from llamalite.converters.mix import Choice
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import Header
@@ -23,12 +23,12 @@ def show(
     ctx: click.Context,
     source: Path,
     qtype: str | Sequence[str],
-    recipe: Recipe,
+    params: QuantizeParams,
     metadata: Path | None,
     split_max_bytes: int | None,
 ) -> None:
     """Print the plan for `source`, tensor by tensor, and a summary of each file; with -v every fallback."""
-    plan, headers = preview(source, qtype, recipe=recipe, metadata=metadata, split_max_bytes=split_max_bytes)
+    plan, headers = preview(source, qtype, params=params, metadata=metadata, split_max_bytes=split_max_bytes)
     names = [one.name for one in plan.file_types]
     width = max(len(tensor.name) for tensor in plan.tensors)
     for tensor in plan.tensors:
@@ -44,7 +44,7 @@ def show(
     click.echo(f"It takes {_text.size(total)} on disk. This was a dry run: nothing was written.")
 
 
-def _summary(plan: Plan, i_output: int, name: str, files: Sequence[Header], *, every_fallback: bool) -> None:
+def _summary(plan: ConversionPlan, i_output: int, name: str, files: Sequence[Header], *, every_fallback: bool) -> None:
     n_bytes = sum(one.n_bytes_file for one in files)
     shards = f" in {len(files)} files" if len(files) > 1 else ""
     counts = Counter(tensor.types[i_output].type.name for tensor in plan.tensors)

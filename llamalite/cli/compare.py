@@ -83,7 +83,7 @@ def command(
     """
     from llamalite.cli import _hub
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import Protocol
+    from llamalite.evaluation.decoding import EvalProtocol
     from llamalite.evaluation.plots import check_plot
     from llamalite.evaluation.windows import without_newline
 
@@ -95,7 +95,7 @@ def command(
         _options.check_writable(path)
     offload = _options.offload(options)
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
-    protocol = Protocol(**{name: options[name] for name in names})
+    protocol = EvalProtocol(**{name: options[name] for name in names})
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     standing: Standing | None = None

@@ -34,7 +34,7 @@ def tensor_types(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, TensorType], ...]:
     """Return (regular expression, type) of each ``REGEX=TYPE``, in lower case as llama-quantize has it."""
-    from llamalite.converters.patterns import Pattern
+    from llamalite.converters.mix import name_pattern
 
     parsed = []
     known = [name for name in TENSOR_TYPES if name not in NO_WEIGHTS]
@@ -44,7 +44,7 @@ def tensor_types(
             told = ", ".join(known)
             raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {told}", ctx, param)
         try:
-            Pattern(pattern.lower())
+            name_pattern(pattern.lower())
         except ValueError as error:
             raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
         parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
@@ -168,19 +168,19 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     """
     from llamalite import kept, store
     from llamalite.cli import _hub, _plan
-    from llamalite.converters import Importance, Recipe, convert
+    from llamalite.converters import Importance, QuantizeParams, convert
     from llamalite.converters.checkpoints import model_name
 
     folder = _hub.checkpoint(ctx, source, options["revision"])
     types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
-    recipe = Recipe(
+    params = QuantizeParams(
         importance=Importance.load(options["imatrix"]) if options["imatrix"] else None,
         overrides=options["overrides"],
         pure=options["pure"],
         allow_requantize=options["allow_requantize"],
     )
     if options["dry_run"]:
-        _plan.show(ctx, folder, types, recipe, options["metadata"], options["split_max_bytes"])
+        _plan.show(ctx, folder, types, params, options["metadata"], options["split_max_bytes"])
         return
     if len(qtypes) > 1 and output is not None and output.suffix == ".gguf":
         raise click.UsageError(f"several types are several files: {output} would be a folder; name one (-o converted)")
@@ -202,14 +202,14 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
             qtype=types,
             force=options["force"],
             n_threads=options["threads"],
-            recipe=recipe,
+            params=params,
             metadata=options["metadata"],
             split_max_bytes=options["split_max_bytes"],
             allow_token_mismatch=options["allow_token_mismatch"],
             progress=show,
         )
     if kept_there:
-        plain = recipe == Recipe() and not any(options[name] for name in _NOT_PLAIN)
+        plain = params == QuantizeParams() and not any(options[name] for name in _NOT_PLAIN)
         for one in report.outputs:
             kept.note(one.path, folder, one.qtype, plain=plain)
     if not quiet:
@@ -217,7 +217,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
     if options["verify"]:
         from llamalite.cli import verify
 
-        verdicts = [verify.run(ctx, one.path, folder, recipe, options["threads"]) for one in report.outputs]
+        verdicts = [verify.run(ctx, one.path, folder, params, options["threads"]) for one in report.outputs]
         if not all(verdicts):
             ctx.exit(1)
 

@@ -134,14 +134,14 @@ def _say(stream: Iterable[Piece], width: int) -> Totals:
 def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, quiet: bool) -> None:
     from llamalite.cli import _text
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import Protocol
+    from llamalite.evaluation.decoding import EvalProtocol
     from llamalite.evaluation.study import lesson
 
     if not quiet:
         _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
     base, *others = report.outputs
     with _bar(quiet, total=1, desc="   comparing", bar_format=_PERCENT) as bar:
-        for standing in iter_compare(base.path, [one.path for one in others], text, Protocol(chunks=chunks)):
+        for standing in iter_compare(base.path, [one.path for one in others], text, EvalProtocol(chunks=chunks)):
             bar.total = standing.n_chunks
             bar.update(standing.chunks_done - bar.n)
     comparison = standing.comparison()

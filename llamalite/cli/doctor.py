@@ -14,7 +14,7 @@ from llamalite.cli import _options
 if TYPE_CHECKING:
     from llamalite.benchmark import Row
     from llamalite.diagnosis import Fitting, Machine
-    from llamalite.native.verdict import Verdict
+    from llamalite.native.verdict import LibraryVerdict
 
 _ROOM = 12  # columns of a label
 _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # of the measurement: seconds, not minutes, on a model of some billions
@@ -107,9 +107,9 @@ def _line(label: str, text: str) -> None:
     _text.labelled(label, text, _ROOM)
 
 
-def _trial(verdict: Verdict) -> None:
+def _trial(verdict: LibraryVerdict) -> None:
     """Show what the installed llama.cpp did when it was tried on this processor."""
-    from llamalite.native.verdict import mend
+    from llamalite.native import building
 
     click.secho("llama.cpp on this processor", bold=True)
     if verdict.untried is not None:
@@ -125,7 +125,7 @@ def _trial(verdict: Verdict) -> None:
     elif verdict.uses_amx:
         _line("uses", "AMX")
     if verdict.faults:
-        _line("mend", mend())
+        _line("mend it", building.command())
     click.echo()
 
 
@@ -157,15 +157,14 @@ def _machine(machine: Machine) -> None:
 
 def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, best: Row | None) -> None:
     from llamalite.cli import _text
-    from llamalite.native import devices
+    from llamalite.native import building, devices
 
     click.secho("\nWhat follows", bold=True)
     if best is None:
         _line("threads", f"{machine.n_usable}, the default; llamalite doctor MODEL --threads measures it")
     if machine.missed:
-        _line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: pip install "
-                              "--force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python "
-                              "llama-cpp-python==0.3.36")  # fmt: skip
+        _line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: "
+                              f"{building.command()}")  # fmt: skip
     if machine.supports_gpu:
         _line("GPU", "used for all layers; --gpu-layers and --device say otherwise")
     elif devices.gpu_at_hand():

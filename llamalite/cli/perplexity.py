@@ -46,12 +46,12 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     from tqdm import tqdm
 
     from llamalite.cli import _hub, _text
-    from llamalite.evaluation.decoding import Protocol, opened
+    from llamalite.evaluation.decoding import EvalProtocol, opened
     from llamalite.evaluation.perplexity import iter_perplexity
     from llamalite.evaluation.windows import without_newline
 
     offload = _options.offload(options)
-    protocol = Protocol(**options)
+    protocol = EvalProtocol(**options)
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
     path = _hub.model(ctx, model)
     result: PerplexityResult | None = None

@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from llamalite.converters import Recipe
+    from llamalite.converters import QuantizeParams
 
 
 @click.command(name="verify")
@@ -46,7 +46,7 @@ def command(
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
     from llamalite.cli import _hub
-    from llamalite.converters import Importance, Recipe
+    from llamalite.converters import Importance, QuantizeParams
     from llamalite.evaluation.verification import noted_source
 
     path = _hub.model(ctx, model)
@@ -54,13 +54,19 @@ def command(
         raise click.UsageError(
             f"no note beside {path.name} says what it was made of: name its checkpoint, --against DIR"
         )
-    recipe = Recipe(importance=Importance.load(imatrix) if imatrix else None)
-    if not run(ctx, path, against, recipe, threads, as_json=as_json):
+    params = QuantizeParams(importance=Importance.load(imatrix) if imatrix else None)
+    if not run(ctx, path, against, params, threads, as_json=as_json):
         ctx.exit(1)
 
 
 def run(
-    ctx: click.Context, path: Path, against: Path, recipe: Recipe, n_threads: int | None, *, as_json: bool = False
+    ctx: click.Context,
+    path: Path,
+    against: Path,
+    params: QuantizeParams,
+    n_threads: int | None,
+    *,
+    as_json: bool = False,
 ) -> bool:
     """Verify, print the report, and return whether all is well."""
     from llamalite.cli import _text
@@ -73,7 +79,7 @@ def run(
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify(path, against, recipe=recipe, n_threads=n_threads, progress=show)
+        report = verify(path, against, params=params, n_threads=n_threads, progress=show)
     if as_json:
         click.echo(report.to_json())
         return report.ok

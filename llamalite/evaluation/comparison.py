@@ -26,10 +26,10 @@ import numpy as np
 
 from llamalite import diagnosis, store
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import Decoder, Protocol, check_finite, decode_thread, opened
+from llamalite.evaluation.decoding import Decoder, EvalProtocol, check_finite, decode_thread, opened
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.scoring import RowWorkers
-from llamalite.evaluation.windows import NOT_SCORED, Batch, Text, TokenIds, batches, sequences, tokens_of
+from llamalite.evaluation.windows import NOT_SCORED, Text, TokenBatch, TokenIds, batches, sequences, tokens_of
 from llamalite.gguf_check import Header, check
 from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked
 from llamalite.native.context import NativeContext
@@ -105,7 +105,7 @@ class _Subject:
         self.n_decoded = self.memory_bytes = 0
         self.decoder: Decoder | None = None
 
-    def decode(self, batch: Batch) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def decode(self, batch: TokenBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
         assert self.decoder is not None
         before, seconds = resident_bytes() if not self.n_decoded else 0, self.decoder.decode_s
         logits = self.decoder.decode(batch)
@@ -169,9 +169,9 @@ def compare(
     """Return what each of `candidates` lost against `reference` on `text`, all of them over the same chunks.
 
     The models are paths or names in the models folder, and share a vocabulary: ``EvaluationError`` otherwise.
-    `Protocol` describes the other arguments.
+    `EvalProtocol` describes the other arguments.
     """
-    protocol = Protocol(n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, exact=exact, n_threads=n_threads)
+    protocol = EvalProtocol(n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, exact=exact, n_threads=n_threads)
     *_, standing = iter_compare(reference, candidates, text, protocol, n_gpu_layers=n_gpu_layers)
     return standing.comparison()
 
@@ -180,7 +180,7 @@ def iter_compare(
     reference: str | os.PathLike[str],
     candidates: Sequence[str | os.PathLike[str]],
     text: Text,
-    protocol: Protocol,
+    protocol: EvalProtocol,
     *,
     n_gpu_layers: int = 0,
     device: str | None = None,
@@ -213,14 +213,14 @@ def iter_compare(
                     yield Standing(done, len(windows) * len(passes), base, others, described)
 
 
-def _described(protocol: Protocol, context: NativeContext, n_tokens: int) -> dict[str, Any]:
+def _described(protocol: EvalProtocol, context: NativeContext, n_tokens: int) -> dict[str, Any]:
     """Return the protocol, and when and on which machine it was followed: speeds mean nothing without."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     about = {"n_tokens": n_tokens, "date": now, "machine": diagnosis.this_machine()}
     return protocol.described(context.model, context) | about
 
 
-def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: Batch, workers: RowWorkers) -> None:
+def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: TokenBatch, workers: RowWorkers) -> None:
     """Decode `batch` with every model of `group`, and append the scored rows to what is kept of each."""
     reference = base.decode(batch)
     rows = [one.decode(batch) for one in group]
@@ -244,7 +244,7 @@ def _decode_and_score(base: _Subject, group: Sequence[_Subject], batch: Batch, w
 
 @contextlib.contextmanager
 def _loaded(
-    one: _Subject, protocol: Protocol, offload: tuple[int, str | None], thread: ThreadPoolExecutor
+    one: _Subject, protocol: EvalProtocol, offload: tuple[int, str | None], thread: ThreadPoolExecutor
 ) -> Iterator[NativeContext]:
     before, start = resident_bytes(), time.perf_counter()
     n_gpu_layers, device = offload
@@ -276,11 +276,11 @@ def _generation_speed(decoder: Decoder) -> float:
     return 1 / statistics.median(seconds[min(_N_WARM, n // 2) :])
 
 
-def _one_token(token: int, position: int) -> Batch:
+def _one_token(token: int, position: int) -> TokenBatch:
     def one(value: int) -> TokenIds:
         return np.array([value], dtype=np.int32)
 
-    return Batch(position == 0, one(token), one(position), one(0), np.ones(1, np.bool_), one(NOT_SCORED), ())
+    return TokenBatch(position == 0, one(token), one(position), one(0), np.ones(1, np.bool_), one(NOT_SCORED), ())
 
 
 def _check_vocabulary(base: _Subject, one: _Subject, model: NativeModel, text: Text, tokens: TokenIds) -> None:
@@ -298,7 +298,9 @@ def _check_vocabulary(base: _Subject, one: _Subject, model: NativeModel, text: T
         )
 
 
-def _passes(base: _Subject, others: Sequence[_Subject], protocol: Protocol, free_bytes: int) -> list[list[_Subject]]:
+def _passes(
+    base: _Subject, others: Sequence[_Subject], protocol: EvalProtocol, free_bytes: int
+) -> list[list[_Subject]]:
     """Cut the candidates into groups that fit into `free_bytes` together with the reference, at least one in each."""
 
     def need(one: _Subject) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from llamalite import hardware, store
 from llamalite.errors import EvaluationError, GenerationCancelled
-from llamalite.evaluation.windows import Batch, TokenIds, Window, chunk_windows, sequences, stride_windows
+from llamalite.evaluation.windows import TokenBatch, TokenIds, Window, chunk_windows, sequences, stride_windows
 from llamalite.gguf_check import check
 from llamalite.model import Model
 from llamalite.native import library
@@ -37,7 +37,7 @@ AnyModel: TypeAlias = Union[str, "os.PathLike[str]", NativeModel, Model]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """How a text is cut up and computed; a perplexity means nothing without it. The defaults are llama-perplexity's.
 
     `chunks` is the most windows that are evaluated, None all. `stride` is the step of a sliding window of n_ctx tokens;
@@ -140,7 +140,7 @@ class Decoder:
         self.n_tokens = 0
         self._thread = thread
 
-    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def decode(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Return the logits of the rows that `batch` wants, float32 [n_rows, n_vocab], a view until the next decode.
 
         ``EvaluationError`` when one of them is no number. An exception in this thread, such as ``KeyboardInterrupt``,
@@ -163,7 +163,7 @@ class Decoder:
         self.n_tokens += len(batch.tokens)
         return logits
 
-    def _decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def _decode(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         if batch.fresh:
             self.context.clear()
         self.context.decode(batch.tokens, batch.positions, batch.seq_ids, batch.wanted)

@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import AnyModel, Decoder, Protocol, decode_thread, opened
+from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, decode_thread, opened
 from llamalite.evaluation.scoring import Float32s, Float64s
 from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
 from llamalite.native.observer import MatrixObserver
@@ -118,7 +118,7 @@ def collect_imatrix(
     `process_output` includes the output matrix, which llama.cpp leaves out by default. `progress` gets chunks done and
     in all. Raises ``EvaluationError`` for a text shorter than two chunks, and for a mixture of experts.
     """
-    protocol = Protocol(n_ctx=n_ctx, n_batch=n_ctx, chunks=chunks, n_threads=n_threads)
+    protocol = EvalProtocol(n_ctx=n_ctx, n_batch=n_ctx, chunks=chunks, n_threads=n_threads)
     matrix = ImportanceMatrix(n_ctx)
     collector = _Collector(matrix, process_output=process_output)
     observer = MatrixObserver(collector.wanted, collector.see)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llamalite.evaluation.decoding import AnyModel, Decoder, Protocol, check_finite, decode_thread, opened
+from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, check_finite, decode_thread, opened
 from llamalite.evaluation.scoring import RowWorkers, RunningMean, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import NOT_SCORED, Text, batches, tokens_of
@@ -86,11 +86,11 @@ def perplexity(
 ) -> PerplexityResult:
     """Return the perplexity of `text` under `model`, a path, a name in the models folder, or a loaded model.
 
-    `text` is a str, bytes, token ids, or an iterable of texts, of which only what is needed is read. `Protocol`
+    `text` is a str, bytes, token ids, or an iterable of texts, of which only what is needed is read. `EvalProtocol`
     describes the other arguments; `progress` gets what stands after each chunk. Raises ``EvaluationError`` when the
     text is too short, ``ModelLoadError`` when the model cannot be loaded.
     """
-    protocol = Protocol(
+    protocol = EvalProtocol(
         n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, stride=stride, exact=exact, n_threads=n_threads
     )  # fmt: skip
     result = None
@@ -102,7 +102,7 @@ def perplexity(
     return result
 
 
-def iter_perplexity(model: NativeModel, text: Text, protocol: Protocol) -> Generator[PerplexityResult, None, None]:
+def iter_perplexity(model: NativeModel, text: Text, protocol: EvalProtocol) -> Generator[PerplexityResult, None, None]:
     """Yield what stands after each window; the last result is complete. Leaving early frees the context."""
     tokens = tokens_of(text, model, protocol.tokens_needed())
     windows = protocol.windows(tokens, model)

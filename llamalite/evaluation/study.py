@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite.converters import Importance, Recipe, convert
+from llamalite.converters import Importance, QuantizeParams, convert
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.evaluation.comparison import Candidate, Comparison, needed
 from llamalite.gguf_check import check
@@ -41,10 +41,10 @@ def make_candidates(
     is its own. `progress` is called with bytes done and in all; `importance` weighs the columns. Raises what
     `llamalite.convert` raises.
     """
-    path, recipe = Path(source), Recipe(importance=importance)
+    path, params = Path(source), QuantizeParams(importance=importance)
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        made = convert(path, folder, qtype=list(qtypes), recipe=recipe, progress=progress) if qtypes else None
+        made = convert(path, folder, qtype=list(qtypes), params=params, progress=progress) if qtypes else None
         return path, [output.path for output in made.outputs] if made else []
     with open_checkpoint(path) as checkpoint:
         weights: collections.Counter[str] = collections.Counter()
@@ -52,7 +52,7 @@ def make_candidates(
             weights[tensor.dtype] += tensor.n_bytes
     own = _REFERENCE_TYPES.get(weights.most_common(1)[0][0], "F32")
     wanted = [own, *(qtype for qtype in qtypes if qtype != own)]
-    made = convert(path, folder, qtype=wanted, recipe=recipe, progress=progress)
+    made = convert(path, folder, qtype=wanted, params=params, progress=progress)
     outputs = {output.qtype: output.path for output in made.outputs}
     return outputs[own], [outputs[qtype] for qtype in wanted[1:]]
 

@@ -29,12 +29,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite import store
-from llamalite.converters import Recipe, header, pipeline, reference
+from llamalite.converters import QuantizeParams, header, pipeline, reference
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
 from llamalite.converters.checkpoints.interface import FileTensor, SourceFile
 from llamalite.converters.mix import Choice
-from llamalite.converters.planning import Plan, make_plan
+from llamalite.converters.planning import ConversionPlan, make_plan
 from llamalite.converters.vocabulary import probe, read_vocabulary
 from llamalite.errors import VerificationError
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
@@ -81,7 +81,7 @@ class VerificationReport:
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
 
-    def check(self) -> None:
+    def raise_for_failures(self) -> None:
         """Raise `VerificationError` with all that does not hold."""
         wrong = [f"{check.name}: {check.text}" for check in self.checks if not check.ok]
         if wrong:
@@ -104,22 +104,22 @@ def verify(
     path: str | os.PathLike[str],
     against: str | os.PathLike[str],
     *,
-    recipe: Recipe | None = None,
+    params: QuantizeParams | None = None,
     n_threads: int | None = None,
     progress: pipeline.Progress | None = None,
 ) -> VerificationReport:
     """Compare the GGUF file at `path` with the checkpoint `against`, and return the report; it raises for neither.
 
-    `recipe` is what the file was made with: with its importance matrix the bytes can be compared instead of errors.
+    `params` is what the file was made with: with its importance matrix the bytes can be compared instead of errors.
     Raises what opening either of them raises.
     """
     with open_checkpoint(Path(path)) as made, open_checkpoint(Path(against)) as original:
         if made.carried is None or original.carried is not None:
             raise ValueError("verify compares a GGUF file with the checkpoint that it was made of, in this order")
-        planned = make_plan(original, [FILE_TYPES["F32"]], Recipe())
+        planned = make_plan(original, [FILE_TYPES["F32"]], QuantizeParams())
         threads = n_threads or physical_cores()
         checks = [*_keys(made, original, planned)]
-        checks.append(_tensors(made, planned, recipe or Recipe(), threads, progress))
+        checks.append(_tensors(made, planned, params or QuantizeParams(), threads, progress))
         if all(check.ok or check.name == "template" for check in checks) or _can_be_loaded(checks):
             tokens = probe.compare(original.tokenizer_folder, original.config, Path(path))
             checks.append(
@@ -135,7 +135,7 @@ def _can_be_loaded(checks: Sequence[Check]) -> bool:
     return not any(check.figures.get("missing") for check in checks)
 
 
-def _keys(made: Checkpoint, original: Checkpoint, planned: Plan) -> list[Check]:
+def _keys(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> list[Check]:
     assert made.carried is not None
     vocabulary = read_vocabulary(original.tokenizer_folder, original.config)
     wanted = dict(header.keys_of(original, planned, vocabulary))
@@ -211,8 +211,8 @@ def allowed_error(kind: TensorType) -> float:
 
 def _tensors(
     made: Checkpoint,
-    planned: Plan,
-    recipe: Recipe,
+    planned: ConversionPlan,
+    params: QuantizeParams,
     n_threads: int,
     progress: pipeline.Progress | None,
 ) -> Check:
@@ -229,7 +229,7 @@ def _tensors(
         kind = found.type if isinstance(found, QuantizedTensor) else TENSOR_TYPES[found.dtype]
         comparers[name] = _Comparer(found.file, found.offset, kind)
         tensors.append(dataclasses.replace(tensor, types=(Choice(kind),)))
-    importance = recipe.importance.rows if recipe.importance else {}
+    importance = params.importance.rows if params.importance else {}
     again = dataclasses.replace(planned, tensors=tuple(tensors), importance=importance)
     places = [[pipeline.Place(comparers[tensor.name], 0) for tensor in tensors]]
     pipeline.run(again, places, n_threads=n_threads, progress=progress)
@@ -246,7 +246,7 @@ def _tensors(
     return Check("tensors", not faults, text, {"exact": exact, "faults": faults, "missing": missing})
 
 
-def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: Plan, n_threads: int) -> Check:
+def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: ConversionPlan, n_threads: int) -> Check:
     """Run a text through llama.cpp, and through the NumPy forward pass with the file's weights and the checkpoint's.
 
     The weights are compared already: what is judged is that llama.cpp makes of them what the checkpoint's config says.
@@ -277,7 +277,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _with_weights(made: Checkpoint, original: Checkpoint, planned: Plan) -> Checkpoint:
+def _with_weights(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> Checkpoint:
     """Return the checkpoint with the file's weights, by the checkpoint's names, for `reference.forward`.
 
     q and k keep the file's row order, which is that of Meta's checkpoints: not permuted.

@@ -32,7 +32,7 @@ Text: TypeAlias = Union[str, bytes, Sequence[int], "npt.NDArray[np.integer]", It
 NOT_SCORED = -1
 
 
-class Vocabulary(Protocol):
+class Tokenizer(Protocol):
     """What this module needs of a model; `llamalite.native.model.NativeModel` has it."""
 
     add_bos: bool
@@ -53,7 +53,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """One decode: the arrays that `NativeContext.decode` takes, and what its rows of logits are for."""
 
     fresh: bool  # clear the cache first
@@ -75,7 +75,7 @@ def without_newline(raw: bytes) -> bytes:
     return raw[:-1] if raw.endswith(b"\n") else raw
 
 
-def tokens_of(text: Text, model: Vocabulary, limit: int | None = None) -> TokenIds:
+def tokens_of(text: Text, model: Tokenizer, limit: int | None = None) -> TokenIds:
     """Return the token ids of `text`, int32 [n_tokens]; of a stream, no more is read than `limit` tokens take.
 
     Each text, and each document of a stream, gets BOS in front where the vocabulary adds one.
@@ -101,7 +101,7 @@ def tokens_of(text: Text, model: Vocabulary, limit: int | None = None) -> TokenI
     return np.concatenate(pieces)[:limit]
 
 
-def _document(text: str | bytes, model: Vocabulary) -> TokenIds:
+def _document(text: str | bytes, model: Tokenizer) -> TokenIds:
     tokens = model.tokenize(text, add_special=True, parse_special=False)
     # llama-perplexity aborts on vocabularies that add EOS. It is no part of the text, and is not scored here.
     return tokens[:-1] if model.add_eos else tokens
@@ -164,7 +164,7 @@ def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
     return windows
 
 
-def batches(windows: Sequence[Window], n_ctx: int, n_batch: int) -> Iterator[Batch]:
+def batches(windows: Sequence[Window], n_ctx: int, n_batch: int) -> Iterator[TokenBatch]:
     """Yield the decodes that compute `windows`: several windows a batch as sequences, or a long one in several parts.
 
     As many windows share a batch as `n_ctx` goes into `n_batch`; a window longer than `n_batch` is decoded in parts.
@@ -186,7 +186,7 @@ def sequences(n_ctx: int, n_batch: int) -> int:
     return max(1, min(n_batch // n_ctx, _MAX_SEQUENCES))
 
 
-def _batch(parts: list[tuple[int, Window, int, int]], *, fresh: bool) -> Batch:
+def _batch(parts: list[tuple[int, Window, int, int]], *, fresh: bool) -> TokenBatch:
     positions = [np.arange(start, end, dtype=np.int32) for _, _, start, end in parts]
     wanted = [places >= window.first for places, (_, window, _, _) in zip(positions, parts, strict=True)]
     targets = [
@@ -194,7 +194,7 @@ def _batch(parts: list[tuple[int, Window, int, int]], *, fresh: bool) -> Batch:
     ]
     rows = np.cumsum([len(part) for part in targets])
     ends = [int(row) for row, (_, window, _, end) in zip(rows, parts, strict=True) if end == len(window.tokens)]
-    return Batch(
+    return TokenBatch(
         fresh=fresh,
         tokens=np.concatenate([window.tokens[start:end] for _, window, start, end in parts]),
         positions=np.concatenate(positions),

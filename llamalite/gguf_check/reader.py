@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Entry, Header, Metadata, TensorInfo
 from llamalite.gguf_check.strings import Spans, packed_spans
+from llamalite.gguf_check.value_types import ARRAY, SCALARS, STRING
 from llamalite.quant_types import TENSOR_TYPES_BY_ID, TensorType
 
 MAX_HEADER_BYTES = 128 << 20  # the largest vocabulary known (262,144 tokens, 514,906 merges) takes 20 MiB
@@ -27,13 +28,6 @@ MAX_KEY_BYTES = 0xFFFF  # GGUF's specification
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME (ggml.h) with its closing NUL
 MAX_DIMS = 4  # GGML_MAX_DIMS (ggml.h)
 MIN_ALIGNMENT = 32  # TENSOR_ALIGNMENT (ggml-impl.h): llama.cpp aborts on a mapped tensor that lies otherwise
-
-_SCALARS = {
-    0: ("uint8", "<B"), 1: ("int8", "<b"), 2: ("uint16", "<H"), 3: ("int16", "<h"), 4: ("uint32", "<I"),
-    5: ("int32", "<i"), 6: ("float32", "<f"), 7: ("bool", "<B"), 10: ("uint64", "<Q"), 11: ("int64", "<q"),
-    12: ("float64", "<d"),
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
 
 
 class _Reader:
@@ -161,13 +155,13 @@ def _read_version(reader: _Reader) -> int:
 def _read_value(reader: _Reader, key: str) -> Entry:
     what = f"key {key}"
     kind = reader.take("<I", what)
-    if kind == _STRING:
+    if kind == STRING:
         return Entry("string", reader.take_bytes(what, reader.size - reader.at).decode("utf-8", "replace"))
-    if kind == _ARRAY:
+    if kind == ARRAY:
         return _read_array(reader, what)
-    if kind not in _SCALARS:
+    if kind not in SCALARS:
         reader.fail(f"{what} is of type {kind}, and 0 to 12 are known; {DAMAGED}")
-    name, form = _SCALARS[kind]
+    name, form = SCALARS[kind]
     value = reader.take(form, what)
     if name == "bool":
         if value > 1:
@@ -179,11 +173,11 @@ def _read_value(reader: _Reader, key: str) -> Entry:
 def _read_array(reader: _Reader, what: str) -> Entry:
     kind = reader.take("<I", what)
     n = reader.take("<Q", what)
-    if kind == _STRING:
+    if kind == STRING:
         return Entry("array[string]", n=n, start=reader.at, spans=reader.take_strings(n, what))
-    if kind not in _SCALARS:
+    if kind not in SCALARS:
         reader.fail(f"{what} is an array of type {kind}, and numbers, bools and strings are known; {DAMAGED}")
-    name, form = _SCALARS[kind]
+    name, form = SCALARS[kind]
     start = reader.at
     size = struct.calcsize(form)
     if n > (reader.size - start) // size:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from llamalite import shards
 from llamalite.errors import GGUFError
 from llamalite.gguf_check.header import DAMAGED, Header
 from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, SCALING, check_llama
 from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
-
-_SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # llama_split_path (llama.cpp)
 
 
 def check(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
@@ -52,13 +50,13 @@ def _with_the_rest(first: Header) -> Header:
     count = _typed(first, "split.count", "uint16", 0)
     if count < 2:
         return first
-    name = _SPLIT_NAME.fullmatch(first.path.name)
-    if name is None or int(name["count"]) != count:
+    name = shards.parse(first.path.stem)
+    if name is None or name.count != count or first.path.suffix != ".gguf":
         raise GGUFError(
-            f"{first.path} is one of {count} files, but is not called NAME-00001-of-{count:05}.gguf: give all of them "
-            "back the names they were made with"
+            f"{first.path} is one of {count} files, but is not called {shards.Shard('NAME', 1, count)}.gguf: give all "
+            "of them back the names they were made with"
         )
-    paths = [first.path.with_name(f"{name['prefix']}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    paths = [first.path.with_name(f"{one}.gguf") for one in shards.all_of(name.stem, count)]
     if first.path != paths[0]:
         raise GGUFError(f"{first.path} is one of {count} files, and not the first: open {paths[0]}")
     missing = [path.name for path in paths if not path.is_file()]

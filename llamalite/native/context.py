@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,16 +34,6 @@ FlashAttention = bool | Literal["auto"]
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 _FLASH = {"auto": -1, False: 0, True: 1}  # enum llama_flash_attn_type (llama.h)
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): more aborts
-
-
-@dataclass(frozen=True)
-class Performance:
-    """What llama.cpp measured since the context was made or reset: prompt batches, and decodes of one token."""
-
-    prompt_s: float
-    n_prompt: int
-    generation_s: float
-    n_generated: int
 
 
 class AbortFlag:
@@ -146,7 +135,6 @@ class NativeContext:
         params.type_k = params.type_v = TENSOR_TYPES[kv_type].ggml_type
         params.flash_attn_type = _FLASH[flash_attn]
         params.kv_unified = kv_unified
-        params.no_perf = False
         params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
         params.abort_callback_data = self.abort_flag.address
         self._observer = observer  # C keeps a pointer to its callback
@@ -384,19 +372,3 @@ class NativeContext:
         array = (lib.llama_adapter_lora_p_ctypes * n)(*pointers)
         if lib.llama_set_adapters_lora(self.ptr, array, n, (ctypes.c_float * n)(*scales)):
             raise LlamaliteError("llama.cpp cannot apply these LoRA adapters to this model")
-
-    def set_threads(self, n_threads: int) -> None:
-        """Use `n_threads` threads from the next decode on."""
-        if not 1 <= n_threads <= _MAX_THREADS:
-            raise ValueError(f"n_threads must lie in 1..{_MAX_THREADS}, found {n_threads}")
-        llama().llama_set_n_threads(self.ptr, n_threads, n_threads)
-        self.n_threads = n_threads
-
-    def perf(self) -> Performance:
-        """Return llama.cpp's own timings since the context was made or `perf_reset`."""
-        llama().llama_synchronize(self.ptr)  # the clocks stop there
-        data = llama().llama_perf_context(self.ptr)
-        return Performance(data.t_p_eval_ms / 1e3, data.n_p_eval, data.t_eval_ms / 1e3, data.n_eval)
-
-    def perf_reset(self) -> None:
-        llama().llama_perf_context_reset(self.ptr)

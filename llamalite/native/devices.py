@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamalite.errors import ModelLoadError
+from llamalite.native import building
 from llamalite.native.library import ggml, llama
 
 Layers = int | Literal["auto", "all"]
 _KINDS = ("cpu", "gpu", "igpu", "accelerator", "meta")  # enum ggml_backend_dev_type (ggml-backend.h)
-_PACKAGE = "llama-cpp-python==0.3.36"
 _WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 
 
@@ -139,9 +139,5 @@ def reinstall() -> str:
         flags, wheels = "-DGGML_CUDA=on", "cu124"
     else:  # AMD's driver is there, and NVIDIA's is not
         flags, wheels = "-DGGML_HIP=on", "rocm72"
-    pip = f"pip install --force-reinstall --no-cache-dir --no-deps {_PACKAGE}"
-    built = f'$env:CMAKE_ARGS="{flags}"; {pip}' if sys.platform == "win32" else f'CMAKE_ARGS="{flags}" {pip}'
-    return (
-        f"{built} (ready-made, in place of CMAKE_ARGS: --only-binary :all: --extra-index-url {_WHEELS}/{wheels}; "
-        "other GPUs: docs/install.md)"
-    )
+    built, ready = building.command({"CMAKE_ARGS": flags}), building.command(binary=f"{_WHEELS}/{wheels}")
+    return f"{built} (ready-made: {ready}; other GPUs: docs/install.md)"

@@ -71,12 +71,11 @@ class NativeModel:
     `n_gpu_layers` is how many layers go to the GPU (-1: all), `device` which GPU (`llamalite.native.devices`); asking
     for any where the build has no GPU backend raises ``ModelLoadError``, as does every file that llama.cpp refuses, in
     its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
-    `use_mmap` maps the file instead of copying it (llama.cpp's default). `progress` is called with a fraction in
-    0..1; raising in it stops the load. `vocab_only` leaves the weights out. Close the contexts of a model before the
-    model; `close` does it for those that register themselves with `own`. `header` is what `check` returned for this
-    file, where the caller has it: it is then not checked again. `extra_buffers` lets llama.cpp copy weights into an
-    order made for the processor; None is what `llamalite.native.verdict` found to work. A type of weights that this
-    build computes wrongly is ``ModelLoadError``.
+    `progress` is called with a fraction in 0..1; raising in it stops the load. `vocab_only` leaves the weights out.
+    Close the contexts of a model before the model; `close` does it for those that register themselves with `own`.
+    `header` is what `check` returned for this file, where the caller has it: it is then not checked again.
+    `extra_buffers` lets llama.cpp copy weights into an order made for the processor; None is what
+    `llamalite.native.verdict` found to work. A type of weights that this build computes wrongly is ``ModelLoadError``.
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class NativeModel:
         *,
         n_gpu_layers: int = 0,
         device: str | None = None,
-        use_mmap: bool = True,
         vocab_only: bool = False,
         progress: Callable[[float], None] | None = None,
         header: Header | None = None,
@@ -111,8 +109,6 @@ class NativeModel:
         if extra_buffers is None:
             extra_buffers = vocab_only or _usable_buffers(header)
         params.use_extra_bufts = extra_buffers
-        if not use_mmap:
-            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         raised: list[BaseException] = []
 
         def report(fraction: float, _user_data: Any) -> bool:

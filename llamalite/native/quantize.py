@@ -123,15 +123,6 @@ def dequantize_rows(tensor_type: TensorType, rows: Bytes, n_columns: int) -> Flo
     return values
 
 
-def is_finite(tensor_type: TensorType, data: Bytes) -> bool:
-    """Whether no scale and no value in `data` is NaN or infinite (``ggml_validate_row_data``, ggml-quants.c).
-
-    ggml also writes the finding to stderr; callers that want silence check floats with NumPy first.
-    """
-    validate = _function("ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-    return bool(validate(tensor_type.ggml_type, data.ctypes.data, data.nbytes))
-
-
 def model_file(source: Path, target: Path, file_type: FileType, n_threads: int = 0, **options: Any) -> None:
     """Run ``llama_model_quantize`` from one GGUF file to another; `options` are fields of its parameters."""
     lib = library.llama()

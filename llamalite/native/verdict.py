@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.errors import ModelLoadError
-from llamalite.native import installed, processor
+from llamalite.native import building, installed, processor
 from llamalite.quant_types import WEIGHT_TYPES
 from llamalite.user_folders import cache_folder
 
@@ -67,7 +67,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LibraryVerdict:
     """What a trial has shown. `features` are the sets of instructions that the library was compiled to use, if known.
 
     `untried` says why there was no trial; what is known to crash elsewhere is then left off unseen.
@@ -148,7 +148,7 @@ class Verdict:
 
 def mend() -> str:
     """Return the sentence with the command that installs a llama-cpp-python made for this machine."""
-    return "To mend it, compile it on this machine: pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36"
+    return f"To mend it, compile it on this machine: {building.command()}"
 
 
 # The child imports what this process would, from wherever that comes.
@@ -163,14 +163,14 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def _judged() -> Verdict:
+def _judged() -> LibraryVerdict:
     if os.environ.get("LLAMALITE_TRIAL", "").lower() in ("off", "0", "no"):
-        return Verdict()
+        return LibraryVerdict()
     path = cache_folder() / "trials" / f"{_identity()}.json"
     return _read(path) or _tried(path)
 
 
-def current() -> Verdict:
+def current() -> LibraryVerdict:
     """Return the verdict on the installed library and this processor, tried now if nobody has before."""
     with _lock:
         return _judged()
@@ -183,17 +183,17 @@ def _identity() -> str:
     return hashlib.sha256(repr((_VERSION, str(folder), stats, processor.identity())).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> Verdict | None:
+def _read(path: Path) -> LibraryVerdict | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         faults = tuple(Fault(**fault) for fault in kept["faults"])
         features = tuple(kept["features"]) if kept["features"] is not None else None
-        return Verdict(features, faults, int(kept["n_types"]))
+        return LibraryVerdict(features, faults, int(kept["n_types"]))
     except (OSError, ValueError, TypeError, KeyError):  # never tried, or a file that was cut off: it is tried again
         return None
 
 
-def _keep(verdict: Verdict, path: Path) -> None:
+def _keep(verdict: LibraryVerdict, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def _keep(verdict: Verdict, path: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _tried(path: Path) -> Verdict:
+def _tried(path: Path) -> LibraryVerdict:
     if (reason := _cannot_try()) is not None:
         return _untried(reason)
     try:
@@ -218,9 +218,9 @@ def _tried(path: Path) -> Verdict:
     return verdict
 
 
-def _untried(reason: str) -> Verdict:
+def _untried(reason: str) -> LibraryVerdict:
     _logger.info("llama.cpp is not tried on this processor: %s", reason)
-    return Verdict(installed.compiled_features(), untried=reason)
+    return LibraryVerdict(installed.compiled_features(), untried=reason)
 
 
 def _cannot_try() -> str | None:
@@ -302,7 +302,7 @@ def _crash(code: int) -> str | None:
     return None
 
 
-def judge(run: Any) -> Verdict:
+def judge(run: Any) -> LibraryVerdict:
     """Return the verdict on a library, of which ``run(extra_buffers, types)`` tries the types and returns a `Report`.
 
     First with extra buffers; if a type dies or computes something else, all types without. There a type that dies is
@@ -324,4 +324,4 @@ def judge(run: Any) -> Verdict:
         if died_in is None:
             break
         types = types[types.index(died_in) + 1 :]
-    return Verdict(report.features, tuple(faults), len(WEIGHT_TYPES))
+    return LibraryVerdict(report.features, tuple(faults), len(WEIGHT_TYPES))

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """Everything that decides the result, beside the corpus."""
 
     steps: int = 2400
@@ -142,10 +142,10 @@ def loss_of(model: Llama, tokens: Tensor, index: Tensor, target: Tensor, weight:
     return (functional.cross_entropy(model.logits(hidden), target, reduction="none") * weight).sum()
 
 
-def rate(recipe: Recipe, step: int) -> float:
+def rate(hyper: Hyperparameters, step: int) -> float:
     """Warm-up, plateau, then a straight line to zero."""
-    done = step / recipe.steps
-    return min(1.0, (step + 1) / recipe.warmup, (1 - done) / (1 - recipe.decay_from))
+    done = step / hyper.steps
+    return min(1.0, (step + 1) / hyper.warmup, (1 - done) / (1 - hyper.decay_from))
 
 
 def export(model: Llama, tokenizer: Tokenizer) -> None:
@@ -171,9 +171,9 @@ def report(model: Llama, tokenizer: Tokenizer, bits: int, each: int) -> str:
     return f"{bits} bits: " + "  ".join(f"{kind} {right}/{asked}" for kind, (right, asked) in counts.items())
 
 
-def train(recipe: Recipe, n_layer: int, compiled: bool, checkpoint: Path, report_every: int) -> None:
-    """Runs the recipe from the checkpoint, if there is one, to the end."""
-    torch.manual_seed(recipe.seed)
+def train(hyper: Hyperparameters, n_layer: int, compiled: bool, checkpoint: Path, report_every: int) -> None:
+    """Trains from the checkpoint, if there is one, to the end."""
+    torch.manual_seed(hyper.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
     ids, learn = pack(tokenizer)
@@ -182,7 +182,7 @@ def train(recipe: Recipe, n_layer: int, compiled: bool, checkpoint: Path, report
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     muon = Muon(matrices)
-    adam = torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=hyper.adam_lr, betas=(0.9, 0.95), weight_decay=0.01)
     first, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
@@ -192,36 +192,36 @@ def train(recipe: Recipe, n_layer: int, compiled: bool, checkpoint: Path, report
         print(f"resumed at step {first}", flush=True)
     loss_fn: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False) if compiled else loss_of
     started, losses = time.monotonic() - spent, []
-    for step in range(first, recipe.steps):
-        row_tokens = recipe.long_row_tokens if step >= recipe.long_from * recipe.steps else recipe.row_tokens
-        batch = batch_at(ids, learn, step * recipe.batch_tokens, row_tokens, recipe.batch_tokens)
+    for step in range(first, hyper.steps):
+        row_tokens = hyper.long_row_tokens if step >= hyper.long_from * hyper.steps else hyper.row_tokens
+        batch = batch_at(ids, learn, step * hyper.batch_tokens, row_tokens, hyper.batch_tokens)
         bits = None
-        if step >= recipe.round_from * recipe.steps:
-            bits = 3 if random.Random(recipe.seed * 1_000_003 + step).random() < recipe.three_bit_share else 4
+        if step >= hyper.round_from * hyper.steps:
+            bits = 3 if random.Random(hyper.seed * 1_000_003 + step).random() < hyper.three_bit_share else 4
         with rounded(model, bits):
             loss = loss_fn(model, *(part.to(device) for part in batch))
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scale = rate(recipe, step)
-        muon.step(recipe.muon_lr * scale, recipe.muon_decay)
-        adam.param_groups[0]["lr"] = recipe.adam_lr * scale
+        scale = rate(hyper, step)
+        muon.step(hyper.muon_lr * scale, hyper.muon_decay)
+        adam.param_groups[0]["lr"] = hyper.adam_lr * scale
         adam.step()
         model.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if (step + 1) % 20 == 0:
             spent = time.monotonic() - started
-            speed = (step + 1) * recipe.batch_tokens / spent
+            speed = (step + 1) * hyper.batch_tokens / spent
             mean = sum(losses[-20:]) / len(losses[-20:])
-            print(f"step {step + 1}/{recipe.steps}  loss {mean:.4f}  {speed:.0f} tok/s  {spent:.0f} s", flush=True)
-        if (step + 1) % report_every == 0 or step + 1 == recipe.steps:
-            whole = step + 1 == recipe.steps
+            print(f"step {step + 1}/{hyper.steps}  loss {mean:.4f}  {speed:.0f} tok/s  {spent:.0f} s", flush=True)
+        if (step + 1) % report_every == 0 or step + 1 == hyper.steps:
+            whole = step + 1 == hyper.steps
             state = {
                 "model": model.state_dict(), "adam": adam.state_dict(), "muon": muon.moments,
                 "step": step + 1, "spent": time.monotonic() - started,
             }  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
-            for n_bits in (16, 4) if whole or step >= recipe.round_from * recipe.steps else (16,):
+            for n_bits in (16, 4) if whole or step >= hyper.round_from * hyper.steps else (16,):
                 print(report(model, tokenizer, n_bits, 60 if whole else 20), flush=True)
     export(model, tokenizer)
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
@@ -230,7 +230,7 @@ def train(recipe: Recipe, n_layer: int, compiled: bool, checkpoint: Path, report
 def main() -> None:
     """Reads the arguments and trains."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, default=Hyperparameters.steps)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report-every", type=int, default=200)
@@ -238,8 +238,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=WORK / "checkpoint.pt")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(steps=arguments.steps)
-    train(recipe, arguments.layers, not arguments.no_compile, arguments.checkpoint, arguments.report_every)
+    hyper = Hyperparameters(steps=arguments.steps)
+    train(hyper, arguments.layers, not arguments.no_compile, arguments.checkpoint, arguments.report_every)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ import numpy as np
 import tokenizer_toys
 import toy
 import toy_checkpoint
+from planned import plan_of
 
 from llamalite import session
-from llamalite.converters import plan
 from llamalite.converters.checkpoints import torch_pickle
 from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.converters.checkpoints.safetensors import read_tensors
@@ -141,7 +141,7 @@ def _config(content: bytes, folder: Path) -> None:
     if not (folder / "config.json").exists():
         shutil.copytree(Path(_toy_checkpoint().name) / "toy", folder, dirs_exist_ok=True)
     (folder / "config.json").write_bytes(content)
-    plan(folder, "Q8_0")
+    plan_of(folder, "Q8_0")
 
 
 # ── mutations ───────────────────────────────────────────────────────────────────────────────────────────────────────

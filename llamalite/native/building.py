@@ -1,0 +1,282 @@
+"""How llama-cpp-python is built so that it works here: compiler, flags, command, and the wheel made before.
+
+    $ python -m llamalite.native.building                   # what `make` runs: install it, compiled here now or before
+    command({"CMAKE_ARGS": "-DGGML_CUDA=on"})        # 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall ...'
+
+Compilers get llama.cpp's AMX code wrong in two ways, and the compiler at hand is asked whether it does. GCC 11.3 and
+12.2, among others, take ldtilecfg for reading 8 bytes of the 64 (``_tile_loadconfig``, amxtileintrin.h), and drop the
+stores of the rest (``ggml_tile_config_init``, ggml-cpu/amx/mmq.cpp): the process then dies on any quantized model.
+clang 14 calls the macro that llama.cpp asks for ``__AMXINT8__``, and so leaves AMX out.
+
+It needs nothing that is not Python's own, so that it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from llamalite.native.processor import identity
+from llamalite.user_folders import cache_folder
+
+_LOG = logging.getLogger(__name__)
+_RECIPE = 1  # raised when this file changes what is built: wheels made before are not taken then
+_KEPT = 4  # wheels of 5 to 500 MB, the newest: of so many compilers, settings or machines that share a home
+_STORES = "-fno-tree-dse -fno-dse"  # GCC: drop no store as dead; the first alone is not enough
+_MACRO = "-D__AMX_INT8__=__AMXINT8__"  # clang: the name that llama.cpp asks for; nothing where there is no AMX
+_WITHOUT_AMX = "-U__AMX_INT8__"
+# Where the assembly names LOADED, AMX code is compiled, and what is stored before ldtilecfg stays.
+_LOADED = "llamalite_rows"
+_PROBE = """
+#include <immintrin.h>
+#if __AMX_INT8__
+extern "C" unsigned char llamalite_rows;
+struct alignas(64) Tiles { unsigned char palette, start, zero[14]; unsigned short columns[16]; unsigned char rows[16];
+};
+void load() { Tiles tiles = {}; tiles.palette = 1; tiles.rows[0] = llamalite_rows; _tile_loadconfig(&tiles); }
+#endif
+"""
+# What a build reads beside the compiler: settings of CMake, scikit-build-core, the compilers and the SDKs.
+_SETTINGS = re.compile(
+    r"(?!CMAKE_BUILD_PARALLEL_LEVEL$)(CMAKE|SKBUILD|MACOSX)_\w+|CC|CXX|C(PP|XX)?FLAGS|LDFLAGS|ARCHFLAGS|SDKROOT"
+    r"|CUDA(CXX|ARCHS|FLAGS|HOSTCXX)|HIP(CXX|FLAGS)|ROCM_PATH|VULKAN_SDK|SOURCE_DATE_EPOCH"
+)
+_TOOLKITS = {"CUDA": ("nvcc --version", "nvidia-smi -L"), "HIP": ("hipcc --version",), "VULKAN": ("glslc --version",)}
+
+
+def requirement() -> str:
+    """Return the release that llamalite stands on, as pip takes it, from pyproject.toml or the installed package."""
+    beside = Path(__file__).parents[2] / "pyproject.toml"
+    text = beside.read_text(encoding="utf-8") if beside.exists() else "\n".join(metadata.requires("llamalite") or ())
+    found = re.search(r"llama-cpp-python==[\w.]+", text)
+    if found is None:
+        raise LookupError(f"no release of llama-cpp-python in what {beside} or the installed llamalite asks for")
+    return found[0]
+
+
+def command(settings: Mapping[str, str] | None = None, *, binary: str = "") -> str:
+    """Return the command that builds llama-cpp-python anew so that it works here, as this system's shell takes it.
+
+    `settings` are variables beside those that are set, such as CMAKE_ARGS. With `binary`, the address of an index of
+    wheels, it is the command that installs a ready-made one.
+    """
+    pip = f"pip install --force-reinstall --no-cache-dir --no-deps {requirement()}"
+    if binary:
+        return f"{pip} --only-binary llama-cpp-python --extra-index-url {binary}"
+    shown = {**(settings or {}), **environment({**os.environ, **(settings or {})}, identity())}
+    pip += " --no-binary llama-cpp-python"
+    if sys.platform == "win32":  # PowerShell
+        return "".join(f"$env:{name}={_quoted(value)}; " for name, value in shown.items()) + pip
+    return "".join(f"{name}={_quoted(value)} " for name, value in shown.items()) + pip
+
+
+def _quoted(value: str) -> str:
+    if not re.search(r'["$`\\]', value):
+        return f'"{value}"'
+    return "'" + value.replace("'", "''") + "'" if sys.platform == "win32" else shlex.quote(value)
+
+
+def environment(environ: Mapping[str, str], has: str) -> dict[str, str]:
+    """Return the variables to set for the build, beside `environ`; `has` is what `identity` tells.
+
+    The user's own flags stay, and ours stand after them. CMake reads CXXFLAGS only where CMAKE_ARGS does not have
+    CMAKE_CXX_FLAGS.
+    """
+    found: dict[str, str] = {}
+    for variable in ("CC", "CXX"):
+        # scikit-build-core takes the compiler that Python was built with, even where only another is installed.
+        if variable not in environ and (there := _there(variable, environ)) and there != _usual(variable):
+            found[variable] = shlex.join(there)
+    flags = amx_flags(environ, has) or ""
+    macros = " ".join(flag for flag in flags.split() if flag[1] in "DU")
+    for added, variable, define in ((macros, "CFLAGS", "CMAKE_C_FLAGS"), (flags, "CXXFLAGS", "CMAKE_CXX_FLAGS")):
+        theirs = _defined(define, environ)
+        if added and theirs is None:
+            found[variable] = f"{environ.get(variable, '')} {added}".strip()
+        elif added:
+            arguments = found.get("CMAKE_ARGS", environ["CMAKE_ARGS"])
+            found["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={theirs} {added}')}"
+    return found
+
+
+def amx_flags(environ: Mapping[str, str], has: str) -> str | None:
+    """Return the flags with which AMX is compiled right, "" where it is without; None where none is compiled."""
+    compiler = compiler_of("CXX", environ)
+    native = _defined("GGML_NATIVE", environ) or ("OFF" if "SOURCE_DATE_EPOCH" in environ else "ON")
+    if not compiler:
+        return None
+    theirs = shlex.split(environ.get("CXXFLAGS", ""))
+    if native.upper() in ("ON", "1", "TRUE", "YES", "Y"):
+        return mend(compiler, [*theirs, "-march=native"]) if "amx_int8" in has.split() else None
+    asked = " ".join(environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"))
+    if re.search("amx|all_variants|-march", asked, re.I):  # for other machines: AMX may be in one of the variants
+        target = [*theirs, "-mamx-tile", "-mamx-int8"]
+        return _STORES if mend(compiler, target) == _STORES else ""
+    return None
+
+
+def mend(compiler: Sequence[str], target: Sequence[str]) -> str:
+    """Return the fewest flags with which `compiler` gets llama.cpp's AMX code right; else those that leave it out."""
+    for flags in ("", _STORES, _MACRO, f"{_MACRO} {_STORES}"):
+        if _LOADED in _assembly([*compiler, "-O3", *target, *flags.split()]):
+            return flags
+    return _WITHOUT_AMX
+
+
+def _assembly(compiler: Sequence[str]) -> str:
+    """Return the probe as `compiler` (with its flags) compiles it, "" where it does not."""
+    try:
+        done = subprocess.run(
+            [*compiler, "-std=c++17", "-S", "-x", "c++", "-o", "-", "-"],
+            input=_PROBE, capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def compiler_of(variable: str, environ: Mapping[str, str]) -> list[str]:
+    """Return the command of the C (CC) or C++ (CXX) compiler of a build, empty where CMake looks for Microsoft's."""
+    define = _defined({"CC": "CMAKE_C_COMPILER", "CXX": "CMAKE_CXX_COMPILER"}[variable], environ)
+    return [define] if define else _there(variable, environ)
+
+
+def _there(variable: str, environ: Mapping[str, str]) -> list[str]:
+    if variable in environ or sys.platform == "win32":
+        return shlex.split(environ.get(variable, ""), posix=sys.platform != "win32")
+    names = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}[variable]
+    for words in (_usual(variable), *([name] for name in names)):
+        if words and shutil.which(words[0], path=environ.get("PATH")):
+            return words
+    return []
+
+
+def _usual(variable: str) -> list[str]:
+    """The compiler that Python was built with, less its flags: what scikit-build-core takes where none is set."""
+    words = shlex.split(sysconfig.get_config_var(variable) or "")
+    flags = (at for at, word in enumerate(words) if word.startswith("-"))
+    return words[: next(flags, len(words))]
+
+
+def _defined(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value that CMAKE_ARGS give to `name`, as CMake reads them: the last counts."""
+    found = None
+    for word in shlex.split(environ.get("CMAKE_ARGS", "")):
+        if match := re.fullmatch(rf"(?:-D)?{name}(?::\w+)?=(.*)", word, re.S):
+            found = match[1]
+    return found
+
+
+def _told(words: Sequence[str]) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def ingredients(environ: Mapping[str, str], has: str) -> dict[str, object]:
+    """Return all that decides what is compiled. Python's version does not: the wheel is one for all (py3-none)."""
+    toolkits = [line for name, lines in _TOOLKITS.items() if name in environ.get("CMAKE_ARGS", "") for line in lines]
+    return {
+        "recipe": _RECIPE,
+        "package": requirement(),
+        "platform": [sysconfig.get_platform(), *platform.libc_ver()],
+        "processor": has,
+        "compilers": [_told([*words, "--version"]) for v in ("CC", "CXX") if (words := compiler_of(v, environ))],
+        "toolkits": [_told(line.split()) for line in toolkits],
+        "settings": {name: value for name, value in sorted(environ.items()) if _SETTINGS.fullmatch(name)},
+    }
+
+
+def key(environ: Mapping[str, str] | None = None, has: str | None = None) -> str:
+    """Return the name under which a wheel is kept: another one where anything that decides what is compiled differs."""
+    parts = ingredients(os.environ if environ is None else environ, identity() if has is None else has)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def wheels_folder() -> Path:
+    """Return where the wheels lie that were built on this machine, each in a folder named by its key."""
+    return cache_folder() / "wheels"
+
+
+def install() -> str:
+    """Install llama-cpp-python into this Python's environment, compiled here now or before; return what was done.
+
+    pip's own cache is never asked: it does not know which compiler, flags and processor a wheel was built with. A
+    failure of pip is ``subprocess.CalledProcessError``, after pip has told what it was.
+    """
+    has, began = identity(), time.monotonic()
+    folder = wheels_folder() / key(has=has)
+    wheel = next(folder.glob("*.whl"), None)
+    if wheel is not None:
+        os.utime(folder)
+        _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
+        return f"{_described(has)}; the wheel built before, in {folder}"
+    _LOG.info("Compiling llama.cpp with %s: three to ten minutes, the first time only.", _compiler_name())
+    with tempfile.TemporaryDirectory() as made:
+        _pip("wheel", "--no-cache-dir", "--no-deps", "--no-binary", "llama-cpp-python", "--progress-bar", "off",
+             "--wheel-dir", made, requirement(), settings=environment(os.environ, has))  # fmt: skip
+        wheel = next(Path(made).glob("*.whl"))
+        _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
+        try:
+            keep(wheel, folder)
+        except OSError as error:  # a full or read-only home: the next environment compiles again
+            _LOG.warning("The wheel could not be kept in %s: %s", folder, error)
+    return f"{_described(has)}; built in {(time.monotonic() - began) / 60:.1f} minutes"
+
+
+def keep(wheel: Path, folder: Path) -> None:
+    """Copy `wheel` into `folder`, whole or not at all, and remove the oldest folders beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{wheel.name}.{os.getpid()}.part"
+    shutil.copyfile(wheel, part)
+    part.replace(folder / wheel.name)
+    for old in sorted(folder.parent.iterdir(), key=lambda one: one.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _pip(*arguments: str, settings: Mapping[str, str] | None = None) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments],
+        env={**os.environ, **(settings or {})},
+        check=True,
+    )
+
+
+def _described(has: str) -> str:
+    flags = amx_flags(os.environ, has)
+    if flags is None:
+        amx = "not compiled in" if "amx_int8" in has.split() else "none on this processor"
+    elif flags == _WITHOUT_AMX:
+        amx = "left out, since this compiler gets it wrong"
+    else:
+        amx = f"in use ({flags})" if flags else "in use"
+    return f"{requirement().replace('==', ' ')}: {_compiler_name()}; AMX: {amx}"
+
+
+def _compiler_name() -> str:
+    words = compiler_of("CXX", os.environ)
+    return (_told([*words, "--version"]).partition("\n")[0] if words else "") or "the compiler that CMake finds"
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _LOG.info("%s", install())
+    except subprocess.CalledProcessError as error:
+        _LOG.error("llama-cpp-python could not be installed: docs/install.md, When it fails, says what to do")
+        sys.exit(error.returncode)

@@ -1,0 +1,16 @@
+"""What a conversion would do, from headers and config alone: no tokenizer is needed, nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamalite.converters import ConversionPlan, QuantizeParams
+from llamalite.converters.checkpoints import open_checkpoint
+from llamalite.converters.planning import make_plan
+from llamalite.quant_types import file_type
+
+
+def plan_of(source: Path, *qtypes: str) -> ConversionPlan:
+    """Return the plan for files of `qtypes`, by default Q4_K_M."""
+    with open_checkpoint(source) as checkpoint:
+        return make_plan(checkpoint, [file_type(name) for name in qtypes or ("Q4_K_M",)], QuantizeParams())
