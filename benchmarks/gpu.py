@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamalite import hardware, kept
+from llamalite import hardware, store
 from llamalite.benchmark import Plan, iter_bench
 from llamalite.gguf_check import check
 from llamalite.native import devices, library
@@ -78,7 +78,7 @@ def main() -> None:
         print(f"nothing was measured; with a GPU: {devices.reinstall()}")
         return
     device = options.device or gpus[0].name
-    path = kept.obtain(options.model)
+    path = store.obtain(options.model)
     n_layers = check(path).n_layer + 1  # the output matrix counts as one
     records = measure(path, device, options.tokens, options.repetitions, [0, n_layers // 2, n_layers])
     about = {"model": path.name, "device": device, "versions": library.version(), "n_tokens": options.tokens}

@@ -22,6 +22,7 @@ from llamalite.converters import header, mix, output, pipeline
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.notices import collected, warn
 from llamalite.converters.planning import ConversionPlan, QuantizeParams, make_plan
+from llamalite.converters.provenance import SourceNotes
 from llamalite.converters.vocabulary import Vocabulary, probe, read_vocabulary
 from llamalite.errors import CheckpointError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.quant_types import FileType, file_type
@@ -120,7 +121,8 @@ def convert(
 
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
-    is made where there is none. An existing file is replaced only with `force`. `params` say what else decides the
+    is made where there is none. An existing file is replaced only with `force`. Beside a file in the models folder
+    ``FILE.source`` says what it was made of (`llamalite.source_note`). `params` say what else decides the
     tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
     shards of that size, which llama.cpp loads as one model. `progress` is called in this thread with source bytes done
     and in all; an exception from it cancels, and leaves nothing behind.
@@ -134,10 +136,12 @@ def convert(
     file_types = _file_types(qtype)
     n_threads = n_threads or hardware.hardware_threads()
     _check_address_space(n_threads)
+    is_folder = not isinstance(qtype, str)
+    is_plain = params == _AS_IT_IS and not (metadata or split_max_bytes or allow_token_mismatch)
+    notes = SourceNotes(Path(source), Path(out) if is_folder else Path(out).parent, plain=is_plain)
     with contextlib.ExitStack() as stack:
         warnings = stack.enter_context(collected())
         checkpoint = stack.enter_context(open_checkpoint(Path(source)))
-        is_folder = not isinstance(qtype, str)
         if is_folder:
             stack.enter_context(_folder(Path(out)))
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=is_folder)
@@ -169,6 +173,7 @@ def convert(
         for one in held:
             one.finish()
         output.remove_old(replaced)
+        notes.write({layout.paths[0]: type_.name for layout, type_ in zip(layouts, file_types, strict=True)}, replaced)
         return ConversionReport(
             source=checkpoint.folder,
             source_bytes=planned.source_bytes,

@@ -5,7 +5,9 @@
     │   ├── UnsupportedArchitectureError
     │   └── UnsafeCheckpointError  a pickle that wants to run code
     ├── GGUFError                  a GGUF file that is not what it says
-    ├── HubError                   gated, missing, offline
+    ├── HubError                   gated, incomplete, refused
+    │   ├── RepositoryNotFoundError
+    │   └── HubUnreachableError
     ├── VocabularyError            a tokenizer that cannot be carried over as it is
     ├── QuantizationError          a tensor that its type cannot hold
     ├── VerificationError          a converted file that differs from its checkpoint
@@ -45,6 +47,14 @@ class GGUFError(LlamaliteError):
 
 class HubError(LlamaliteError):
     """A repository on the hub that is gated, missing or out of reach."""
+
+
+class RepositoryNotFoundError(HubError):
+    """The hub has no repository of that name, or does not show it to this account."""
+
+
+class HubUnreachableError(HubError):
+    """The hub does not answer, and the cache does not have what was asked for."""
 
 
 class VocabularyError(LlamaliteError):

@@ -142,9 +142,7 @@ class Model:
 
         `options` are those of `Model`.
         """
-        from llamalite import kept
-
-        return cls(kept.obtain(source, qtype), **options)
+        return cls(store.obtain(source, qtype), **options)
 
     # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────
 

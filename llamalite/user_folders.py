@@ -1,10 +1,31 @@
-"""Where the user's system keeps what programs write: data that stay, and a cache that may be emptied at any time."""
+"""Where files of this user go: data that stay, the models among them, and a cache that may be emptied at any time."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+
+from llamalite.errors import LlamaliteError
+
+
+def models_folder() -> Path:
+    """Return ``LLAMALITE_MODELS``, else ``models`` in the user's `data_folder`; it need not exist yet."""
+    chosen = os.environ.get("LLAMALITE_MODELS")
+    try:
+        return Path(chosen).expanduser() if chosen else data_folder() / "models"
+    except RuntimeError:
+        if chosen:
+            raise LlamaliteError(f"LLAMALITE_MODELS is {chosen}, and there is no such user") from None
+        raise LlamaliteError("this user has no home folder: set LLAMALITE_MODELS to a folder for models") from None
+
+
+def is_models_folder(folder: Path) -> bool:
+    """Tell whether `folder` is the models folder, by whatever path and whether it exists yet."""
+    try:
+        return os.path.realpath(folder) == os.path.realpath(models_folder())
+    except LlamaliteError:  # it cannot be named, so `folder` is another
+        return False
 
 
 def data_folder() -> Path:

@@ -13,7 +13,7 @@ import pytest
 from checkpoint_files import as_meta, as_pickles, load_safetensors
 from toy_checkpoint import write_checkpoint
 
-from llamalite import kept
+from llamalite import store
 from llamalite.converters import Importance, convert
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError, GGUFError
@@ -77,7 +77,7 @@ def test_links_that_nothing_needs_do_not_matter(tmp_path: Path, target: str) -> 
     for name in ("old.json", "old.safetensors.txt", "training.bin", "notes.md"):
         (folder / name).symlink_to(target)
     convert(folder, tmp_path / "out.gguf", qtype="Q8_0")
-    assert kept.obtain(folder, "Q8_0").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+    assert store.obtain(folder, "Q8_0").read_bytes() == (tmp_path / "out.gguf").read_bytes()
 
 
 @links

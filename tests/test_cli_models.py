@@ -19,7 +19,7 @@ import llamalite
 from llamalite import store
 from llamalite.cli import _text
 from llamalite.converters import convert
-from llamalite.inspection import inspect
+from llamalite.store.inspection import inspect
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 import toy
 from conftest import Run
 
-from llamalite import cli, hub
+from llamalite import cli
 from llamalite.cli import _options
 from llamalite.native.context import KV_TYPES
 from llamalite.quant_types import file_type
+from llamalite.store import hub
 
 # What each verb wants beside options. The model is not there: an absurd value that were taken would end in exit code 1.
 NEEDED = {

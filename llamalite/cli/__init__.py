@@ -99,7 +99,7 @@ class _ModelName(_ParamType):
         from llamalite import store
 
         try:
-            names = [name for path in store.list_models() if (name := store.called(path)).startswith(incomplete)]
+            names = [name for path in store.list_models() if (name := store.shortest_name(path)).startswith(incomplete)]
         except LlamaliteError:  # a folder that cannot be read: whoever asks for it is told, not who presses Tab
             names = []
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]

@@ -14,7 +14,7 @@ from llamalite.converters import ConversionPlan, QuantizeParams, preview
 from llamalite.converters.mix import Choice
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import Header
-from llamalite.inspection import Inspection
+from llamalite.store.inspection import Inspection
 
 MOST_CONTEXT = 32768  # tokens: what needs more is told by `llamalite inspect`
 

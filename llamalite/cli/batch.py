@@ -60,12 +60,12 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     from tqdm import tqdm
 
     from llamalite.batch_file import answer_file
-    from llamalite.cli import _hub, _text
+    from llamalite.cli import _model, _text
 
     quiet = ctx.obj["quiet"]
     offload = _options.offload(options)
-    path = _hub.model(ctx, model)
-    with _hub.load(ctx, path, n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
+    path = _model.obtain(ctx, model)
+    with _model.load(ctx, path, n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
         chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
         began = time.perf_counter()
         with tqdm(unit="line", desc="answering", leave=False, disable=quiet or not sys.stderr.isatty()) as bar:

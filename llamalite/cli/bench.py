@@ -72,12 +72,12 @@ def command(
       llamalite bench demo
       llamalite bench demo-Q8_0 demo-Q4_K_M --threads 2,4 --json
     """
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
 
     wanted = options.pop("n_gpu_layers")
     offload = [_options.offload({"gpu_layers": one, "device": options["device"]}) for one in wanted]
     options["n_gpu_layers"] = tuple(one["n_gpu_layers"] for one in offload)
-    paths = [str(_hub.model(ctx, model)) for model in models]
+    paths = [str(_model.obtain(ctx, model)) for model in models]
     rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], ctx.obj, options)
     if as_json:
         from llamalite.native import library

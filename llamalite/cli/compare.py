@@ -81,7 +81,7 @@ def command(
       llamalite compare ./checkpoint -t Q8_0 -t Q4_K_M -t Q2_K -f wiki.test.raw --html study.html
       llamalite compare ./checkpoint -t Q6_K -t Q4_K_M -t Q3_K_M -f wiki.test.raw --kld-budget 0.05
     """
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import EvalProtocol
     from llamalite.evaluation.plots import check_plot
@@ -100,7 +100,7 @@ def command(
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     standing: Standing | None = None
     stopped: BaseException | None = None
-    named = [_hub.model(ctx, model) for model in models]
+    named = [_model.obtain(ctx, model) for model in models]
     with _candidates(ctx, reference, qtypes, imatrix, folder, hidden) as (base, made):
         run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
         from tqdm import tqdm
@@ -128,12 +128,12 @@ def _candidates(
     """Yield the reference's path and those of the candidates that `qtypes` ask for, which last as long as the block."""
     from tqdm import tqdm
 
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
     from llamalite.converters import Importance
     from llamalite.evaluation.study import make_candidates
 
     importance = Importance.load(imatrix) if imatrix else None
-    source = _hub.located(ctx, reference)
+    source = _model.locate(ctx, reference)
     if source.is_file() and not qtypes:
         yield source, []
         return

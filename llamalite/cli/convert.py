@@ -61,9 +61,6 @@ def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None)
     return int(match[1]) * (10**6 if match[2].upper() == "M" else 10**9)
 
 
-_NOT_PLAIN = ("metadata", "split_max_bytes", "allow_token_mismatch")  # what `llamalite.kept` would not do again
-
-
 def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The types that a shell offers for what has been typed."""
     return [
@@ -166,12 +163,12 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
       llamalite convert TinyLlama-1.1B-F16.gguf -t Q5_K_M
       llamalite convert HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    from llamalite import kept, store
-    from llamalite.cli import _hub, _plan
+    from llamalite import store
+    from llamalite.cli import _model, _plan
     from llamalite.converters import Importance, QuantizeParams, convert
     from llamalite.converters.checkpoints import model_name
 
-    folder = _hub.checkpoint(ctx, source, options["revision"])
+    folder = _model.checkpoint(ctx, source, options["revision"])
     types: Any = list(qtypes) if len(qtypes) > 1 else qtypes[0]
     params = QuantizeParams(
         importance=Importance.load(options["imatrix"]) if options["imatrix"] else None,
@@ -184,7 +181,6 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         return
     if len(qtypes) > 1 and output is not None and output.suffix == ".gguf":
         raise click.UsageError(f"several types are several files: {output} would be a folder; name one (-o converted)")
-    kept_there = output is None
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
@@ -208,10 +204,6 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
             allow_token_mismatch=options["allow_token_mismatch"],
             progress=show,
         )
-    if kept_there:
-        plain = params == QuantizeParams() and not any(options[name] for name in _NOT_PLAIN)
-        for one in report.outputs:
-            kept.note(one.path, folder, one.qtype, plain=plain)
     if not quiet:
         _print_report(report)
     if options["verify"]:

@@ -76,7 +76,6 @@ def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
 
 
 def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
-    from llamalite import kept
     from llamalite.cli import _text
     from llamalite.converters import convert
 
@@ -88,8 +87,6 @@ def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
             bar.update(done - bar.n)
 
         report = convert(source, folder, qtype=list(TYPES), force=True, progress=show)
-    for output in report.outputs:
-        kept.note(output.path, source, output.qtype, plain=True)
     if not quiet:
         click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {_text.size(report.source_bytes)} read "
                    f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip

@@ -73,13 +73,13 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
 def _measured_model(ctx: click.Context, model: str | None, threads: bool) -> Path | None:
     """Return the file of MODEL; where threads are to be measured without one, the largest that there is."""
     from llamalite import hardware, store
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
 
     if model is not None or not threads:
-        return _hub.model(ctx, model) if model is not None else None
+        return _model.obtain(ctx, model) if model is not None else None
     most = hardware.free_memory_bytes() // 2
     fitting = [path for path in store.list_models() if path.stat().st_size < most]
-    found = max(fitting, key=lambda path: path.stat().st_size, default=None) or _hub.model(ctx, "demo")
+    found = max(fitting, key=lambda path: path.stat().st_size, default=None) or _model.obtain(ctx, "demo")
     if found.stat().st_size < 100e6 and not ctx.obj["quiet"]:
         click.echo(f"{found.name} is small, and the caches hold it: name a larger MODEL to know what counts", err=True)
     return found

@@ -62,7 +62,7 @@ def command(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
     from llamalite.evaluation import tasks as own_tasks
     from llamalite.evaluation.harness import LlamaliteLM
 
@@ -71,7 +71,7 @@ def command(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
-    path = _hub.model(ctx, model)
+    path = _model.obtain(ctx, model)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it bootstraps
         found = lm_eval.simple_evaluate(
             model=LlamaliteLM(str(path), exact=exact, n_threads=n_threads),

@@ -36,14 +36,14 @@ def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **
     """
     from tqdm import tqdm
 
-    from llamalite.cli import _hub, _text
+    from llamalite.cli import _model, _text
     from llamalite.evaluation.imatrix import collect_imatrix
     from llamalite.evaluation.windows import read_text
 
     offload = _options.offload(options)
     text = read_text(text_file)
     _options.check_writable(output)
-    path = _hub.model(ctx, model)
+    path = _model.obtain(ctx, model)
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from llamalite.inspection import Inspection
+    from llamalite.store.inspection import Inspection
 
 _ROOM = 14  # columns of a label
 
@@ -32,14 +32,14 @@ def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -
       llamalite inspect demo --json | jq .metadata
     """
     from llamalite import hardware
-    from llamalite.cli import _hub
-    from llamalite.inspection import inspect
+    from llamalite.cli import _model
+    from llamalite.store.inspection import inspect
 
-    found, free = inspect(_hub.model(ctx, model)), hardware.free_memory_bytes()
+    found, free = inspect(_model.obtain(ctx, model)), hardware.free_memory_bytes()
     if as_json:
         click.echo(json.dumps(found.to_json(free), indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        _model(found)
+        _summary(found)
         _vocabulary(found)
         _types(found)
         if with_tensors:
@@ -60,7 +60,7 @@ def _heading(text: str) -> None:
     click.secho(f"\n{text}", bold=True)
 
 
-def _model(found: Inspection) -> None:
+def _summary(found: Inspection) -> None:
     from llamalite.cli import _text
 
     header = found.header

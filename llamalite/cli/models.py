@@ -28,7 +28,7 @@ def command(settings: dict[str, Any], as_json: bool) -> None:
     """
     from llamalite import hardware, store
     from llamalite.cli import _text
-    from llamalite.inspection import summary
+    from llamalite.store.inspection import summary
 
     free = hardware.free_memory_bytes()
     rows = [summary(path, free) for path in store.list_models()]

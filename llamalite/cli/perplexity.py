@@ -45,7 +45,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     """
     from tqdm import tqdm
 
-    from llamalite.cli import _hub, _text
+    from llamalite.cli import _model, _text
     from llamalite.evaluation.decoding import EvalProtocol, opened
     from llamalite.evaluation.perplexity import iter_perplexity
     from llamalite.evaluation.windows import without_newline
@@ -53,7 +53,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     offload = _options.offload(options)
     protocol = EvalProtocol(**options)
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    path = _hub.model(ctx, model)
+    path = _model.obtain(ctx, model)
     result: PerplexityResult | None = None
     stopped: BaseException | None = None
     hidden = ctx.obj["quiet"] or not sys.stderr.isatty()

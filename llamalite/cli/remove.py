@@ -26,8 +26,8 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
     from llamalite import store
     from llamalite.cli import _text
 
-    found = {name: store.files_of(name) for name in dict.fromkeys(names)}  # all of them, before the first is deleted
-    files = list(dict.fromkeys(path for paths in found.values() for path in paths))
+    removed = {name: store.files_to_remove(name) for name in dict.fromkeys(names)}  # all before any is deleted
+    files = list(dict.fromkeys(path for paths in removed.values() for path in paths))
     n_bytes = sum(path.lstat().st_size for path in files)
     if not yes:
         if not sys.stdin.isatty():
@@ -41,5 +41,5 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
     for path in files:
         path.unlink()
     if not settings["quiet"]:
-        removed = _text.count(len(found), "model")
-        click.echo(f"{removed} removed, {_text.size(n_bytes)} freed in {_text.clean(str(store.models_folder()))}")
+        count = _text.count(len(removed), "model")
+        click.echo(f"{count} removed, {_text.size(n_bytes)} freed in {_text.clean(str(store.models_folder()))}")

@@ -129,7 +129,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
       cat question.txt | llamalite run demo -n 200 --temp 0 --stats
       llamalite run demo -f letter.txt --schema letter.schema.json --json
     """
-    from llamalite.cli import _hub
+    from llamalite.cli import _model
     from llamalite.native.model import LoraAdapter
     from llamalite.session import check_place
 
@@ -145,9 +145,9 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json is for one answer: give a PROMPT, -f FILE or standard input")
     offload = _options.offload(options)
-    path = _hub.model(ctx, model)
-    draft = _hub.model(ctx, options["draft"]) if options["draft"] else None
-    with _hub.load(
+    path = _model.obtain(ctx, model)
+    draft = _model.obtain(ctx, options["draft"]) if options["draft"] else None
+    with _model.load(
         ctx,
         path,
         n_ctx=options["n_ctx"],

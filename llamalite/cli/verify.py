@@ -45,15 +45,18 @@ def command(
       llamalite verify TinyLlama-1.1B-Q4_K_M
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
-    from llamalite.cli import _hub
+    from llamalite import source_note
+    from llamalite.cli import _model
     from llamalite.converters import Importance, QuantizeParams
-    from llamalite.evaluation.verification import noted_source
 
-    path = _hub.model(ctx, model)
-    if against is None and (against := noted_source(path)) is None:
-        raise click.UsageError(
-            f"no note beside {path.name} says what it was made of: name its checkpoint, --against DIR"
-        )
+    path = _model.obtain(ctx, model)
+    if against is None:
+        note = source_note.read(path)  # also if the file has changed since: that is what is to be found out
+        if note is None:
+            raise click.UsageError(
+                f"no note beside {path.name} says what it was made of: name its checkpoint, --against DIR"
+            )
+        against = Path(note.folder)
     params = QuantizeParams(importance=Importance.load(imatrix) if imatrix else None)
     if not run(ctx, path, against, params, threads, as_json=as_json):
         ctx.exit(1)

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamalite import store
 from llamalite.converters import QuantizeParams, header, pipeline, reference
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
@@ -310,16 +309,3 @@ def allowed_kld(made: Checkpoint) -> float:
     if any(isinstance(one, QuantizedTensor) for one in matrices):
         return _MOST_KLD["quantized"]
     return _MOST_KLD["F32" if all(one.dtype == "F32" for one in matrices) else "16 bits"]
-
-
-def noted_source(path: Path) -> Path | None:
-    """Return the checkpoint that the file at `path` was made of, by the note that lies beside it; None without one.
-
-    Unlike `llamalite.kept` this does not ask whether the file has changed since: that is what is to be found out.
-    """
-    beside = path.with_name(path.name + store.SOURCE_SUFFIX)
-    try:
-        folder = json.loads(beside.read_text(encoding="utf-8"))["folder"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no note, or none that can be read
-        return None
-    return Path(folder) if isinstance(folder, str) else None

@@ -18,22 +18,24 @@ from toy import write_toy
 from toy_checkpoint import write_checkpoint
 
 import llamalite
-from llamalite import hub
+from llamalite import store
 from llamalite.converters import convert
+from llamalite.store import hub
 
 Fetch = Callable[..., dict[str, Any]]
 
 # The client reads its settings when it is imported: each call is a process of its own, as an app's would be.
 PROGRAM = """
 import json, sys
-from llamalite import errors, hub, kept
+from llamalite import errors, store
+from llamalite.store import hub
 name, arguments = json.loads(sys.argv[1])
 said = []
 try:
     arguments.setdefault("announce", said.append)
-    result = {"path": str(getattr(kept if name == "obtain" else hub, name)(**arguments))}
+    result = {"path": str(getattr(store if name in ("obtain", "locate") else hub, name)(**arguments))}
 except errors.HubError as error:
-    result = {"error": str(error)}
+    result = {"error": str(error), "kind": type(error).__name__}
 print(json.dumps(result | {"said": said}))
 """
 
@@ -55,8 +57,8 @@ def server(toy: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def environment(tmp_path: Path, server: HubServer) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    return kept | {
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    return others | {
         "HF_HOME": str(tmp_path / "hf-home"),
         "HF_ENDPOINT": server.url,
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -110,7 +112,7 @@ def test_a_path_that_stands_or_whose_folder_stands_is_none(tmp_path: Path, monke
 
 
 def test_the_client_is_not_loaded_before_it_is_needed() -> None:
-    program = "import sys, llamalite.hub; llamalite.hub.is_repo_id('a/b'); assert 'huggingface_hub' not in sys.modules"
+    program = "import sys, llamalite.store as s; s.hub.is_repo_id('a/b'); assert 'huggingface_hub' not in sys.modules"
     environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
 
@@ -295,18 +297,48 @@ def test_a_reference_names_a_repository_and_a_type(reference: str, parts: tuple[
 def test_a_repository_of_weights_is_converted_once(
     server: HubServer, fetch: Fetch, models_folder: Path, toy: Path
 ) -> None:
-    told = fetch("obtain", reference="org/toy:q8_0")
+    told = fetch("obtain", model="org/toy:q8_0")
     path = models_folder / "org--toy-Q8_0.gguf"
     assert Path(told["path"]) == path
     assert told["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
     server.close()
-    again = fetch("obtain", reference="org/toy", qtype="Q8_0")
+    again = fetch("obtain", model="org/toy", qtype="Q8_0")
     assert (Path(again["path"]), again["said"]) == (path, [])
+
+
+def test_what_may_be_a_mistyped_path_is_told_as_one_too(server: HubServer, fetch: Fetch) -> None:
+    missing = fetch("obtain", model="org/nothing")
+    assert missing["error"].startswith(f"there is no file org/nothing, and {server.url} has no model org/nothing, or")
+    assert missing["kind"] == "RepositoryNotFoundError"
+    server.close()
+    for function in ("obtain", "locate"):
+        unreachable = fetch(function, model="org/toy")
+        assert unreachable["error"].startswith(
+            f"there is no file org/toy, and {server.url} cannot be reached for org/toy"
+        )
+        assert unreachable["kind"] == "HubUnreachableError"
+
+
+def test_a_repository_and_the_models_folder_prefer_the_same_type(
+    server: HubServer, fetch: Fetch, models_folder: Path
+) -> None:
+    models_folder.mkdir()
+    for name, qtypes in {
+        "five": ("Q5_K_M", "Q4_K_S"),
+        "many": ("F16", "Q8_0", "Q3_K_M"),
+        "few": ("Q2_K", "Q3_K_L"),
+    }.items():
+        files = {f"{name}-{qtype}.gguf": qtype.encode() for qtype in qtypes}
+        server.repos[f"org/{name}"] = Repo(files)
+        for file, content in files.items():
+            (models_folder / file).write_bytes(content)
+        of_the_folder = store.resolve(name).read_bytes()
+        assert Path(fetch("obtain", model=f"org/{name}")["path"]).read_bytes() == of_the_folder
 
 
 def test_a_type_that_nobody_knows_fetches_nothing(server: HubServer, fetch: Fetch) -> None:
     with pytest.raises(AssertionError, match="ValueError: unknown type 'Q9'"):
-        fetch("obtain", reference="org/toy:Q9")
+        fetch("obtain", model="org/toy:Q9")
     assert server.downloads() == []
 
 
@@ -314,9 +346,9 @@ def test_ready_made_files_beside_weights_are_taken_if_they_have_the_type(
     server: HubServer, fetch: Fetch, toy: Path, models_folder: Path
 ) -> None:
     server.repos["org/both"] = Repo(files_of(toy) | {"both-Q4_K_M.gguf": b"ready"})
-    assert Path(fetch("obtain", reference="org/both")["path"]).read_bytes() == b"ready"
+    assert Path(fetch("obtain", model="org/both")["path"]).read_bytes() == b"ready"
     assert server.downloads() == ["both-Q4_K_M.gguf"]
-    assert Path(fetch("obtain", reference="org/both:F32")["path"]) == models_folder / "org--both-F32.gguf"
+    assert Path(fetch("obtain", model="org/both:F32")["path"]) == models_folder / "org--both-F32.gguf"
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""store: paths and names become GGUF files, near misses are suggested, names stay in their folder."""
+"""What MODEL means: paths and names become GGUF files, near misses are suggested, names stay in their folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
-from llamalite import cli, kept, store
-from llamalite.cli import _hub
+from llamalite import cli, store
+from llamalite.cli import _model
 from llamalite.errors import LlamaliteError
 from llamalite.model import Model
+from llamalite.quant_types import FILE_TYPES
+from llamalite.store.preference import TYPES_BY_PREFERENCE
+from llamalite.user_folders import is_models_folder
 
 
 @pytest.fixture
@@ -57,8 +60,8 @@ def test_what_is_written_as_a_path_is_one_and_the_rest_are_names(folder: Path, t
     }
     context = click.Context(cli.cli, obj={"quiet": True, "verbose": 0})
     for written, meant in rule.items():
-        assert (store.resolve(written), kept.locate(written), kept.obtain(written)) == (meant, meant, meant)
-        assert (_hub.model(context, written), _hub.located(context, written)) == (meant, meant)
+        assert (store.resolve(written), store.locate(written), store.obtain(written)) == (meant, meant, meant)
+        assert (_model.obtain(context, written), _model.locate(context, written)) == (meant, meant)
     assert store.resolve(Path("plain")) == Path("plain")
 
 
@@ -153,15 +156,15 @@ def test_upper_and_lower_case_tell_two_models_apart(folder: Path) -> None:
     if len(list(folder.glob("[Cc]ase.gguf"))) == 1:
         pytest.skip("this file system takes them for one")
     for name in ("Case", "case", "Case.gguf"):
-        assert store.files_of(name) == [folder / f"{name.removesuffix('.gguf')}.gguf"]
+        assert store.files_to_remove(name) == [folder / f"{name.removesuffix('.gguf')}.gguf"]
     for name in ("CASE", "two"):
         with pytest.raises(ValueError, match=f"'{name}' is the name of 2 models: say which of "):
-            store.files_of(name)
+            store.files_to_remove(name)
 
 
 def test_a_suffix_makes_no_bare_name_of_several_types_clear(folder: Path) -> None:
     with pytest.raises(ValueError, match="is the name of 3 models"):
-        store.files_of("demo.gguf")
+        store.files_to_remove("demo.gguf")
 
 
 def test_a_models_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
@@ -173,10 +176,29 @@ def test_a_models_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
     monkeypatch.setenv("LLAMALITE_MODELS", str(tmp_path / "file"))
     with pytest.raises(LlamaliteError, match=r"the models folder .*file cannot be read: "):
         store.list_models()
-    assert kept.obtain("own.gguf") == Path("own.gguf")  # needs no folder
+    assert store.obtain("own.gguf") == Path("own.gguf")  # needs no folder
     monkeypatch.setenv("LLAMALITE_MODELS", "~nosuchuser/x")
     with pytest.raises(LlamaliteError, match="LLAMALITE_MODELS is ~nosuchuser/x, and there is no such user"):
         store.list_models()
+
+
+def test_every_type_has_its_place_in_the_order_of_preference() -> None:
+    assert sorted(TYPES_BY_PREFERENCE) == sorted(FILE_TYPES)
+    bits = [FILE_TYPES[qtype].tensor_type.bits_per_weight for qtype in TYPES_BY_PREFERENCE]
+    assert TYPES_BY_PREFERENCE[0] == "Q4_K_M"
+    assert min(bits[: TYPES_BY_PREFERENCE.index("F32") + 1]) > 4  # what people hardly notice, before what they do
+
+
+def test_without_a_home_the_models_folder_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("LLAMALITE_MODELS", "XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(LlamaliteError, match="this user has no home folder: set LLAMALITE_MODELS"):
+        store.list_models()
+    assert not is_models_folder(tmp_path)
 
 
 def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +208,13 @@ def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypat
     assert str(caught.value) == (
         "no model 'demo' yet: llamalite demo makes it, and so does Model.from_pretrained('demo')"
     )
-    with pytest.raises(FileNotFoundError, match=r"of the hub, Model\.from_pretrained\('org/name'\) fetches it"):
-        Model("org/name")
+    with pytest.raises(
+        FileNotFoundError, match=r"^no model 'demo-q6_k' yet: Model\.from_pretrained\('demo-q6_k'\) makes it"
+    ):
+        Model("demo-q6_k")
+    for name in ("org/name", "org/name:Q8_0"):
+        with pytest.raises(FileNotFoundError, match=rf"of the hub, Model\.from_pretrained\('{name}'\) fetches it"):
+            Model(name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders on Windows")
@@ -205,12 +232,13 @@ def test_every_model_has_a_name_that_finds_it(folder: Path) -> None:
     models = store.list_models()
     assert len(models) == len(names) + 5
     for path in models:
-        assert store.resolve(store.called(path)) == path
-    assert {store.called(path) for path in models} >= {"twice.gguf.gguf", "one", "one-00001-of-00001", "demo-Q8_0"}
+        assert store.resolve(store.shortest_name(path)) == path
+    shortest = {store.shortest_name(path) for path in models}
+    assert shortest >= {"twice.gguf.gguf", "one", "one-00001-of-00001", "demo-Q8_0"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="quotes as a POSIX shell does")
 @pytest.mark.parametrize("name", ["plain", "two words", "-dash", "--help", "it's", "$HOME", "a\nb"])
 def test_a_name_in_a_command_can_be_typed(name: str) -> None:
-    shown = subprocess.run(["sh", "-c", f"printf '%s|' x {store.typed(name)}"], capture_output=True, text=True).stdout
+    shown = subprocess.run(["sh", "-c", f"printf '%s|' x {store.quoted(name)}"], capture_output=True, text=True).stdout
     assert shown == f"x|{'--|' if name.startswith('-') else ''}{name}|"

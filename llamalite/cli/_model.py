@@ -1,4 +1,4 @@
-"""What the verbs share about models: MODEL becomes a file, and what is fetched or converted for it is told."""
+"""What the verbs share about MODEL: `llamalite.store` finds it, and the terminal shows what is fetched or converted."""
 
 from __future__ import annotations
 
@@ -21,23 +21,19 @@ _PATIENCE_S = 0.5
 
 def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
     """Return the folder or file that `source` names, fetched from the hub where it is ``org/name`` and no path."""
-    from llamalite import hub
+    from llamalite.store import hub
 
     if not hub.is_repo_id(source):
         if revision is not None:
             raise click.UsageError(f"--revision is for a repository of the hub, and {source} is none")
         return Path(source)
-    with _telling(ctx) as announce:
+    with _announcing(ctx) as announce:
         return hub.fetch_checkpoint(source, revision, announce=announce, progress=_bars(ctx))
 
 
-def model(ctx: click.Context, reference: str) -> Path:
-    """Return the GGUF file that `reference` means (`llamalite.kept.obtain`), fetched and converted where need be."""
-    if store.is_path(reference) and Path(reference).is_file():
-        return Path(reference)  # nothing is imported for what is plain
-    from llamalite import kept
-
-    with _telling(ctx) as announce, contextlib.ExitStack() as stack:
+def obtain(ctx: click.Context, model: str) -> Path:
+    """Return the GGUF file that `model` means (`llamalite.store.obtain`), fetched and converted where need be."""
+    with _announcing(ctx) as announce, contextlib.ExitStack() as stack:
         bar = None
 
         def show(done: int, total: int) -> None:
@@ -49,56 +45,50 @@ def model(ctx: click.Context, reference: str) -> Path:
             bar.total = total
             bar.update(done - bar.n)
 
-        return kept.obtain(reference, announce=announce, bars=_bars(ctx), progress=show if _bars(ctx) else None)
+        return store.obtain(model, announce=announce, bars=_bars(ctx), progress=show if _bars(ctx) else None)
 
 
-def located(ctx: click.Context, reference: str) -> Path:
-    """Return the GGUF file or the checkpoint's folder that `reference` means, fetched where need be, not converted."""
-    from llamalite import hub, kept
-
-    repo_id, qtype = hub.split_type(reference)
-    if not hub.is_repo_id(repo_id):
-        found = kept.locate(reference)
-        if found.is_file() and not store.is_path(reference) and store.is_checkpoint(Path(reference)):
-            here = f"./{_text.clean(reference)}"
-            click.echo(f"{here[2:]} is {found.name} of the models folder; the checkpoint here is {here}", err=True)
-        return found
-    with _telling(ctx) as announce:
-        return hub.fetch_model(repo_id, qtype, announce=announce, progress=_bars(ctx))
+def locate(ctx: click.Context, model: str) -> Path:
+    """Return the GGUF file or the checkpoint's folder that `model` means (`llamalite.store.locate`)."""
+    with _announcing(ctx) as announce:
+        return store.locate(model, announce=announce, bars=_bars(ctx))
 
 
 @contextlib.contextmanager
-def _telling(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
-    """Yield what shows a line on standard error, None if quiet.
+def _announcing(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
+    """Yield a function that shows a line on standard error, None if quiet.
 
-    "asking ..." is shown while the answer is waited for, and stays only if there is one: what went wrong is one line.
+    What the hub is asked (`llamalite.store.hub.Question`) is shown while the answer is waited for, and stays only if
+    there is one: what went wrong is one line.
     """
     if ctx.obj["quiet"]:
         yield None
         return
-    waiting, on_terminal = "", sys.stderr.isatty()
+    from llamalite.store.hub import Question
 
-    def say(line: str) -> None:
-        nonlocal waiting
+    pending, on_terminal = "", sys.stderr.isatty()
+
+    def show(line: str) -> None:
+        nonlocal pending
         settle()
-        if line.startswith("asking "):
-            waiting = line
+        if isinstance(line, Question):
+            pending = line
             click.echo(_text.clean(line) if on_terminal else "", err=True, nl=False)
         else:
             click.echo(_text.clean(line), err=True)
 
     def settle() -> None:
-        nonlocal waiting
-        if waiting:
-            click.echo("" if on_terminal else waiting, err=True)
-        waiting = ""
+        nonlocal pending
+        if pending:
+            click.echo("" if on_terminal else pending, err=True)
+        pending = ""
 
     try:
-        yield say
+        yield show
         settle()
     except BaseException:
-        if waiting and on_terminal:
-            _wipe(waiting)
+        if pending and on_terminal:
+            _wipe(pending)
         raise
 
 
@@ -122,22 +112,22 @@ def _waiting(ctx: click.Context, text: str) -> Iterator[None]:
         return
     import threading
 
-    shown = _text.short(_text.clean(text), _text.width() - 1)
-    told: list[bool] = []
+    line = _text.short(_text.clean(text), _text.width() - 1)
+    was_shown = threading.Event()
 
-    def tell() -> None:
-        told.append(True)
-        click.echo(shown, err=True, nl=False)
+    def show() -> None:
+        was_shown.set()
+        click.echo(line, err=True, nl=False)
 
-    timer = threading.Timer(_PATIENCE_S, tell)
+    timer = threading.Timer(_PATIENCE_S, show)
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
         timer.join()
-        if told:
-            _wipe(shown)
+        if was_shown.is_set():
+            _wipe(line)
 
 
 def _wipe(line: str) -> None:

@@ -1,8 +1,8 @@
 """What a GGUF file is, read from its header alone: for ``llamalite list`` and ``llamalite inspect``.
 
-    found = inspect("models/demo-Q4_K_M.gguf")
-    found.header.bits_per_weight, found.n_bytes, found.has_template
-    for need in found.needs(): ...                    # memory at several contexts, `llamalite.hardware.MemoryNeeded`
+    inspection = inspect("models/demo-Q4_K_M.gguf")
+    inspection.header.bits_per_weight, inspection.n_bytes, inspection.has_template
+    for need in inspection.needs(): ...               # memory at several contexts, `llamalite.hardware.MemoryNeeded`
 
 Any GGUF file has a header: other families' models, adapters, importance matrices too. What llama.cpp would not load has
 a `problem`; what cannot be read at all is ``GGUFError``.
@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from llamalite import hardware, store
+from llamalite import hardware
 from llamalite.errors import GGUFError, OutOfMemoryError
 from llamalite.gguf_check import Header, check, read_header
+from llamalite.store import names
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 """Tokens that a context may hold, of which those are shown that the model was trained for."""
@@ -46,13 +47,13 @@ class Inspection:
 
     @property
     def name(self) -> str:
-        """What the model is called in the models folder: its file's name, without a shard's number."""
-        return store.name_of(self.header.path)
+        """The model's name in the models folder: its file's name, without a shard's number."""
+        return names.name_of(self.header.path)
 
     @property
     def paths(self) -> list[Path]:
         """The file, and the others of a split model."""
-        return [self.header.path, *(one.path for one in self.header.rest)]
+        return [self.header.path, *(header.path for header in self.header.rest)]
 
     @property
     def n_bytes(self) -> int:
@@ -62,7 +63,7 @@ class Inspection:
     def qtype(self) -> str | None:
         """The file's type, such as Q4_K_M; where it does not say, the type of most of its weights."""
         shares = self.types()
-        return self.header.file_type or (max(shares, key=lambda one: one.n_params).name if shares else None)
+        return self.header.file_type or (max(shares, key=lambda share: share.n_params).name if shares else None)
 
     @property
     def has_template(self) -> bool:
@@ -81,7 +82,7 @@ class Inspection:
         for tensor in self.header.all_tensors:
             for i, n in enumerate((1, tensor.n_params, tensor.nbytes)):
                 counts[tensor.type.name][i] += n
-        return sorted((TypeShare(name, *n) for name, n in counts.items()), key=lambda one: -one.n_bytes)
+        return sorted((TypeShare(name, *n) for name, n in counts.items()), key=lambda share: -share.n_bytes)
 
     def needs(self) -> Iterator[hardware.MemoryNeeded]:
         """Yield what it needs at each of `CONTEXTS` that it was trained for, and at its own; nothing for no model."""
@@ -106,7 +107,7 @@ class Inspection:
         return True
 
     def vocabulary(self) -> dict[str, Any]:
-        """Return what is said of the vocabulary: its kind, size, and the special tokens with their ids."""
+        """Return what the file says about its vocabulary: kind, size, and the special tokens with their ids."""
         metadata = self.header.metadata
         n = metadata.length_of("tokenizer.ggml.tokens")
         tokens = metadata["tokenizer.ggml.tokens"] if n else []
@@ -126,17 +127,17 @@ class Inspection:
         }
 
     def scalars(self) -> dict[str, Any]:
-        """Return the keys: scalars as they are, arrays as ``{"type": ..., "length": ...}``, NaN as text."""
+        """Return the keys: scalars as they are, arrays as ``{"type": ..., "length": ...}``, NaN and Inf as text."""
         metadata = self.header.metadata
-        found: dict[str, Any] = {}
+        scalars: dict[str, Any] = {}
         for key in metadata:
             kind = metadata.type_of(key)
             if kind.startswith("array"):
-                found[key] = {"type": kind, "length": metadata.length_of(key)}
+                scalars[key] = {"type": kind, "length": metadata.length_of(key)}
             else:
                 value = metadata[key]
-                found[key] = str(value) if isinstance(value, float) and not np.isfinite(value) else value
-        return found
+                scalars[key] = str(value) if isinstance(value, float) and not np.isfinite(value) else value
+        return scalars
 
     def to_json(self, free_bytes: int) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
@@ -151,19 +152,19 @@ class Inspection:
             "vocabulary": self.vocabulary(),
             "chat_template": header.chat_template,
             "metadata": self.scalars(),
-            "types": [vars(one) for one in self.types()],
+            "types": [vars(share) for share in self.types()],
             "memory": [
                 vars(need) | {"total_bytes": need.total_bytes, "fits": need.total_bytes <= free_bytes}
                 for need in self.needs()
             ],
             "tensors": [
-                {"name": one.name, "type": one.type.name, "shape": list(one.shape), "n_bytes": one.nbytes}
-                for one in header.all_tensors
+                {"name": tensor.name, "type": tensor.type.name, "shape": list(tensor.shape), "n_bytes": tensor.nbytes}
+                for tensor in header.all_tensors
             ],
         }
 
     def summary(self, free_bytes: int) -> dict[str, Any]:
-        """Return what a list of models says of it."""
+        """Return what a list of models says about it."""
         return {
             "name": self.name,
             "path": str(self.header.path),
@@ -193,13 +194,13 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 def summary(path: Path, free_bytes: int) -> dict[str, Any]:
     """Return `Inspection.summary` of a file of the models folder, with the name that finds it there.
 
-    Of one that cannot be read it is the same keys with None, and the problem.
+    For a file that cannot be read the keys are the same, with None for what is unknown, and the problem is told.
     """
     try:
-        return inspect(path).summary(free_bytes) | {"name": store.called(path)}
+        return inspect(path).summary(free_bytes) | {"name": names.shortest_name(path)}
     except (GGUFError, OSError) as error:
         unknown = dict.fromkeys(("type", "bits_per_weight", "n_ctx_train", "has_template", "fits"))
-        known = {"name": store.called(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
+        known = {"name": names.shortest_name(path), "path": str(path), "n_bytes": path.stat().st_size, **unknown}
         return known | {"free_bytes": free_bytes, "problem": str(error).removeprefix(f"{path}: ")}
 
 

@@ -23,13 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from llamalite import shards
-from llamalite.errors import HubError
+from llamalite.errors import HubError, HubUnreachableError, RepositoryNotFoundError
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
+from llamalite.store.preference import DEFAULT_TYPE, preferred
 
 _logger = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
-"""Called with one line before the network is asked, before files are fetched, and before a checkpoint is converted."""
+"""Called with one line before the network is asked, a `Question`, and before something is fetched or converted."""
+
+
+class Question(str):
+    """A line that says what the hub is asked: news only until the answer is there."""
+
 
 # huggingface_hub's own rule (validate_repo_id) and a little stricter: no leading dot or dash, nothing that is a path.
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -40,20 +46,13 @@ _TEXTS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "README.md"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-
-
-def _is_called(name: str, stem: str, suffix: str) -> bool:
-    return name.endswith(suffix) and shards.stem_of(name.removesuffix(suffix)) == stem
-
-
-_WEIGHTS: tuple[tuple[Callable[[str], object], Sequence[str]], ...] = (  # the first form that a repository has is taken
-    (lambda name: _is_called(name, "model", ".safetensors"), ("model.safetensors.index.json",)),
-    (lambda name: _is_called(name, "pytorch_model", ".bin"), ("pytorch_model.bin.index.json",)),
-    (re.compile(r"consolidated\.\d{2}\.pth").fullmatch, ("params.json",)),
+# The first form that a repository has is taken: a pattern of names without a shard's numbers, and what belongs to it.
+_WEIGHTS = (
+    ("model.safetensors", ("model.safetensors.index.json",)),
+    ("pytorch_model.bin", ("pytorch_model.bin.index.json",)),
+    ("consolidated.[0-9][0-9].pth", ("params.json",)),
 )
 _CONFIGS = ("config.json", "params.json")  # one of them is in every checkpoint
-# Of a repository of ready-made files when no type is named: the usual choice, then upwards, then downwards.
-_GGUF_ORDER = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "IQ4_XS", "Q3_K_M", "BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,16 @@ class _Listing:
 
     def weights(self) -> list[str]:
         """Return the files with the weights, and those that belong to them, in the first form there is."""
-        for is_one, beside in _WEIGHTS:
-            if found := [name for name in self.files if is_one(name)]:
-                return [*self.matching(beside), *found]
+        for pattern, beside in _WEIGHTS:
+            if weights := [name for name in self.files if fnmatch.fnmatchcase(_unnumbered(name), pattern)]:
+                return [*self.matching(beside), *weights]
         return []
+
+
+def _unnumbered(name: str) -> str:
+    """Return a file's name without a shard's number: ``model.safetensors`` of ``model-00001-of-00002.safetensors``."""
+    stem, dot, suffix = name.rpartition(".")
+    return shards.stem_of(stem) + dot + suffix
 
 
 def is_repo_id(source: str | os.PathLike[str]) -> bool:
@@ -115,15 +120,15 @@ def fetch_model(
 ) -> Path:
     """Return the path in the hub's cache of the GGUF file of type `qtype` in `repo_id`, of a split model the first.
 
-    Without `qtype` it is Q4_K_M, or what lies nearest to it. Where the repository has no such file but weights, it is
-    the checkpoint's folder, to be converted. `HubError` says what there is.
+    Without `qtype` the first that is there in the order of `llamalite.store.preference`. Where the repository has no
+    such file but weights, it is the checkpoint's folder, to be converted. `HubError` says what there is.
     """
     chosen: list[str] = []
 
     def wanted(listing: _Listing) -> list[str]:
         ggufs = listing.matching(["*.gguf"])
         if not ggufs or (listing.weights() and not _has_type(ggufs, qtype)):
-            file_type(qtype or "Q4_K_M")  # what it could not be converted to is not fetched for
+            file_type(qtype or DEFAULT_TYPE)  # nothing is fetched to be converted to what nobody knows
             return _checkpoint(repo_id, listing)
         chosen[:] = _choose_gguf(repo_id, ggufs, qtype)
         return chosen
@@ -157,7 +162,10 @@ def _fetch(
     announce: Announce | None,
     progress: bool,
 ) -> Path:
-    """Return the folder of the revision once it holds the `wanted` files; offline, one that has a `cached` one."""
+    """Return the folder of the revision once it holds the files `wanted` of its listing.
+
+    Offline it is the folder in the cache, if that has a file of the patterns `cached`.
+    """
     if not _REPO_ID.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is no repository of the hub: expected org/name")
     import huggingface_hub
@@ -175,14 +183,14 @@ def _fetch(
         options["tqdm_class"] = _silent_bars()
     try:
         if not constants.HF_HUB_OFFLINE:
-            say(f"asking {constants.ENDPOINT} for {repo_id}")
+            say(Question(f"asking {constants.ENDPOINT} for {repo_id}"))
         try:
-            found = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+            repository = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise
         except unreachable as error:
             return _from_cache(options, cached, error)
-        listing = _Listing({one.rfilename: one.size for one in found.siblings or []})
+        listing = _Listing({file.rfilename: file.size for file in repository.siblings or []})
         names = wanted(listing)
         size = f", {listing.n_bytes(names) / 1e9:.2f} GB" if any(listing.files.values()) else ""
         say(f"fetching {len(names)} files of {repo_id}{size}, into {constants.HF_HUB_CACHE}, where not there yet")
@@ -222,7 +230,7 @@ def _silent_bars() -> type[Any]:
 
 
 def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubError:
-    """Tell what the hub, or the way to it, has against the request, and what to do about it."""
+    """Return the error that says why the hub gave nothing, and what to do about it."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo_id}"
@@ -232,7 +240,7 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
             "token of that account"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(
+        return RepositoryNotFoundError(
             f"{constants.ENDPOINT} has no model {repo_id}, or it is private: check the name at {page}; for a private "
             "one log in with `hf auth login` or set HF_TOKEN"
         )
@@ -248,7 +256,7 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
     if status is not None:
         return HubError(f"{constants.ENDPOINT} answers {status} for {repo_id}: try again later, or check HF_ENDPOINT")
     reason = (str(error) or type(error).__name__).strip().split("\n")[0]
-    return HubError(
+    return HubUnreachableError(
         f"{constants.ENDPOINT} cannot be reached for {repo_id} ({reason}): check the network, or HF_ENDPOINT; what is "
         "in the cache already works without"
     )
@@ -260,19 +268,19 @@ def _by_type(names: Iterable[str]) -> dict[str, list[str]]:
     for name in sorted(names):
         if not Path(name).name.lower().startswith(("mmproj", "imatrix")):
             models.setdefault(shards.stem_of(name.removesuffix(".gguf")), []).append(name)
-    found: dict[str, list[str]] = {}
+    by_type: dict[str, list[str]] = {}
     for stem, files in models.items():
-        found.setdefault(_type_of(stem) or stem, files)
-    return found
+        by_type.setdefault(_type_of(stem) or stem, files)
+    return by_type
 
 
 def _has_type(names: Iterable[str], qtype: str | None) -> bool:
-    found = _by_type(names)
-    return bool(found) if qtype is None else qtype.upper() in found
+    by_type = _by_type(names)
+    return bool(by_type) if qtype is None else qtype.upper() in by_type
 
 
 def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[str]:
-    """Return the names of the one model of type `qtype` among `names`, of a split model all, the first one first."""
+    """Return the files of the model of type `qtype` among `names`, of a split model the first one first."""
     by_type = _by_type(names)
     if not by_type:
         raise HubError(f"{repo_id} holds no GGUF file of a model ({_some(names)})")
@@ -280,7 +288,7 @@ def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[
         if qtype.upper() not in by_type:
             raise HubError(f"{repo_id} holds no {qtype.upper()}: there are {', '.join(by_type)}")
         return by_type[qtype.upper()]
-    return by_type[next((one for one in _GGUF_ORDER if one in by_type), next(iter(by_type)))]
+    return by_type[preferred(by_type) or next(iter(by_type))]
 
 
 def _type_of(stem: str) -> str | None:

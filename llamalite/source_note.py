@@ -1,0 +1,87 @@
+"""The note beside a converted model: ``NAME.gguf.source`` says which checkpoint ``NAME.gguf`` was made of.
+
+    note = SourceNote.of(folder, "Q4_K_M", plain=True)    # before the conversion: what changes meanwhile is noticed
+    note.write(model)
+    read_current(model).changed_files(SourceNote.of(folder, "Q4_K_M", plain=True))    # [], nothing has changed
+
+`llamalite.convert` writes one for each file that it puts into the models folder, and nobody else writes any. The note
+is JSON: the checkpoint's folder, the type, and the size and time of change of every file that a conversion reads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+_SUFFIXES_READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # of the files that a conversion reads
+
+
+@dataclass(frozen=True)
+class SourceNote:
+    """What a model was made of.
+
+    - `folder`: the checkpoint's folder, absolute, without links. `files`: [size, time of change in ns] by name.
+    - `plain`: the type alone decided what was made, so that the model may be made again without asking.
+    - `made`: [size, time of change] of the model itself; None until the note is written.
+    """
+
+    folder: str
+    qtype: str
+    files: dict[str, list[int]]
+    plain: bool
+    made: list[int] | None = None
+
+    @classmethod
+    def of(cls, folder: Path, qtype: str, *, plain: bool) -> SourceNote:
+        """Return the note for the checkpoint in `folder` as it is now."""
+        paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES_READ or path.name == "README.md"]
+        paths += folder.glob("additional_chat_templates/*.jinja")
+        # A link that leads nowhere is no file: a conversion that needs it says so.
+        files = {path.relative_to(folder).as_posix(): _stamp(path) for path in sorted(paths) if path.is_file()}
+        return cls(absolute(folder), qtype, files, plain)
+
+    def write(self, model: Path) -> None:
+        """Write the note beside `model`."""
+        facts = {"made": _stamp(model), "plain": self.plain, "qtype": self.qtype, "folder": self.folder}
+        path_of(model).write_text(json.dumps(facts | {"files": self.files}, indent=1) + "\n", encoding="utf-8")
+
+    def changed_files(self, now: SourceNote) -> list[str]:
+        """Return the names of the files that are not in `now` as they were."""
+        names = self.files.keys() | now.files.keys()
+        return sorted(name for name in names if self.files.get(name) != now.files.get(name))
+
+
+def path_of(model: Path) -> Path:
+    """Return where the note of `model` lies, of a split model beside its first file.
+
+    >>> path_of(Path("models/demo-Q4_K_M.gguf")).name
+    'demo-Q4_K_M.gguf.source'
+    """
+    return model.with_name(f"{model.name}.source")
+
+
+def read(model: Path) -> SourceNote | None:
+    """Return the note beside `model`, also if `model` has changed since; None where none can be read."""
+    try:
+        facts = json.loads(path_of(model).read_text(encoding="utf-8"))
+        files = {str(name): list(stamp) for name, stamp in facts["files"].items()}
+        return SourceNote(str(facts["folder"]), str(facts["qtype"]), files, facts["plain"] is True, list(facts["made"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none, or a damaged one
+        return None
+
+
+def read_current(model: Path) -> SourceNote | None:
+    """Return the note beside `model` if `model` is still the file that the note was written for."""
+    note = read(model)
+    return note if note and model.is_file() and note.made == _stamp(model) else None
+
+
+def absolute(path: Path) -> str:
+    """Return `path` as a note has it: absolute, and without links."""
+    return str(path.resolve())
+
+
+def _stamp(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]

@@ -1,0 +1,72 @@
+"""Checkpoints that are converted once into the models folder, again when they change, and never over another file.
+
+    converted(Path("TinyLlama-1.1B"), "Q4_K_M")        .../models/TinyLlama-1.1B-Q4_K_M.gguf
+
+The note beside a file (`llamalite.source_note`) says which checkpoint it was made of. The file is used as it is until
+the checkpoint changes. A file that was made with further options, or of another folder of that name, is never replaced.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from llamalite import source_note
+from llamalite.errors import LlamaliteError
+from llamalite.quant_types import file_type
+from llamalite.source_note import SourceNote
+from llamalite.store import names
+from llamalite.store.hub import Announce
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that a conversion has done, and with all of them."""
+
+
+def converted(folder: Path, qtype: str, *, announce: Announce | None = None, progress: Progress | None = None) -> Path:
+    """Return the file of type `qtype` made of the checkpoint in `folder`, up to date: made now where there is none.
+
+    Raises ``LlamaliteError`` where the names that it could have are taken, and what `llamalite.convert` raises.
+    """
+    from llamalite.converters.checkpoints import model_name
+
+    name, qtype = model_name(folder), file_type(qtype).name
+    now = SourceNote.of(folder, qtype, plain=True)
+    own = f"{zlib.crc32(now.folder.encode()):08x}"[:6]  # for the name where another model has the plain one
+    for out in (names.default_output(name, qtype), names.default_output(f"{name}-{own}", qtype)):
+        if not out.exists():
+            return convert_to(out, folder, qtype, str(folder), announce=announce, progress=progress)
+        before = source_note.read_current(out)
+        if before is None or (before.folder, before.qtype) != (now.folder, now.qtype):
+            continue
+        changed = before.changed_files(now)
+        if not changed:
+            return out
+        if before.plain:
+            some = changed[0] + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+            what = f"{folder}, which has changed ({some}),"
+            return convert_to(out, folder, qtype, what, announce=announce, progress=progress)
+    how = f"llamalite convert -o FILE.gguf {names.quoted(str(folder))}"
+    raise LlamaliteError(f"{out} stands, and was not made of {folder}: give it a file of its own, {how}")
+
+
+def convert_to(
+    out: Path,
+    folder: Path,
+    qtype: str,
+    what: str,
+    *,
+    announce: Announce | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Convert the checkpoint in `folder`, announced as `what`, to `out` in the models folder, and return `out`.
+
+    Where that fails, the old file and its note stay.
+    """
+    from llamalite.converters import convert
+
+    if announce is not None:
+        announce(f"converting {what} to {qtype}, once: {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    convert(folder, out, qtype=qtype, force=True, progress=progress)
+    return out
