@@ -39,14 +39,14 @@ class Repository:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointFolder:
     """The folder of a checkpoint, and the type that is wanted of it, None where none is named."""
 
     folder: Path
     qtype: str | None = None
 
 
-Meaning: TypeAlias = Path | Checkpoint | Repository
+Meaning: TypeAlias = Path | CheckpointFolder | Repository
 """A path is that of a GGUF file."""
 
 
@@ -90,7 +90,7 @@ def obtain(
     meaning = meaning_of(model, type_name(qtype) if qtype else None)
     if isinstance(meaning, Repository):
         return _from_hub(meaning, announce, bars, progress)
-    if isinstance(meaning, Checkpoint):
+    if isinstance(meaning, CheckpointFolder):
         wanted = meaning.qtype or DEFAULT_TYPE
         return conversions.converted(meaning.folder, wanted, announce=announce, progress=progress)
     return _up_to_date(meaning, os.fspath(model), announce, progress)
@@ -104,7 +104,7 @@ def locate(model: str | os.PathLike[str], *, announce: Announce | None = None, b
     meaning = meaning_of(model)
     if isinstance(meaning, Repository):
         return _fetched(meaning, announce, bars)
-    if isinstance(meaning, Checkpoint):
+    if isinstance(meaning, CheckpointFolder):
         return meaning.folder
     name = os.fspath(model)
     if announce is not None and not is_path(name) and is_checkpoint(expanded(name)):
@@ -126,7 +126,7 @@ def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meani
     if hub.is_repo_id(repo_id):
         return Repository(repo_id, named_type or qtype)
     if qtype is not None and name and is_checkpoint(path):
-        return Checkpoint(path, qtype)
+        return CheckpointFolder(path, qtype)
     demo = _demo(name, qtype)
     if demo is not None and demo.qtype is not None:
         name = f"{names.DEMO}-{demo.qtype}"
@@ -136,7 +136,7 @@ def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meani
     if file is not None:
         return file
     if name and is_checkpoint(path):
-        return Checkpoint(path)
+        return CheckpointFolder(path)
     if demo is not None:
         return demo
     raise _nothing_there(name, path)
@@ -166,14 +166,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
-def _demo(name: str, qtype: str | None = None) -> Checkpoint | None:
+def _demo(name: str, qtype: str | None = None) -> CheckpointFolder | None:
     """Return the checkpoint that ships with llamalite where `name` is ``demo`` or ``demo-TYPE``."""
     if name.casefold() == names.DEMO:
-        return Checkpoint(names.demo_checkpoint(), qtype)
+        return CheckpointFolder(names.demo_checkpoint(), qtype)
     head, _, last = name.rpartition("-")
     named_type = type_name(last)
     if head.casefold() == names.DEMO and named_type in FILE_TYPES:
-        return Checkpoint(names.demo_checkpoint(), named_type)
+        return CheckpointFolder(names.demo_checkpoint(), named_type)
     return None
 
 
