@@ -4,6 +4,7 @@
 PYTHON ?= python3
 MODEL ?=
 PARITY ?=
+EMULATED ?=
 PYTEST_ARGS ?=
 LLAMALITE_MODELS ?= $(CURDIR)/models
 export LLAMALITE_MODELS
@@ -12,13 +13,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 SOURCES := pyproject.toml README.md LICENSE $(shell find llamalite converters models/demo ! -name '*.pyc' ! -name __pycache__ 2>/dev/null)
 
-.PHONY: help demo test lint docs fuzz soak audit clean
+.PHONY: help demo test lint docs arm x86-levels fuzz soak audit clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo            set up .venv, then convert, run and measure the demo model (MODEL=path: your own)'
 	@echo 'make test            set up .venv, then ruff, mypy --strict and pytest, on the installed package'
 	@echo 'make test PARITY=1   the same, and the tests against transformers and torch'
+	@echo 'make test EMULATED=1 the same, and the tests of the next two lines, where QEMU and the compilers are installed'
+	@echo 'make arm             kernels, a conversion and an answer on emulated ARM64'
+	@echo 'make x86-levels      the same on emulated x86-64 without AVX, with AVX2 only, and older than the installed llama.cpp'
 	@echo 'make lint            only ruff and mypy'
 	@echo 'make docs            write docs/cli.md anew from --help'
 	@echo 'make fuzz            give the readers of files mutated ones for about two hours (FUZZ_FILES=1000 FUZZ_SECONDS=10: less)'
@@ -33,12 +37,19 @@ demo: .venv/.package
 	@$(BIN)/llamalite demo $(if $(MODEL),"$(MODEL)")
 
 test: lint
-	LLAMALITE_TEST_INSTALLED=1 LLAMALITE_TEST_PARITY=$(PARITY) $(BIN)/pytest $(PYTEST_ARGS)
+	LLAMALITE_TEST_INSTALLED=1 LLAMALITE_TEST_PARITY=$(PARITY) LLAMALITE_TEST_EMULATED=$(EMULATED) $(BIN)/pytest $(PYTEST_ARGS)
 
 lint: .venv/.package .venv/.test $(if $(PARITY),.venv/.parity)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy llamalite tests
+
+# What they need is fetched and compiled once and kept in the user's cache folder; what is missing is told.
+arm: EMULATED_MACHINES := arm64
+x86-levels: EMULATED_MACHINES := x86-64
+arm x86-levels: .venv/.package .venv/.test
+	$(BIN)/python tests/emulated/machines.py $(EMULATED_MACHINES)
+	LLAMALITE_TEST_EMULATED=$(EMULATED_MACHINES) $(BIN)/pytest tests/test_emulated.py -k $(EMULATED_MACHINES) --durations=0 $(PYTEST_ARGS)
 
 docs: .venv/.package
 	$(BIN)/python docs/write_cli.py

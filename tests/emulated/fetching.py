@@ -23,7 +23,7 @@ CACHE = cache_folder() / "emulated"
 DEBIAN_PACKAGES = ("python3", "libstdc++6", "libgomp1", "libatomic1", "zlib1g")
 WHEELS = (
     *("numpy", "gguf", "click", "tqdm", "safetensors", "tokenizers", "sentencepiece", "huggingface_hub", "jinja2"),
-    *("pyyaml", "numba", "pytest", "hypothesis"),
+    *("pyyaml", "numba", "pytest", "hypothesis", "diskcache", "typing_extensions"),
 )
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 
@@ -124,11 +124,8 @@ def arm64_wheels(python: str) -> Path:
         pinned = part / "constraints.txt"
         lines = [line for line in constraints_text().splitlines() if not line.startswith("llama-cpp-python")]
         pinned.write_text("\n".join(lines), encoding="utf-8")
-        platforms = [word for one in PLATFORMS for word in ("--platform", f"{one}_aarch64")]
-        versions = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]
-        pip(
-            *("install", "--no-compile", "--target", part / "site", "--constraint", pinned, *platforms, *versions),
-            *(*WHEELS, "diskcache", "typing_extensions"),
-        )
+        options = [word for one in PLATFORMS for word in ("--platform", f"{one}_aarch64")]
+        options += ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]
+        pip("install", "--no-compile", "--target", part / "site", "--constraint", pinned, *options, *WHEELS)
 
     return whole(f"arm64-python{python}-{key}", make) / "site"

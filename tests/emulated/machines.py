@@ -32,6 +32,7 @@ import llamalite  # noqa: E402 - the package that is run there, installed or of 
 # quantizes is C, and compiled as ever; what is C++ is compiled quickly.
 OPTIONS = (
     *("CMAKE_BUILD_TYPE=Release", "CMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG", "BUILD_SHARED_LIBS=ON"),
+    "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",  # the libraries are copied elsewhere, and find each other there
     *("GGML_NATIVE=OFF", "GGML_OPENMP=OFF", "GGML_CCACHE=OFF", "GGML_ALL_WARNINGS=OFF", "LLAMA_ALL_WARNINGS=OFF"),
     *(f"LLAMA_BUILD_{one}=OFF" for one in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")),
 )
