@@ -84,7 +84,7 @@ def command(
     from llamalite.cli import _hub
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import EvalProtocol
-    from llamalite.evaluation.plots import check_plot
+    from llamalite.evaluation.matplotlib_charts import check_plot
     from llamalite.evaluation.windows import without_newline
 
     if not models and not qtypes:
@@ -130,7 +130,7 @@ def _candidates(
 
     from llamalite.cli import _hub
     from llamalite.converters import Importance
-    from llamalite.evaluation.study import make_candidates
+    from llamalite.evaluation.candidates import make_candidates
 
     importance = Importance.load(imatrix) if imatrix else None
     source = _hub.located(ctx, reference)
@@ -159,13 +159,14 @@ def _show(
     options: dict[str, Any],
     quiet: bool,
 ) -> None:
-    from llamalite.evaluation.page import to_csv, to_html
-    from llamalite.evaluation.plots import plot
-    from llamalite.evaluation.study import judge
+    from llamalite.evaluation.csv_report import to_csv
+    from llamalite.evaluation.html_report import to_html
+    from llamalite.evaluation.matplotlib_charts import plot
+    from llamalite.evaluation.recommendation import check_budgets
     from llamalite.hardware import free_memory_bytes
 
     free = free_memory_bytes()
-    verdicts = judge(comparison, kld_budget=kld_budget, n_ctx=budget_ctx, free_bytes=free) if kld_budget else []
+    verdicts = check_budgets(comparison, kld_budget=kld_budget, n_ctx=budget_ctx, free_bytes=free) if kld_budget else []
     if as_json:
         document = {"text": text} | comparison.to_json()
         if verdicts:
@@ -203,12 +204,12 @@ def _tables(comparison: Comparison, text: str, quiet: bool) -> None:
     """Print what each candidate lost, then what each model takes: two tables that 80 columns hold."""
     from llamalite.cli import _text
     from llamalite.evaluation.comparison import N_GENERATED
-    from llamalite.evaluation.study import labels
+    from llamalite.evaluation.recommendation import short_names
 
     scored = comparison.candidates[0].divergence
     assert scored is not None  # a candidate always has one
     base, everyone = comparison.reference, (comparison.reference, *comparison.candidates)
-    names = labels(comparison)
+    names = short_names(comparison)
     state = "" if comparison.complete else "; stopped early"
     _wrapped(
         f"{scored.n_tokens:,} tokens of {_text.clean(_named(text))} scored, in chunks of "
@@ -249,10 +250,10 @@ def _tables(comparison: Comparison, text: str, quiet: bool) -> None:
 
 
 def _lesson(comparison: Comparison) -> None:
-    from llamalite.evaluation.study import lesson
+    from llamalite.evaluation.recommendation import recommend
 
     click.echo()
-    _wrapped(lesson(comparison))
+    _wrapped(recommend(comparison))
 
 
 def _wrapped(text: str) -> None:

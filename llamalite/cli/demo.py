@@ -135,7 +135,7 @@ def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | Non
     from llamalite.cli import _text
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import EvalProtocol
-    from llamalite.evaluation.study import lesson
+    from llamalite.evaluation.recommendation import recommend
 
     if not quiet:
         _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
@@ -156,7 +156,7 @@ def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | Non
         click.echo(f"{line}{f'{ppl:.4f} ± {error:.4f}':>21}{cost}")
     if not quiet:
         _text.labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 is not at all.", 1)
-        _text.labelled("", lesson(comparison), 1)
+        _text.labelled("", recommend(comparison), 1)
 
 
 def _say_what_next(path: Path, seconds: float) -> None:
