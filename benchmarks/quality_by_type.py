@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from llamalite.converters import Importance
+from llamalite.evaluation.candidates import make_candidates
 from llamalite.evaluation.comparison import Comparison, compare
 from llamalite.evaluation.imatrix import collect_imatrix
-from llamalite.evaluation.study import make_candidates
 from llamalite.evaluation.windows import read_text
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS", "Q4_0",

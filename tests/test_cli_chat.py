@@ -16,7 +16,7 @@ import pytest
 import toy
 
 import llamalite
-from llamalite.cli import _terminal
+from llamalite.cli import _chat
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
 
@@ -139,9 +139,9 @@ def test_exit_ends_the_chat_too(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("columns", [24, 40, 80, 200])
 def test_help_is_never_broken_inside_a_word(columns: int) -> None:
-    text = _terminal.help_text(columns)
+    text = _chat.help_text(columns)
     assert max(map(len, text.splitlines())) <= columns
-    words = " ".join([*(f"{name} {about}" for name, about in _terminal.COMMANDS.items()), *_terminal.KEYS])
+    words = " ".join([*(f"{name} {about}" for name, about in _chat.COMMANDS.items()), *_chat.KEYS])
     assert text.split() == words.split()
 
 

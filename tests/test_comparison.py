@@ -25,12 +25,14 @@ from test_cli_models import on_terminal
 
 import llamalite
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.charts import bars, lines, scatter
+from llamalite.evaluation.candidates import make_candidates
 from llamalite.evaluation.comparison import Comparison, compare, iter_compare
+from llamalite.evaluation.csv_report import to_csv
 from llamalite.evaluation.decoding import EvalProtocol
-from llamalite.evaluation.page import to_csv, to_html
+from llamalite.evaluation.html_report import to_html
 from llamalite.evaluation.perplexity import perplexity
-from llamalite.evaluation.study import judge, lesson, make_candidates
+from llamalite.evaluation.recommendation import check_budgets, recommend
+from llamalite.evaluation.svg_charts import bars, lines, scatter
 from llamalite.evaluation.windows import read_text, tokens_of
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
@@ -152,11 +154,11 @@ def test_the_budget_chooses_the_smallest_that_keeps_it_and_fits(comparison: Comp
         (eight / 2, 10**12, None),
         (four, 1000, None),
     ):
-        verdicts = judge(comparison, kld_budget=budget, n_ctx=512, free_bytes=free)
-        assert [one.candidate.name for one in verdicts] == ["base-Q4_0", "base-Q8_0"]
-        assert next((one.candidate.name for one in verdicts if one.chosen), None) == expected
-        assert [one.within_budget for one in verdicts] == [names[one.candidate.name] <= budget for one in verdicts]
-        assert [one.fits for one in verdicts] == [free > 1000] * 2
+        results = check_budgets(comparison, kld_budget=budget, n_ctx=512, free_bytes=free)
+        assert [one.candidate.name for one in results] == ["base-Q4_0", "base-Q8_0"]
+        assert next((one.candidate.name for one in results if one.chosen), None) == expected
+        assert [one.within_budget for one in results] == [names[one.candidate.name] <= budget for one in results]
+        assert [one.fits for one in results] == [free > 1000] * 2
 
 
 # ── what is written ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,7 +229,7 @@ def test_csv_and_json_say_the_same(comparison: Comparison) -> None:
 
 def test_a_picture_is_drawn(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra plot")
-    from llamalite.evaluation.plots import plot
+    from llamalite.evaluation.matplotlib_charts import plot
 
     plot(comparison, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
@@ -278,20 +280,20 @@ def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_t
     assert "lower is better" not in quiet
 
 
-def test_the_lesson_names_the_smallest_that_keeps_within_the_budget(comparison: Comparison) -> None:
+def test_the_recommendation_names_the_smallest_that_keeps_within_the_budget(comparison: Comparison) -> None:
     eight, four = (one.divergence.mean_kld for one in comparison.candidates if one.divergence)
     ratio = [comparison.reference.n_bytes / one.n_bytes for one in comparison.candidates]
-    told = lesson(comparison, (eight + four) / 2)
+    told = recommend(comparison, (eight + four) / 2)
     assert told.startswith(
         f"The smallest with a mean KLD of at most {(eight + four) / 2:g} is Q8_0: {ratio[0]:.1f} times"
     )
     assert f"{comparison.candidates[0].divergence.same_top_p:.1%} same top token" in told  # type: ignore[union-attr]
-    assert lesson(comparison, eight / 2).startswith("None has a mean KLD of at most ")
-    assert "Nearest is Q8_0: " in lesson(comparison, eight / 2)
+    assert recommend(comparison, eight / 2).startswith("None has a mean KLD of at most ")
+    assert "Nearest is Q8_0: " in recommend(comparison, eight / 2)
     alone = dataclasses.replace(comparison, candidates=comparison.candidates[1:])
-    assert lesson(alone, four).startswith(f"Q4_0: {ratio[1]:.1f} times smaller than the reference, perplexity ")
+    assert recommend(alone, four).startswith(f"Q4_0: {ratio[1]:.1f} times smaller than the reference, perplexity ")
     renamed = dataclasses.replace(comparison.candidates[1], name="other-Q4_0")  # no type of one model: its whole name
-    assert lesson(dataclasses.replace(comparison, candidates=(renamed,))).startswith("other-Q4_0: ")
+    assert recommend(dataclasses.replace(comparison, candidates=(renamed,))).startswith("other-Q4_0: ")
 
 
 def test_generation_is_timed_over_single_tokens_after_some_that_warm_up(

@@ -51,13 +51,13 @@ def test_a_quiet_demo_shows_the_table_and_nothing_else(llamalite_command: Any, t
     toy_checkpoint.write_checkpoint(tmp_path / "toy", n_layer=1)
     done = llamalite_command("demo", "toy", "-f", text, "-q")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["type", *demo.TYPES]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["TYPE", *demo.TYPES]
 
 
 def test_an_answer_is_wrapped_at_words_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
     totals = Totals(n_prompt=1, n_cached=0, n_generated=4, prompt_s=1.0, generation_s=1.0, ttft_s=1.0, seed=0)
     pieces = [Piece("The lla", token=1), Piece("ma found a", token=2), Piece(" hat.\n\nThe end", token=3)]
-    assert demo._say([*pieces, Piece(".", finish_reason="stop", totals=totals)], 20) is totals
+    assert demo._print_answer([*pieces, Piece(".", finish_reason="stop", totals=totals)], 21) is totals
     assert capsys.readouterr().out == "   The llama found a\n   hat. The end.\n"
 
 
@@ -67,12 +67,12 @@ def test_the_commands_to_type_next_are_for_the_shell_that_ran_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.argv", [str(tmp_path / ".venv/bin/llamalite"), "demo"])
-    demo._say_what_next(tmp_path / "models" / "demo-Q4_K_M.gguf", 3.0)
+    demo._print_next_steps(tmp_path / "models" / "demo-Q4_K_M.gguf", 3.0)
     program = Path(".venv/bin/llamalite")
     assert f"   {program} run {Path('models/demo-Q4_K_M.gguf')}\n" in capsys.readouterr().out
     (tmp_path / "llamalite").touch(mode=0o755)
     monkeypatch.delenv("LLAMALITE_MODELS")
-    demo._say_what_next(store.models_folder() / "demo-Q4_K_M.gguf", 3.0)
+    demo._print_next_steps(store.models_folder() / "demo-Q4_K_M.gguf", 3.0)
     assert "   llamalite run demo\n" in capsys.readouterr().out
 
 

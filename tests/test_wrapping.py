@@ -8,18 +8,18 @@ import random
 import pytest
 
 from llamalite.cli import _text
-from llamalite.cli._wrapping import Wrapping
+from llamalite.cli._wrapping import StreamWrapper
 
 CODE = "    for line in lines_of_code_that_is_longer_than_a_terminal: print(line)"
 
 
 def shown(text: str, columns: int, cut: int = 0) -> str:
     """Return what is written of `text`, cut into pieces of random lengths by the seed `cut`."""
-    wrapping, dice, written = Wrapping(lambda: columns), random.Random(cut), ""
+    wrapper, dice, written = StreamWrapper(lambda: columns), random.Random(cut), ""
     while text:
         n = dice.randint(1, 7) if cut else len(text)
-        written, text = written + wrapping.add(text[:n]), text[n:]
-    return written + wrapping.end()
+        written, text = written + wrapper.add(text[:n]), text[n:]
+    return written + wrapper.end()
 
 
 @pytest.mark.parametrize("columns", [20, 33, 80])
@@ -67,10 +67,10 @@ def test_wide_characters_count_two_and_are_broken_anywhere() -> None:
 
 def test_a_terminal_that_becomes_narrower_breaks_later_lines_there() -> None:
     columns = 60
-    wrapping = Wrapping(lambda: columns)
-    first = wrapping.add("word " * 20)
+    wrapper = StreamWrapper(lambda: columns)
+    first = wrapper.add("word " * 20)
     columns = 24
-    rest = wrapping.add("word " * 40) + wrapping.end()
+    rest = wrapper.add("word " * 40) + wrapper.end()
     assert (first + rest).split() == ["word"] * 60
     assert max(map(len, rest.split("\n")[1:])) < 24
 

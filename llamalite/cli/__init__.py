@@ -46,7 +46,7 @@ VERBS = {
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Take -v and -q as they come, before the verb or after it; both places add up."""
+    """Note -v and -q, which may stand before the verb, after it, or in both places."""
     settings = ctx.ensure_object(dict)
     if param.name == "quiet":
         settings["quiet"] = bool(value) or settings.get("quiet", False)
@@ -57,7 +57,7 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> No
 
 
 def _set_levels(settings: dict[str, Any]) -> None:
-    """Have the library log what -v and -q ask for; done once a verb is to run, as `logging` is slow to import."""
+    """Let the library log what -v and -q ask for. Called only before a verb runs: `logging` is slow to import."""
     import logging
 
     from llamalite.cli import _text
@@ -72,7 +72,7 @@ def _set_levels(settings: dict[str, Any]) -> None:
     verbose = settings.get("verbose", 0)
     level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("llamalite").setLevel(level)
-    # What llama.cpp reports as an error is raised, in its words: logged too it would be told twice.
+    # What llama.cpp reports as an error becomes an exception with its words: logged too, it would be shown twice.
     logging.getLogger("llamalite.llama_cpp").setLevel(logging.DEBUG if verbose > 1 else logging.CRITICAL)
 
 
@@ -86,7 +86,7 @@ def _verbosity_options() -> list[click.Option]:
 
 
 class _ModelName(_ParamType):
-    """What MODEL is everywhere: a text, completed to the names in the models folder, else to files."""
+    """MODEL, everywhere: a text that a shell completes to names in the models folder, and to files."""
 
     name = "model"
 
@@ -100,7 +100,7 @@ class _ModelName(_ParamType):
 
         try:
             names = [name for path in store.list_models() if (name := store.shortest_name(path)).startswith(incomplete)]
-        except LlamaliteError:  # a folder that cannot be read: whoever asks for it is told, not who presses Tab
+        except LlamaliteError:  # the folder cannot be read; the verb will say so, a press of Tab should not
             names = []
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
 
@@ -174,12 +174,12 @@ cli.params[:0] = _verbosity_options()
 def main(args: list[str] | None = None) -> None:
     """Run the command line with `args` (default: ``sys.argv[1:]``) and exit with its code."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Streams that were closed before the start (`>&-`) are None: nothing comes, and what is written goes nowhere.
+    # Python sets streams to None that were closed before the start (`>&-`).
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        # A model says whatever Unicode holds; a Windows code page does not hold it all.
+        # A model may write any character, and a Windows code page has only some.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     sys.exit(_run(sys.argv[1:] if args is None else args))
@@ -203,7 +203,7 @@ def _run(arguments: list[str]) -> int:
         click.echo(err=True)  # the shell's prompt belongs on a line of its own
         return 130
     except BrokenPipeError:
-        # `llamalite ... | head`: whoever reads has seen enough. Python would complain when it flushes at exit.
+        # `llamalite ... | head` has read enough. Without this, Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -220,11 +220,11 @@ def _run(arguments: list[str]) -> int:
 
             traceback.print_exc()
             return 1
-        return fail(message(error), 1)
+        return fail(error_line(error), 1)
     return 0
 
 
-# How Python and the dynamic linker say that a limit of the process is reached.
+# Words in which Python and the dynamic linker report that the process has reached a limit → what to show instead.
 _LIMITS = {
     "can't start new thread": "no thread can be started: free memory, or raise the limit on processes "
     "(ulimit -u) or on memory (ulimit -v)",
@@ -232,11 +232,11 @@ _LIMITS = {
 }
 
 
-def message(error: Exception) -> str:
-    """Return the one line that `error` is shown as; a fault of ours says how to report it."""
-    for words, told in _LIMITS.items():
+def error_line(error: Exception) -> str:
+    """Return the line that shows `error`; for a fault of llamalite it says how to report that."""
+    for words, explanation in _LIMITS.items():
         if words in str(error):
-            return told
+            return explanation
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (LlamaliteError, OSError, ValueError)) and str(error):
@@ -249,14 +249,13 @@ def message(error: Exception) -> str:
 _LONGEST_LINE = 2000  # characters
 
 
-def fail(told: str, code: int) -> int:
-    """Show `told` as an error, in one line, and return `code`."""
+def fail(text: str, code: int) -> int:
+    """Show `text` as an error, in one line, and return the exit `code`."""
+    from llamalite.cli import _text
+
     colour = False if os.environ.get("NO_COLOR") else None
     click.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
-    # A message may quote a file that a stranger wrote: what would steer the terminal is shown, not sent.
-    line = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(told.split())
-    )
+    line = _text.clean(" ".join(text.split()))
     click.echo(line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ...", err=True)
     return code
 

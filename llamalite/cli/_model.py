@@ -12,6 +12,7 @@ import click
 
 from llamalite import store
 from llamalite.cli import _text
+from llamalite.cli._progress import is_watched, progress_bar
 
 if TYPE_CHECKING:
     from llamalite.model import Model
@@ -28,7 +29,7 @@ def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
             raise click.UsageError(f"--revision is for a repository of the hub, and {source} is none")
         return Path(source)
     with _announcing(ctx) as announce:
-        return hub.fetch_checkpoint(source, revision, announce=announce, progress=_bars(ctx))
+        return hub.fetch_checkpoint(source, revision, announce=announce, progress=is_watched(ctx.obj, sys.stderr))
 
 
 def obtain(ctx: click.Context, model: str) -> Path:
@@ -39,19 +40,17 @@ def obtain(ctx: click.Context, model: str) -> Path:
         def show(done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
-                from tqdm import tqdm
+                bar = stack.enter_context(progress_bar(ctx.obj, "iB", "converting"))
+            bar.move_to(done, total)
 
-                bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc="converting", leave=False))
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return store.obtain(model, announce=announce, bars=_bars(ctx), progress=show if _bars(ctx) else None)
+        bars = is_watched(ctx.obj, sys.stderr)
+        return store.obtain(model, announce=announce, bars=bars, progress=show if bars else None)
 
 
 def locate(ctx: click.Context, model: str) -> Path:
     """Return the GGUF file or the checkpoint's folder that `model` means (`llamalite.store.locate`)."""
     with _announcing(ctx) as announce:
-        return store.locate(model, announce=announce, bars=_bars(ctx))
+        return store.locate(model, announce=announce, bars=is_watched(ctx.obj, sys.stderr))
 
 
 @contextlib.contextmanager
@@ -92,10 +91,6 @@ def _announcing(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
         raise
 
 
-def _bars(ctx: click.Context) -> bool:
-    return not ctx.obj["quiet"] and sys.stderr.isatty()
-
-
 def load(ctx: click.Context, path: Path, **options: Any) -> Model:
     """Return the `llamalite.Model` of `path`; a terminal shows "Loading NAME …" while that takes long."""
     from llamalite.model import Model
@@ -107,7 +102,7 @@ def load(ctx: click.Context, path: Path, **options: Any) -> Model:
 @contextlib.contextmanager
 def _waiting(ctx: click.Context, text: str) -> Iterator[None]:
     """Show `text` on a terminal from half a second on, as long as the block lasts."""
-    if ctx.obj["quiet"] or ctx.obj["verbose"] or not sys.stderr.isatty():  # with -v the log tells what happens
+    if ctx.obj["verbose"] or not is_watched(ctx.obj, sys.stderr):  # with -v the log tells what happens
         yield
         return
     import threading

@@ -1,16 +1,14 @@
-"""How the verbs write sizes, counts and tables, and read texts."""
+"""How the verbs write sizes, counts and short texts, and read files of text."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+MAX_COLUMNS = 100  # that text and bars fill on a wider terminal
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -28,118 +26,79 @@ def size(n_bytes: float) -> str:
 
 
 def sums(rows: Sequence[Sequence[int]]) -> tuple[str, list[list[str]]]:
-    """Return a unit, and each of `rows` (bytes) as numbers in it with their sum behind them: as printed, they add up.
+    """Return a unit, and each of `rows` (bytes) as numbers in that unit, followed by their sum.
+
+    Numbers are rounded so that they add up as printed.
 
     >>> sums([[1_400_000, 1_400_000, 2_900_000]])
     ('MiB', [['1.34', '1.33', '2.77', '5.44']])
     """
     largest = max(sum(row) for row in rows)
-    unit, name = next((one for one in _UNITS if largest >= one[0]), _UNITS[-1])
-    shown = []
+    unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), _UNITS[-1])
+    lines = []
     for row in rows:
-        # Running sums are rounded and the parts are what lies between, at most a hundredth from what they would be.
+        # The running sums are rounded, and each part is the difference of two: it is off by a hundredth at most.
         ends = [round(100 * sum(row[:n]) / unit) for n in range(len(row) + 1)]
         hundredths = [end - start for start, end in itertools.pairwise(ends)]
-        shown.append([f"{one / 100:,.2f}" for one in (*hundredths, ends[-1])])
-    return name, shown
+        lines.append([f"{n / 100:,.2f}" for n in (*hundredths, ends[-1])])
+    return name, lines
 
 
-def count(n: int, one: str, many: str | None = None) -> str:
+def count(n: int, noun: str) -> str:
     """Return a number with its noun.
 
     >>> count(1, "token"), count(0, "token"), count(1200, "token")
     ('1 token', '0 tokens', '1,200 tokens')
     """
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {noun if n == 1 else noun + 's'}"
 
 
 def width() -> int:
-    """Return the columns that there are: the terminal's, without one 80."""
+    """Return the columns of the terminal; 80 if there is none."""
     return shutil.get_terminal_size().columns
 
 
 def columns(text: str) -> int:
-    """Return how many columns a terminal gives `text`: two to a wide character, none to a mark on another one.
+    """Return how many columns of a terminal `text` takes: wide characters take two, combining marks none.
 
     >>> columns("llama"), columns("羊驼"), columns("e\u0301")
     (5, 4, 1)
     """
-    return sum(_columns(one) for one in text)
+    return sum(map(_character_columns, text))
 
 
-def _columns(one: str) -> int:
-    if " " <= one <= "~":
+def _character_columns(character: str) -> int:
+    if " " <= character <= "~":
         return 1
-    if one == "\t":
-        return 8  # at the most
-    if unicodedata.category(one) in ("Mn", "Me", "Cf", "Cc"):
+    if character == "\t":
+        return 8  # at most
+    if unicodedata.category(character) in ("Mn", "Me", "Cf", "Cc"):
         return 0
-    return 2 if unicodedata.east_asian_width(one) in ("W", "F") else 1
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 def read(path: Path) -> str:
-    """Return the text in the file at `path`: UTF-8, with or without a mark at its start, lines that end in any way.
+    """Return the text of the UTF-8 file `path`, without a byte-order mark, its lines ended by ``\\n``.
 
-    ``ValueError`` names the file and the first byte that is no UTF-8.
+    ``ValueError`` names the file and the first byte that is not UTF-8.
     """
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        place = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
         hint = ", which looks like UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise ValueError(f"{path} is no UTF-8 text: {found}{hint}; save it as UTF-8") from None
+        raise ValueError(f"{path} is no UTF-8 text: {place}{hint}; save it as UTF-8") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean(text: str) -> str:
-    """Return `text` in one line without what would steer the terminal: it may come from a stranger's file."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """Return `text` in one line, its control characters as escapes: a stranger's file must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str, room: int, *, end: bool = False) -> str:
-    """Return `text` cut to `room` columns: its beginning, or its `end`, where a model's name has the type."""
+    """Return `text` cut to `room` columns. `end` keeps its end, where a model's name has the type."""
     if len(text) <= room:
         return text
     return "…" + text[len(text) - max(0, room - 1) :] if end else text[: max(0, room - 1)] + "…"
-
-
-def labelled(label: str, text: str, room: int) -> None:
-    """Print `text` behind `label`, which takes `room` columns, wrapped between words; from a file it may come."""
-    import textwrap
-
-    lines = textwrap.wrap(
-        clean(text), max(30, min(width(), 100) - room - 3), break_on_hyphens=False, break_long_words=False
-    )
-    for n, line in enumerate(lines or [""]):
-        click.echo(f"  {label if n == 0 else '':{room}}{line}")
-
-
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: Sequence[int] = (0,),
-    *,
-    optional: Sequence[int] = (),
-    end: bool = False,
-) -> list[str]:
-    """Print `rows` in columns under `head`, those in `left` to the left; on a terminal they keep to its width.
-
-    There the columns `optional` are left out one by one, then the first column gives way (of a name that is too long
-    its `end` is kept, or its beginning). In a pipe nothing is cut. Spaces part the columns, no tabs and no lines.
-    Return the names of the columns left out.
-    """
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    shown = list(range(len(head)))
-    if sys.stdout.isatty():
-        for i in optional:
-            if sum(widths[one] + 2 for one in shown) - 2 >= width():
-                shown.remove(i)
-        rest = sum(widths[i] + 2 for i in shown[1:])
-        widths[0] = min(widths[0], max(12, width() - 1 - rest))
-    for n, row in enumerate((head, *rows)):
-        first = short(row[0], widths[0], end=end) if sys.stdout.isatty() else row[0]
-        cells = [first, *row[1:]]
-        line = "  ".join(cells[i].ljust(widths[i]) if i in left else cells[i].rjust(widths[i]) for i in shown)
-        click.secho(line.rstrip(), bold=True if n == 0 else None)
-    return [head[i] for i in range(len(head)) if i not in shown]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import progress_bar
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
 
@@ -23,22 +23,22 @@ _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='JSON Lines: {"prompt": TEXT} or {"messages": [...]}, and options of its own, a line.',
+    help='JSON Lines: {"prompt": TEXT} or {"messages": [...]}, and options of its own, on each line.',
 )
 @click.option(
     "-o", "--output", "target", required=True, metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the answers are appended; lines answered there are not asked again.",
+    help="Where answers are appended; a line that has an answer there is not asked again.",
 )  # fmt: skip
 @click.option("--raw", is_flag=True, help="Continue each prompt as it is, without the chat template.")
 @click.option("--parallel", default=16, show_default=True, type=click.IntRange(1, 255), help="Answers at once.")
 @click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
-              help="Tokens an answer has at the most.")  # fmt: skip
+              help="Most tokens of an answer.")  # fmt: skip
 @click.option("--temp", "temperature", type=_options.TEMPERATURE, metavar="T", help="Default: the file's, else 0.8.")
 @click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95.")
 @click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40.")
 @click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05.")
 @click.option("--seed", type=_options.SEED, metavar="N", help="For lines that name none.")
-@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="The most that one line may come to.")
+@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Most tokens of one prompt and its answer.")
 @_options.threads()
 @_options.gpu()
 @click.pass_context
@@ -47,20 +47,18 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
 
     MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
 
-    A prompt is put to a model with a chat template as a user's message, as `llamalite run` does.
+    A model with a chat template gets each prompt as a user's message, as in `llamalite run`.
 
-    A run that was stopped goes on where it was. A line that cannot be used is told with its number and stops nothing;
-    the exit code is then 1.
+    A run that was stopped goes on where it was. A line that cannot be used is reported with its number, the others are
+    answered, and the exit code is 1.
 
     \b
     Examples:
       llamalite batch demo -i prompts.jsonl -o answers.jsonl
       llamalite batch demo -i prompts.jsonl -o answers.jsonl --parallel 32 -n 64 --temp 0
     """
-    from tqdm import tqdm
-
     from llamalite.batch_file import answer_file
-    from llamalite.cli import _model, _text
+    from llamalite.cli import _model
 
     quiet = ctx.obj["quiet"]
     offload = _options.offload(options)
@@ -68,13 +66,9 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     with _model.load(ctx, path, n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
         chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
         began = time.perf_counter()
-        with tqdm(unit="line", desc="answering", leave=False, disable=quiet or not sys.stderr.isatty()) as bar:
+        with progress_bar(ctx.obj, "line", "answering") as bar:
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            def tell(number: int, why: str) -> None:
+            def report_problem(number: int, why: str) -> None:
                 bar.clear()
                 click.echo(_text.clean(f"{source}, line {number}: {why}"), err=True)
 
@@ -86,22 +80,22 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
                     parallel=options["parallel"],
                     params=loaded.defaults.replace(**chosen),
                     raw=options["raw"],
-                    on_problem=tell,
-                    on_answer=show,
+                    on_problem=report_problem,
+                    on_answer=bar.move_to,
                 )
             except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
                 bar.clear()
                 if not quiet:
-                    what = f"stopped: {_text.clean(str(target))} has what is answered, and the same command goes on"
-                    click.echo(what, err=True)
+                    kept = f"{_text.clean(str(target))} has what is answered, and the same command goes on"
+                    click.echo(f"stopped: {kept}", err=True)
                 raise
-        spent = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     if not quiet:
         before = f", {report.n_before} were before" if report.n_before else ""
         click.echo(
             f"{_text.count(report.n_answered, 'line')} answered{before}: "
-            f"{_text.count(report.n_tokens, 'token')} in {spent:.1f} s, "
-            f"{report.n_tokens / spent:.1f} tok/s; {_text.clean(str(target))}",
+            f"{_text.count(report.n_tokens, 'token')} in {seconds:.1f} s, "
+            f"{report.n_tokens / seconds:.1f} tok/s; {_text.clean(str(target))}",
             err=True,
         )
     if report.n_bad:

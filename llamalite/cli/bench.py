@@ -12,16 +12,19 @@ from typing import Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import is_watched, progress_bar
+from llamalite.cli._table import markdown_width, print_markdown
+from llamalite.cli._wrapping import print_labelled
 
 _LISTED = ("n_batch", "n_ubatch", "kv_type", "n_gpu_layers")
 
 
-def _listed(one: Any) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
-    """Return a callback for a list with commas, each part of which is what `one` takes."""
+def _listed(kind: Any) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    """Return a callback for values separated by commas, each of the parameter type `kind`."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
-        return () if value is None else tuple(one.convert(part, param, ctx) for part in value.split(","))
+        return () if value is None else tuple(kind.convert(part, param, ctx) for part in value.split(","))
 
     return parse
 
@@ -75,8 +78,8 @@ def command(
     from llamalite.cli import _model
 
     wanted = options.pop("n_gpu_layers")
-    offload = [_options.offload({"gpu_layers": one, "device": options["device"]}) for one in wanted]
-    options["n_gpu_layers"] = tuple(one["n_gpu_layers"] for one in offload)
+    offload = [_options.offload({"gpu_layers": layers, "device": options["device"]}) for layers in wanted]
+    options["n_gpu_layers"] = tuple(arguments["n_gpu_layers"] for arguments in offload)
     paths = [str(_model.obtain(ctx, model)) for model in models]
     rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], ctx.obj, options)
     if as_json:
@@ -87,23 +90,19 @@ def command(
         click.echo(_csv(rows), nl=False)
     else:
         _tables(rows)
-        if sys.stdout.isatty() and not ctx.obj["quiet"]:
+        if is_watched(ctx.obj, sys.stdout):
             _explain(options)
 
 
 def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
     from llamalite.benchmark import Plan, iter_bench
 
     plan = Plan(**{name: value for name, value in options.items() if value != ()})
-    hidden = settings["quiet"] or not sys.stderr.isatty()
-    with tqdm(unit="test", leave=False, disable=hidden) as bar:
+    with progress_bar(settings, "test") as bar:
         rows = []
         for row in iter_bench(path, plan):
             rows.append(row.to_json())
-            bar.set_postfix_str(f"{row.test} {row.tok_per_s:,.1f} tokens/s", refresh=False)
-            bar.update()
+            bar.move_to(len(rows), figures=f"{row.test} {row.tok_per_s:,.1f} tokens/s")
     return rows
 
 
@@ -140,20 +139,16 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _explain(options: dict[str, Any]) -> None:
-    from llamalite.cli import _text
-
     n_prompt, n_generate = options["n_prompt"], options["n_generate"]
     tests = [f"pp{n_prompt}: a prompt of {_text.count(n_prompt, 'token')} is read"] if n_prompt else []
     tests += [f"tg{n_generate}: {_text.count(n_generate, 'token')} generated, one at a time"] if n_generate else []
     share = "; bandwidth: what generating reads, as a share of what the memory gives" if n_generate else ""
     click.echo()
-    _text.labelled("", f"{'; '.join(tests)}; mean ± standard deviation of {options['repetitions']}{share}.", 0)
+    print_labelled("", f"{'; '.join(tests)}; mean ± standard deviation of {options['repetitions']}{share}.", 0)
 
 
 def _tables(rows: list[dict[str, Any]]) -> None:
-    """Print the rows in Markdown, with a column for each setting that differs: in two tables where one is too wide."""
-    from llamalite.cli import _text
-
+    """Print the rows in Markdown, with a column for each setting that differs; two tables if one would be too wide."""
     settings = ["n_threads", *(name for name in _LISTED if len({row[name] for row in rows}) > 1)]
     keys, columns = (
         ["model", *settings, "test"],
@@ -162,7 +157,7 @@ def _tables(rows: list[dict[str, Any]]) -> None:
     cells: dict[str, list[str]] = {name: [] for name in (*keys, *columns)}
     for row in rows:
         share = row["bandwidth_share"]
-        shown = {
+        texts = {
             "model": row["model"].removesuffix(".gguf"),
             **{name: str(row[name]) for name in settings},
             "test": row["test"],
@@ -173,36 +168,30 @@ def _tables(rows: list[dict[str, Any]]) -> None:
             "peak MiB": f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             "load s": f"{row['load_s']:.2f}",
         }
-        for name, cell in shown.items():
+        for name, cell in texts.items():
             cells[name].append(cell)
     room = _text.width() if sys.stdout.isatty() else sys.maxsize
     wide = ["model", "MiB", *settings, "test", *columns[1:]]
     if _width(cells, wide) < room:
-        _markdown(cells, wide)
+        _print(cells, wide)
         return
-    # Names give way where even these are too wide: their ends have the types.
+    # Where two tables are too wide as well, names are cut at their beginning: their ends have the types.
     tables = [[*keys, "tokens/s", "first token s"], [*keys, "bandwidth", "MiB", "peak MiB", "load s"]]
-    longest = max(12, max(map(len, cells["model"])) - max(0, max(_width(cells, one) for one in tables) - room + 1))
+    excess = max(0, max(_width(cells, names) for names in tables) - room + 1)
+    longest = max(12, max(map(len, cells["model"])) - excess)
     cells["model"] = [_text.short(name, longest, end=True) for name in cells["model"]]
-    _markdown(cells, tables[0])
+    _print(cells, tables[0])
     click.echo()
-    _markdown(cells, tables[1])
+    _print(cells, tables[1])
+
+
+def _rows(cells: dict[str, list[str]], names: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(cells[name] for name in names), strict=True))
 
 
 def _width(cells: dict[str, list[str]], names: list[str]) -> int:
-    return sum(max(map(len, [name, *cells[name]])) + 3 for name in names) + 1
+    return markdown_width(names, _rows(cells, names))
 
 
-def _markdown(cells: dict[str, list[str]], names: list[str]) -> None:
-    """Print the columns `names`, the model to the left, the rest to the right."""
-    lines = [names, *zip(*(cells[name] for name in names), strict=True)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    for n, line in enumerate(lines):
-        shown = [
-            cell.ljust(width) if i == 0 or n == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        click.echo("| " + " | ".join(shown) + " |")
-        if n == 0:
-            click.echo("| " + " | ".join(rule) + " |")
+def _print(cells: dict[str, list[str]], names: list[str]) -> None:
+    print_markdown(names, _rows(cells, names))

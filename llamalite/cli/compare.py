@@ -7,18 +7,21 @@ import hashlib
 import json
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import progress_bar
+from llamalite.cli._table import print_table
+from llamalite.cli._wrapping import print_labelled, print_wrapped
 from llamalite.cli.convert import complete_quant_types, quant_types
 
 if TYPE_CHECKING:
     from llamalite.evaluation.comparison import Comparison, Standing
+    from llamalite.evaluation.recommendation import BudgetResult
 
 
 _WRITTEN = ("csv_file", "html_file", "plot_file")
@@ -84,7 +87,7 @@ def command(
     from llamalite.cli import _model
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import EvalProtocol
-    from llamalite.evaluation.plots import check_plot
+    from llamalite.evaluation.matplotlib_charts import check_plot
     from llamalite.evaluation.windows import without_newline
 
     if not models and not qtypes:
@@ -97,40 +100,36 @@ def command(
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = EvalProtocol(**{name: options[name] for name in names})
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
     standing: Standing | None = None
     stopped: BaseException | None = None
     named = [_model.obtain(ctx, model) for model in models]
-    with _candidates(ctx, reference, qtypes, imatrix, folder, hidden) as (base, made):
+    with _made_candidates(ctx, reference, qtypes, imatrix, folder) as (base, made):
         run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
-        from tqdm import tqdm
-
-        with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
+        with progress_bar(ctx.obj, "chunk") as bar:
             try:
                 for standing in run:
-                    bar.total = standing.n_chunks
                     name, kld = list(standing.mean_kld().items())[-1]
-                    bar.set_postfix_str(f"{name} KLD {kld:.5f}", refresh=False)
-                    bar.update(standing.chunks_done - bar.n)
-            except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: what stands is printed
+                    bar.move_to(standing.chunks_done, standing.n_chunks, f"{name} KLD {kld:.5f}")
+            except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print what is measured
                 stopped = signalled
         if standing is not None:
             text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
-            _show(standing.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
+            _report(standing.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
     if stopped is not None:
         raise stopped
 
 
 @contextlib.contextmanager
-def _candidates(
-    ctx: click.Context, reference: str, qtypes: tuple[str, ...], imatrix: Path | None, folder: Path | None, hidden: bool
+def _made_candidates(
+    ctx: click.Context, reference: str, qtypes: tuple[str, ...], imatrix: Path | None, folder: Path | None
 ) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield the reference's path and those of the candidates that `qtypes` ask for, which last as long as the block."""
-    from tqdm import tqdm
+    """Yield the paths of the reference and of a candidate for each of `qtypes`.
 
+    Without `folder` these files exist only while the block runs.
+    """
     from llamalite.cli import _model
     from llamalite.converters import Importance
-    from llamalite.evaluation.study import make_candidates
+    from llamalite.evaluation.candidates import make_candidates
 
     importance = Importance.load(imatrix) if imatrix else None
     source = _model.locate(ctx, reference)
@@ -140,17 +139,12 @@ def _candidates(
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llamalite-")))
-        with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, leave=False, disable=hidden, desc="converting") as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            made = make_candidates(source, qtypes, folder, progress, importance)
+        with progress_bar(ctx.obj, "iB", "converting") as bar:
+            made = make_candidates(source, qtypes, folder, bar.move_to, importance)
         yield made
 
 
-def _show(
+def _report(
     comparison: Comparison,
     text: dict[str, Any],
     kld_budget: float | None,
@@ -159,35 +153,40 @@ def _show(
     options: dict[str, Any],
     quiet: bool,
 ) -> None:
-    from llamalite.evaluation.page import to_csv, to_html
-    from llamalite.evaluation.plots import plot
-    from llamalite.evaluation.study import judge
+    """Print the comparison, and write the files that `options` ask for."""
+    from llamalite.evaluation.csv_report import to_csv
+    from llamalite.evaluation.html_report import to_html
+    from llamalite.evaluation.matplotlib_charts import plot
+    from llamalite.evaluation.recommendation import check_budgets, recommend
     from llamalite.hardware import free_memory_bytes
 
     free = free_memory_bytes()
-    verdicts = judge(comparison, kld_budget=kld_budget, n_ctx=budget_ctx, free_bytes=free) if kld_budget else []
+    results: list[BudgetResult] = []
+    if kld_budget:
+        results = check_budgets(comparison, kld_budget=kld_budget, n_ctx=budget_ctx, free_bytes=free)
     if as_json:
         document = {"text": text} | comparison.to_json()
-        if verdicts:
+        if results:
             document["budget"] = {
                 "kld_budget": kld_budget,
                 "n_ctx": budget_ctx,
                 "free_bytes": free,
-                "chosen": next((one.candidate.name for one in verdicts if one.chosen), None),
-                "candidates": [one.to_json() for one in verdicts],
+                "chosen": next((result.candidate.name for result in results if result.chosen), None),
+                "candidates": [result.to_json() for result in results],
             }
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
-        _tables(comparison, text["path"], quiet)
-        if verdicts:
-            _budget(verdicts, kld_budget or 0.0, budget_ctx, free)
+        _print_quality(comparison, _text_name(text["path"]), quiet)
+        if results:
+            _print_budgets(results, kld_budget or 0.0, budget_ctx, free)
         elif not quiet:
-            _lesson(comparison)
+            click.echo()
+            print_wrapped(recommend(comparison))
     if options["csv_file"]:
         options["csv_file"].write_text(to_csv(comparison), encoding="utf-8", newline="")
     if options["html_file"]:
-        named = f"{_named(text['path'])} (sha256 {text['sha256']})"
-        options["html_file"].write_text(to_html(comparison, text=named), encoding="utf-8")
+        description = f"{_text_name(text['path'])} (sha256 {text['sha256']})"
+        options["html_file"].write_text(to_html(comparison, text=description), encoding="utf-8")
     if options["plot_file"]:
         plot(comparison, options["plot_file"])
     for path in filter(None, (options[name] for name in _WRITTEN)):
@@ -195,93 +194,97 @@ def _show(
             click.echo(f"wrote {path}", err=True)
 
 
-def _named(text_file: str) -> str:
+def _text_name(text_file: str) -> str:
     return "standard input" if text_file == "-" else Path(text_file).name
 
 
-def _tables(comparison: Comparison, text: str, quiet: bool) -> None:
-    """Print what each candidate lost, then what each model takes: two tables that 80 columns hold."""
-    from llamalite.cli import _text
-    from llamalite.evaluation.comparison import N_GENERATED
-    from llamalite.evaluation.study import labels
+def _print_quality(comparison: Comparison, text_name: str, quiet: bool) -> None:
+    """Print what each candidate lost, then what each model needs: two tables that 80 columns hold."""
+    from llamalite.evaluation.recommendation import short_names
 
-    scored = comparison.candidates[0].divergence
-    assert scored is not None  # a candidate always has one
-    base, everyone = comparison.reference, (comparison.reference, *comparison.candidates)
-    names = labels(comparison)
+    first = comparison.candidates[0].divergence
+    assert first is not None  # a candidate always has one
+    reference, names = comparison.reference, short_names(comparison)
     state = "" if comparison.complete else "; stopped early"
-    _wrapped(
-        f"{scored.n_tokens:,} tokens of {_text.clean(_named(text))} scored, in chunks of "
-        f"{comparison.protocol['n_ctx']}{state}. The reference is {base.name}."
+    print_wrapped(
+        f"{first.n_tokens:,} tokens of {text_name} scored, in chunks of {comparison.protocol['n_ctx']}{state}. "
+        f"The reference is {reference.name}."
     )
     click.echo()
-    rows = [(names[base.path], _pm(scored.ppl_base, scored.ppl_base_err), *[""] * 5)]
-    for one in comparison.candidates:
-        found = one.divergence
-        assert found is not None
-        change = f"{100 * (found.ppl_ratio - 1):+.2f} ± {found.ppl_ratio_err:.2%}"
-        digits = 5 if found.mean_kld_err >= 5e-6 or found.mean_kld == 0 else 6
+    rows = [(names[reference.path], _plus_minus(first.ppl_base, first.ppl_base_err), *[""] * 5)]
+    for candidate in comparison.candidates:
+        lost = candidate.divergence
+        assert lost is not None
+        digits = 5 if lost.mean_kld_err >= 5e-6 or lost.mean_kld == 0 else 6
         rows.append(
-            (names[one.path], _pm(found.ppl, found.ppl_err), change, _pm(found.mean_kld, found.mean_kld_err, digits),
-             f"{found.same_top_p:.2%}", f"{found.p99_kld:.4f}", f"{found.rms_delta_p:.2%}")
-        )  # fmt: skip
-    quality = ("QUALITY", "PPL", "CHANGE", "MEAN KLD", "SAME TOP", "99% KLD", "RMS Δp")
-    left_out = _text.table(quality, rows, optional=(6, 5), end=True)
+            (
+                names[candidate.path],
+                _plus_minus(lost.ppl, lost.ppl_err),
+                f"{100 * (lost.ppl_ratio - 1):+.2f} ± {lost.ppl_ratio_err:.2%}",
+                _plus_minus(lost.mean_kld, lost.mean_kld_err, digits),
+                f"{lost.same_top_p:.2%}",
+                f"{lost.p99_kld:.4f}",
+                f"{lost.rms_delta_p:.2%}",
+            )
+        )
+    head = ("QUALITY", "PPL", "CHANGE", "MEAN KLD", "SAME TOP", "99% KLD", "RMS Δp")
+    left_out = print_table(head, rows, optional=(6, 5), keep_end=True)
     click.echo()
-    running = [
-        (names[one.path], _text.size(one.n_bytes), f"{one.bits_per_weight:.2f}", f"{one.running.pp_tok_per_s:,.1f}",
-         f"{one.running.tg_tok_per_s:,.1f}", f"{one.running.load_s:.2f}", _text.size(one.running.memory_bytes))
-        for one in everyone
-    ]  # fmt: skip
-    _text.table(("SIZE AND SPEED", "FILE", "BPW", "PROMPT t/s", "GENERATED t/s", "LOAD s", "MEMORY"), running, end=True)
-    if quiet:
-        return
-    click.echo()
-    _text.labelled("PPL", "perplexity, and its CHANGE from the reference: lower is better", 10)
-    _text.labelled("MEAN KLD", "how far next-token probabilities moved, in nats: lower is better", 10)
-    _text.labelled("SAME TOP", "how often the likeliest token stayed the same: higher is better", 10)
+    _print_running(comparison, names)
+    if not quiet:
+        click.echo()
+        _explain(left_out)
+
+
+def _print_running(comparison: Comparison, names: dict[Path, str]) -> None:
+    rows = []
+    for model in (comparison.reference, *comparison.candidates):
+        running = model.running
+        rows.append(
+            (
+                names[model.path],
+                _text.size(model.n_bytes),
+                f"{model.bits_per_weight:.2f}",
+                f"{running.pp_tok_per_s:,.1f}",
+                f"{running.tg_tok_per_s:,.1f}",
+                f"{running.load_s:.2f}",
+                _text.size(running.memory_bytes),
+            )
+        )
+    head = ("SIZE AND SPEED", "FILE", "BPW", "PROMPT t/s", "GENERATED t/s", "LOAD s", "MEMORY")
+    print_table(head, rows, keep_end=True)
+
+
+def _explain(left_out: list[str]) -> None:
+    """Print what the columns of the two tables mean."""
+    from llamalite.evaluation.comparison import N_GENERATED
+
+    print_labelled("PPL", "perplexity, and its CHANGE from the reference: lower is better", 10)
+    print_labelled("MEAN KLD", "how far next-token probabilities moved, in nats: lower is better", 10)
+    print_labelled("SAME TOP", "how often the likeliest token stayed the same: higher is better", 10)
     if left_out:
-        _text.labelled("", f"{' and '.join(left_out)} in a wider terminal, and in --csv and --json", 10)
+        print_labelled("", f"{' and '.join(left_out)} in a wider terminal, and in --csv and --json", 10)
     else:
-        _text.labelled("99% KLD", "the worst hundredth of the tokens begins here: lower is better", 10)
-        _text.labelled("RMS Δp", "how far the text's token changed in probability: lower is better", 10)
-    _text.labelled("t/s", f"rough; GENERATED is the median of {N_GENERATED} tokens; see llamalite bench", 10)
+        print_labelled("99% KLD", "the worst hundredth of the tokens begins here: lower is better", 10)
+        print_labelled("RMS Δp", "how far the text's token changed in probability: lower is better", 10)
+    print_labelled("t/s", f"rough; GENERATED is the median of {N_GENERATED} tokens; see llamalite bench", 10)
 
 
-def _lesson(comparison: Comparison) -> None:
-    from llamalite.evaluation.study import lesson
-
-    click.echo()
-    _wrapped(lesson(comparison))
-
-
-def _wrapped(text: str) -> None:
-    """Print `text` in lines of the terminal's width, at most 100 columns; in a pipe in one."""
-    from llamalite.cli import _text
-
-    if sys.stdout.isatty():
-        text = textwrap.fill(text, min(_text.width(), 101) - 1, break_on_hyphens=False)
-    click.echo(text)
-
-
-def _pm(value: float, error: float, digits: int = 4) -> str:
+def _plus_minus(value: float, error: float, digits: int = 4) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def _budget(verdicts: list[Any], kld_budget: float, n_ctx: int, free: int) -> None:
-    from llamalite.cli import _text
-
+def _print_budgets(results: list[BudgetResult], kld_budget: float, n_ctx: int, free: int) -> None:
     click.echo()
-    _wrapped(
+    print_wrapped(
         f"The smallest with a mean KLD of at most {kld_budget:g} that the free memory, {_text.size(free)}, holds "
         f"with {n_ctx:,} tokens of context:"
     )
-    room = max(len(one.candidate.name) for one in verdicts)
-    room = max(12, min(room, _text.width() - 53)) if sys.stdout.isatty() else room
-    for one in verdicts:
-        kld = f"KLD {one.mean_kld:.5f} {'≤' if one.within_budget else '>'} {kld_budget:g}"
-        need = f"needs {_text.size(one.needed.total_bytes)} {'≤' if one.fits else '>'} {_text.size(free)}"
-        mark = "→" if one.chosen else " "
-        click.echo(f"{mark} {_text.short(one.candidate.name, room, end=True):{room}}  {kld:<23}{need}")
-    if not any(one.chosen for one in verdicts):
+    rows = []
+    for result in results:
+        kld = f"KLD {result.mean_kld:.5f} {'≤' if result.within_budget else '>'} {kld_budget:g}"
+        memory = f"needs {_text.size(result.needed.total_bytes)} {'≤' if result.fits else '>'} {_text.size(free)}"
+        rows.append(("→" if result.chosen else " ", result.candidate.name, kld, memory))
+    print_table(None, rows, left=(0, 1, 2, 3), shrinking=1, keep_end=True)
+    if not any(result.chosen for result in results):
         click.echo("None of them: allow a larger budget, add larger types with -t, or free memory.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
-from tqdm import tqdm
 
+from llamalite.cli import _text
+from llamalite.cli._progress import progress_bar
 from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, TensorType, nearest_type, type_name
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the file types `values` as the table has them; an unknown one is wrong usage (exit 2)."""
+    """Return the file types `values` under the names of the table; an unknown one is wrong usage (exit code 2)."""
     for value in values:
         if type_name(value) not in FILE_TYPES:
             near = nearest_type(value)
@@ -33,7 +33,7 @@ def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 def tensor_types(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, TensorType], ...]:
-    """Return (regular expression, type) of each ``REGEX=TYPE``, in lower case as llama-quantize has it."""
+    """Return each ``REGEX=TYPE`` as (regular expression, type), in lower case as in llama-quantize."""
     from llamalite.converters.mix import name_pattern
 
     parsed = []
@@ -41,8 +41,8 @@ def tensor_types(
     for value in values:
         pattern, _, name = value.rpartition("=")
         if not pattern or name.upper() not in known:
-            told = ", ".join(known)
-            raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {told}", ctx, param)
+            types = ", ".join(known)
+            raise click.BadParameter(f"expected REGEX=TYPE, found {value!r}; tensor types are {types}", ctx, param)
         try:
             name_pattern(pattern.lower())
         except ValueError as error:
@@ -52,7 +52,7 @@ def tensor_types(
 
 
 def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return the bytes that ``500M`` or ``2G`` means, in powers of 1000 as llama-gguf-split has it."""
+    """Return the number of bytes of ``500M`` or ``2G``, in powers of 1000 as in llama-gguf-split."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+)([MG])B?", value, re.IGNORECASE)
@@ -62,11 +62,11 @@ def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The types that a shell offers for what has been typed."""
+    """Return the types that begin with what has been typed."""
     return [
-        CompletionItem(one.name, help=one.about)
-        for one in FILE_TYPES.values()
-        if one.name.startswith(incomplete.upper())
+        CompletionItem(kind.name, help=kind.about)
+        for kind in FILE_TYPES.values()
+        if kind.name.startswith(incomplete.upper())
     ]
 
 
@@ -164,7 +164,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
       llamalite convert HuggingFaceTB/SmolLM2-135M-Instruct
     """
     from llamalite import store
-    from llamalite.cli import _model, _plan
+    from llamalite.cli import _dry_run, _model
     from llamalite.converters import Importance, QuantizeParams, convert
     from llamalite.converters.checkpoints import model_name
 
@@ -177,7 +177,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         allow_requantize=options["allow_requantize"],
     )
     if options["dry_run"]:
-        _plan.show(ctx, folder, types, params, options["metadata"], options["split_max_bytes"])
+        _dry_run.print_plan(ctx, folder, types, params, options["metadata"], options["split_max_bytes"])
         return
     if len(qtypes) > 1 and output is not None and output.suffix == ".gguf":
         raise click.UsageError(f"several types are several files: {output} would be a folder; name one (-o converted)")
@@ -185,13 +185,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
     quiet = ctx.obj["quiet"]
-    hidden = quiet or not sys.stderr.isatty()
-    with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="converting", leave=False, disable=hidden) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar(ctx.obj, "iB", "converting") as bar:
         report = convert(
             folder,
             output,
@@ -202,21 +196,20 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
             metadata=options["metadata"],
             split_max_bytes=options["split_max_bytes"],
             allow_token_mismatch=options["allow_token_mismatch"],
-            progress=show,
+            progress=bar.move_to,
         )
     if not quiet:
         _print_report(report)
     if options["verify"]:
         from llamalite.cli import verify
 
-        verdicts = [verify.run(ctx, one.path, folder, params, options["threads"]) for one in report.outputs]
-        if not all(verdicts):
+        results = [verify.run(ctx, output.path, folder, params, options["threads"]) for output in report.outputs]
+        if not all(results):
             ctx.exit(1)
 
 
 def _print_report(report: ConversionReport) -> None:
     from llamalite import store
-    from llamalite.cli import _text
 
     for output in report.outputs:
         files = f" in {output.n_files} files" if output.n_files > 1 else ""
@@ -225,11 +218,11 @@ def _print_report(report: ConversionReport) -> None:
             f"{output.bits_per_weight:.2f} bits per weight"
         )
         if output.fallbacks:
-            name, what = next(iter(output.fallbacks.items()))
+            name, types = next(iter(output.fallbacks.items()))
             others = f", and so {len(output.fallbacks) - 1} more tensors" if len(output.fallbacks) > 1 else ""
             excess = output.bits_per_weight / output.bits_without_fallbacks - 1
             larger = f": the file is {excess:.0%} larger than {output.qtype} promises" if excess > 0.05 else ""
-            click.echo(f"  {name} is {what}, whose blocks its rows do not fill{others}{larger}")
+            click.echo(f"  {name} is {types}, whose blocks its rows do not fill{others}{larger}")
     if report.tokens and report.tokens.differences:
         click.echo(f"  {report.tokens.describe()}")
     click.echo(f"It took {report.seconds:.1f} s, for {_text.size(report.source_bytes)} of weights.")
@@ -238,6 +231,6 @@ def _print_report(report: ConversionReport) -> None:
 
 
 def _list_types(ctx: click.Context) -> None:
-    for one in FILE_TYPES.values():
-        click.echo(f"{one.name:9} {one.about}")
+    for kind in FILE_TYPES.values():
+        click.echo(f"{kind.name:9} {kind.about}")
     ctx.exit()

@@ -7,12 +7,16 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from llamalite.cli import _text
+from llamalite.cli._progress import progress_bar
+from llamalite.cli._table import print_table
+from llamalite.cli._wrapping import StreamWrapper, print_labelled
 
 if TYPE_CHECKING:
     from llamalite.answers import Piece, Totals
@@ -26,7 +30,6 @@ QUESTIONS = (
     "Tell me a story about a llama and a hat.",
 )  # fmt: skip
 OPENINGS = ("The capital of France is", "Once upon a time", "The quick brown fox")  # for a base model
-_PERCENT = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
 CHUNKS = 8  # of a checkpoint that is not the demo's own: enough to compare, short enough to wait for
 
 
@@ -52,44 +55,31 @@ def command(settings: dict[str, Any], source: Path | None, text_file: Path | Non
     text = text_file.read_bytes().removesuffix(b"\n")
     quiet = settings["quiet"]
     if not quiet:
-        _heading(1, f"Convert {_shown(source) if source else 'the demo checkpoint'} to {len(TYPES)} types in one read")
-    report = _convert(source or store.demo_checkpoint(), store.models_folder(), quiet)
+        _heading(
+            1, f"Convert {_as_typed(source) if source else 'the demo checkpoint'} to {len(TYPES)} types in one read"
+        )
+    report = _convert(source or store.demo_checkpoint(), store.models_folder(), settings)
     paths = {output.qtype: output.path for output in report.outputs}
     if not quiet:
         _ask(paths[ASKED])
-    _measure(report, text, text_file.name, None if source is None else CHUNKS, quiet)
+    _measure(report, text, text_file.name, None if source is None else CHUNKS, settings)
     if not quiet:
-        _say_what_next(paths[ASKED], time.perf_counter() - started)
+        _print_next_steps(paths[ASKED], time.perf_counter() - started)
 
 
 def _heading(number: int, text: str) -> None:
     click.secho(f"\n{number}. {text}", bold=True)
 
 
-@contextmanager
-def _bar(quiet: bool, **settings: Any) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    hidden = quiet or not sys.stderr.isatty()
-    with tqdm(leave=False, disable=hidden, ncols=min(shutil.get_terminal_size().columns, 100), **settings) as bar:
-        yield bar
-
-
-def _convert(source: Path, folder: Path, quiet: bool) -> ConversionReport:
-    from llamalite.cli import _text
+def _convert(source: Path, folder: Path, settings: dict[str, Any]) -> ConversionReport:
     from llamalite.converters import convert
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _bar(quiet, unit="iB", unit_scale=True, unit_divisor=1024, desc="   converting") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = convert(source, folder, qtype=list(TYPES), force=True, progress=show)
-    if not quiet:
+    with progress_bar(settings, "iB", "   converting") as bar:
+        report = convert(source, folder, qtype=list(TYPES), force=True, progress=bar.move_to)
+    if not settings["quiet"]:
         click.echo(f"   {report.n_params / 1e6:,.1f} million weights, {_text.size(report.source_bytes)} read "
-                   f"in {report.seconds:.1f} s, written to {_shown(folder)}")  # fmt: skip
+                   f"in {report.seconds:.1f} s, written to {_as_typed(folder)}")  # fmt: skip
     return report
 
 
@@ -103,70 +93,71 @@ def _ask(path: Path) -> None:
             click.secho(f"   > {question}", fg="cyan")
             prompt: Any = [{"role": "user", "content": question}] if model.has_chat_template else question
             stream = model.stream(prompt, max_tokens=96, temperature=0.0)
-            totals = _say(stream, min(shutil.get_terminal_size().columns, 100))
+            totals = _print_answer(stream, min(_text.width(), _text.MAX_COLUMNS + 1))
             n_generated += totals.n_generated
             seconds += totals.generation_s
     click.echo(f"   {n_generated} tokens, {n_generated / seconds:,.0f} a second")
 
 
-def _say(stream: Iterable[Piece], width: int) -> Totals:
-    """Print an answer as it comes, each word when it is whole, in indented lines of `width` columns."""
-    line, word = "  ", ""
+def _print_answer(stream: Iterable[Piece], columns: int) -> Totals:
+    """Print an answer while it is generated, in indented lines that a terminal of `columns` holds."""
+    wrapper = StreamWrapper(lambda: columns, indent="   ", joins_lines=True)
     for piece in stream:
-        for letter in piece.text + (" " if piece.totals else ""):
-            if not letter.isspace():
-                word += letter
-            elif word:
-                if len(line) + 1 + len(word) > width:
-                    click.echo()
-                    line = "  "
-                click.echo((line if not line.strip() else "") + " " + word, nl=False)
-                line, word = line + " " + word, ""
+        click.echo(wrapper.add(piece.text), nl=False)
         if piece.totals:
-            click.echo()
+            click.echo(wrapper.end())
             return piece.totals
     raise AssertionError("a stream ends in a piece with its totals")
 
 
-def _measure(report: ConversionReport, text: bytes, name: str, chunks: int | None, quiet: bool) -> None:
-    from llamalite.cli import _text
+def _measure(
+    report: ConversionReport, text: bytes, text_name: str, chunks: int | None, settings: dict[str, Any]
+) -> None:
     from llamalite.evaluation.comparison import iter_compare
     from llamalite.evaluation.decoding import EvalProtocol
-    from llamalite.evaluation.study import lesson
+    from llamalite.evaluation.recommendation import recommend
 
-    if not quiet:
-        _heading(3, f"Measure what it cost, on {name}: perplexity, and divergence from {TYPES[0]}")
-    base, *others = report.outputs
-    with _bar(quiet, total=1, desc="   comparing", bar_format=_PERCENT) as bar:
-        for standing in iter_compare(base.path, [one.path for one in others], text, EvalProtocol(chunks=chunks)):
-            bar.total = standing.n_chunks
-            bar.update(standing.chunks_done - bar.n)
+    if not settings["quiet"]:
+        _heading(3, f"Measure what it cost, on {text_name}: perplexity, and divergence from {TYPES[0]}")
+    reference, *others = report.outputs
+    protocol = EvalProtocol(chunks=chunks)
+    with progress_bar(settings, "chunk", "   comparing") as bar:
+        for standing in iter_compare(reference.path, [output.path for output in others], text, protocol):
+            bar.move_to(standing.chunks_done, standing.n_chunks)
     comparison = standing.comparison()
-    found = [one.divergence for one in comparison.candidates]
-    first = found[0]
+    divergences = [candidate.divergence for candidate in comparison.candidates]
+    first = divergences[0]
     assert first is not None  # only the reference has none
-    click.secho(f"   {'type':8}{'size':>10}{'BPW':>7}{'perplexity':>21}{'mean KLD':>11}{'same top':>10}", dim=True)
-    for output, one in zip(report.outputs, [None, *found], strict=True):
-        ppl, error = (one.ppl, one.ppl_err) if one else (first.ppl_base, first.ppl_base_err)
-        cost = f"{one.mean_kld:>11.5f}{one.same_top_p:>10.1%}" if one else ""
-        line = f"   {output.qtype:8}{_text.size(output.n_bytes):>10}{output.bits_per_weight:>7.2f}"
-        click.echo(f"{line}{f'{ppl:.4f} ± {error:.4f}':>21}{cost}")
-    if not quiet:
-        _text.labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 is not at all.", 1)
-        _text.labelled("", lesson(comparison), 1)
+    rows = []
+    for output, divergence in zip(report.outputs, [None, *divergences], strict=True):
+        ppl, error = (divergence.ppl, divergence.ppl_err) if divergence else (first.ppl_base, first.ppl_base_err)
+        rows.append(
+            (
+                output.qtype,
+                _text.size(output.n_bytes),
+                f"{output.bits_per_weight:.2f}",
+                f"{ppl:.4f} ± {error:.4f}",
+                f"{divergence.mean_kld:.5f}" if divergence else "",
+                f"{divergence.same_top_p:.1%}" if divergence else "",
+            )
+        )
+    print_table(("TYPE", "SIZE", "BPW", "PERPLEXITY", "MEAN KLD", "SAME TOP"), rows, indent=3)
+    if not settings["quiet"]:
+        print_labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 is not at all.", 1)
+        print_labelled("", recommend(comparison), 1)
 
 
-def _say_what_next(path: Path, seconds: float) -> None:
-    # Whoever came by `make demo` has llamalite in .venv/bin, and the models where the Makefile said.
-    program = "llamalite" if shutil.which("llamalite") else _shown(Path(sys.argv[0]))
-    model = _shown(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED}")[0]
+def _print_next_steps(path: Path, seconds: float) -> None:
+    # `make demo` runs llamalite from .venv/bin, and its models are where the Makefile says.
+    program = "llamalite" if shutil.which("llamalite") else _as_typed(Path(sys.argv[0]))
+    model = _as_typed(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED}")[0]
     click.secho(f"\nDone in {seconds:.0f} s. Next:", bold=True)
     click.echo(f"   {program} run {model}")
     click.echo(f"   {program} convert PATH/TO/YOUR/CHECKPOINT")
     click.echo(f"   {program} compare PATH/TO/YOUR/CHECKPOINT -t Q8_0 -t Q4_K_M -f YOUR-TEXT.txt")
 
 
-def _shown(path: Path) -> str:
-    """Return `path` as one would type it here."""
+def _as_typed(path: Path) -> str:
+    """Return `path` as a shell in this folder takes it."""
     full, here = path.absolute(), Path.cwd()
     return shlex.quote(str(full.relative_to(here) if full.is_relative_to(here) else full))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import progress_bar
+from llamalite.cli._table import print_table
+from llamalite.cli._wrapping import print_labelled
 
 if TYPE_CHECKING:
     from llamalite.benchmark import Row
@@ -87,24 +89,19 @@ def _measured_model(ctx: click.Context, model: str | None, threads: bool) -> Pat
 
 def _measure(ctx: click.Context, path: Path, counts: list[int]) -> list[tuple[Row, Row]]:
     """Return for each number of threads how fast a prompt is read, and how fast tokens are generated."""
-    from tqdm import tqdm
-
     from llamalite.benchmark import Plan, iter_bench
 
     plan = Plan(n_prompt=_PROMPT, n_generate=_GENERATED, repetitions=_REPETITIONS, n_threads=counts)
-    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
-    with tqdm(total=2 * len(counts), desc=path.name, unit="test", leave=False, disable=hidden) as bar:
+    with progress_bar(ctx.obj, "test", path.name, total=2 * len(counts)) as bar:
         rows = []
         for row in iter_bench(path, plan):
-            bar.update()
             rows.append(row)
+            bar.move_to(len(rows))
     return list(zip(rows[::2], rows[1::2], strict=True))
 
 
 def _line(label: str, text: str) -> None:
-    from llamalite.cli import _text
-
-    _text.labelled(label, text, _ROOM)
+    print_labelled(label, text, _ROOM)
 
 
 def _trial(verdict: LibraryVerdict) -> None:
@@ -130,7 +127,6 @@ def _trial(verdict: LibraryVerdict) -> None:
 
 
 def _machine(machine: Machine) -> None:
-    from llamalite.cli import _text
     from llamalite.native import devices
 
     cores = f"{machine.n_cores} physical" if machine.n_cores else "physical unknown"
@@ -156,7 +152,6 @@ def _machine(machine: Machine) -> None:
 
 
 def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, best: Row | None) -> None:
-    from llamalite.cli import _text
     from llamalite.native import building, devices
 
     click.secho("\nWhat follows", bold=True)
@@ -183,8 +178,6 @@ def _follows(machine: Machine, found: list[Fitting], of_model: Fitting | None, b
 
 
 def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
-    from llamalite.cli import _text
-
     def best(one: Fitting) -> tuple[str, str, str]:
         if not one.fits:
             return "none fits", "-", "-"
@@ -196,7 +189,7 @@ def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
          _speed(other.tok_per_s) if other.fits else "too large")
         for one, other in zip(largest, usual, strict=True)
     ]  # fmt: skip
-    _text.table(("MODEL", "CONTEXT", "BEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 2))
+    print_table(("MODEL", "CONTEXT", "BEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 2))
     click.echo("BEST TYPE: the largest that fits. CONTEXT: --ctx, at most what the model was")
     click.echo("trained for. NEEDS: weights, cache and buffers, and the copy of 4-bit weights")
     click.echo("that llama.cpp makes for this processor. TOKENS/S: generated, at most, given the")
@@ -205,7 +198,6 @@ def _fitting(largest: list[Fitting], usual: list[Fitting]) -> None:
 
 def _threads(rows: list[tuple[Row, Row]], best: Row, name: str, path: Path) -> None:
     from llamalite import store
-    from llamalite.cli import _text
 
     click.secho(f"\nThreads, measured on {_text.clean(name)}", bold=True)
     shown = [
@@ -213,7 +205,7 @@ def _threads(rows: list[tuple[Row, Row]], best: Row, name: str, path: Path) -> N
          f"{row.bandwidth_share:.0%}" if row.bandwidth_share is not None else "-", "best" if row is best else "")
         for prompt, row in rows
     ]  # fmt: skip
-    _text.table(("THREADS", "PROMPT", "TOKENS/S", "OF THE BANDWIDTH", ""), shown, left=(4,))
+    print_table(("THREADS", "PROMPT", "TOKENS/S", "OF THE BANDWIDTH", ""), shown, left=(4,))
     click.echo(f"\nNext: llamalite run --threads {best.n_threads} {_text.clean(store.as_argument(path))}")
 
 

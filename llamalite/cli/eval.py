@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 
 from llamalite.cli import _options
+from llamalite.cli._progress import is_watched
+from llamalite.cli._table import print_table
 
 
 @click.command("eval")
@@ -55,9 +57,9 @@ def command(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise click.ClickException("tasks need lm-evaluation-harness: pip install lm-eval rouge-score")
-    if ctx.obj["quiet"] or not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # the harness has bars of its own
-    if not ctx.obj["verbose"]:  # it tells of every default that a task leaves as it is
+    if not is_watched(ctx.obj, sys.stderr):
+        os.environ["TQDM_DISABLE"] = "1"  # the harness draws bars of its own
+    if not ctx.obj["verbose"]:  # it reports every setting that a task leaves at its default
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -73,7 +75,7 @@ def command(
         raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
     path = _model.obtain(ctx, model)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it bootstraps
-        found = lm_eval.simple_evaluate(
+        report = lm_eval.simple_evaluate(
             model=LlamaliteLM(str(path), exact=exact, n_threads=n_threads),
             tasks=list(tasks),
             num_fewshot=num_fewshot,
@@ -84,14 +86,14 @@ def command(
             bootstrap_iters=1000,
         )
     if as_json:
-        wanted = {name: found[name] for name in ("results", "versions", "n-shot", "n-samples") if name in found}
+        wanted = {name: report[name] for name in ("results", "versions", "n-shot", "n-samples") if name in report}
         click.echo(json.dumps(wanted, indent=2, default=str))
         return
-    click.secho(f"{'task':<28}{'metric':<24}{'value':>10}   ±", bold=True)
-    for task, metrics in found["results"].items():
+    rows = []
+    for task, metrics in report["results"].items():
         for name, value in metrics.items():
-            metric, _, _ = name.partition(",")
-            error = metrics.get(f"{metric}_stderr,{name.partition(',')[2]}")
+            metric, _, variant = name.partition(",")
             if isinstance(value, float) and not metric.endswith("_stderr"):
-                shown = f"{error:.4f}" if isinstance(error, float) else ""
-                click.echo(f"{task:<28}{metric:<24}{value:>10.4f}   {shown}")
+                error = metrics.get(f"{metric}_stderr,{variant}")
+                rows.append((task, metric, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else ""))
+    print_table(("TASK", "METRIC", "VALUE", "±"), rows, left=(0, 1, 3))

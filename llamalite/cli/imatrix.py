@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import progress_bar
 
 
 @click.command("imatrix")
@@ -27,16 +27,14 @@ from llamalite.cli import _options
 def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **options: Any) -> None:
     """Collect an importance matrix of MODEL over a text, for better quantization at 4 bits and below.
 
-    MODEL should be unquantized, or Q8_0; the text like what the model will read. 32 to 128 chunks are enough.
+    MODEL should be unquantized or Q8_0, and the text like what the model will read. 32 to 128 chunks are enough.
 
     \b
     Examples:
       llamalite imatrix demo-BF16 -f calibration.txt -o imatrix.gguf --chunks 64
       llamalite convert ./checkpoint -t IQ4_XS --imatrix imatrix.gguf
     """
-    from tqdm import tqdm
-
-    from llamalite.cli import _model, _text
+    from llamalite.cli import _model
     from llamalite.evaluation.imatrix import collect_imatrix
     from llamalite.evaluation.windows import read_text
 
@@ -44,15 +42,9 @@ def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **
     text = read_text(text_file)
     _options.check_writable(output)
     path = _model.obtain(ctx, model)
-    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
-    with tqdm(unit="chunk", leave=False, disable=hidden) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        matrix = collect_imatrix(path, text, progress=show, **offload, **options)
+    with progress_bar(ctx.obj, "chunk") as bar:
+        matrix = collect_imatrix(path, text, progress=bar.move_to, **offload, **options)
     matrix.save(output, dataset=str(text_file))
     if not ctx.obj["quiet"]:
-        found = f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens"
-        click.echo(f"{found}: {_text.clean(str(output))}")
+        content = f"{len(matrix.sums)} matrices over {matrix.n_chunks} chunks of {matrix.n_ctx} tokens"
+        click.echo(f"{content}: {_text.clean(str(output))}")

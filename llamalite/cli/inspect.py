@@ -1,4 +1,4 @@
-"""``llamalite inspect``: what a GGUF file is, without loading it."""
+"""``llamalite inspect``: shows what a GGUF file is, without loading it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from llamalite.cli import _text
+from llamalite.cli._table import print_table
+from llamalite.cli._wrapping import print_labelled
 
 if TYPE_CHECKING:
     from llamalite.store.inspection import Inspection
@@ -35,141 +39,130 @@ def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -
     from llamalite.cli import _model
     from llamalite.store.inspection import inspect
 
-    found, free = inspect(_model.obtain(ctx, model)), hardware.free_memory_bytes()
+    inspection, free = inspect(_model.obtain(ctx, model)), hardware.free_memory_bytes()
     if as_json:
-        click.echo(json.dumps(found.to_json(free), indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(inspection.to_json(free), indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        _summary(found)
-        _vocabulary(found)
-        _types(found)
+        _print_model(inspection)
+        _print_vocabulary(inspection)
+        _print_types(inspection)
         if with_tensors:
-            _tensors(found)
-        _memory(found, free)
-        _keys(found)
-    if found.problem and found.scalars().get("general.type", "model") == "model" and found.n_ctx_train:
+            _print_tensors(inspection)
+        _print_memory(inspection, free)
+        _print_keys(inspection)
+    if inspection.problem and inspection.scalars().get("general.type", "model") == "model" and inspection.n_ctx_train:
         ctx.exit(1)
 
 
-def _line(label: str, text: str) -> None:
-    from llamalite.cli import _text
-
-    _text.labelled(label, text, _ROOM)
+def _print_line(label: str, text: str) -> None:
+    print_labelled(label, text, _ROOM)
 
 
-def _heading(text: str) -> None:
+def _print_heading(text: str) -> None:
     click.secho(f"\n{text}", bold=True)
 
 
-def _summary(found: Inspection) -> None:
-    from llamalite.cli import _text
-
-    header = found.header
+def _print_model(inspection: Inspection) -> None:
+    header = inspection.header
     click.secho(_text.clean(str(header.path)), bold=True)
-    keys = found.scalars()
+    keys = inspection.scalars()
     arch = str(keys.get("general.architecture", "?"))
     kind = keys.get("general.type", "model")
-    _line("name", header.name or "-")
-    _line("architecture", arch + ("" if kind == "model" else f", {kind}") + f" (GGUF {header.version})")
+    _print_line("name", header.name or "-")
+    _print_line("architecture", arch + ("" if kind == "model" else f", {kind}") + f" (GGUF {header.version})")
     if header.all_tensors:
-        _line("type", f"{found.qtype}, {header.bits_per_weight:.2f} bits per weight")
-    files = f" in {len(found.paths)} files" if header.rest else ""
-    _line("size", f"{_text.size(found.n_bytes)}{files}, {header.n_params:,} weights in "
+        _print_line("type", f"{inspection.qtype}, {header.bits_per_weight:.2f} bits per weight")
+    files = f" in {len(inspection.paths)} files" if header.rest else ""
+    _print_line("size", f"{_text.size(inspection.n_bytes)}{files}, {header.n_params:,} weights in "
                   f"{_text.count(len(header.all_tensors), 'tensor')}")  # fmt: skip
     parts = (("{}.block_count", "{:,} layers"), ("{}.embedding_length", "{:,} wide"),
              ("{}.attention.head_count", "{} heads"), ("{}.attention.head_count_kv", "{} of keys and values"),
              ("{}.feed_forward_length", "feed-forward {:,}"), ("{}.expert_count", "{} experts"))  # fmt: skip
-    shape = [form.format(value) for key, form in parts if isinstance(value := keys.get(key.format(arch)), int)]
+    shape = [words.format(value) for key, words in parts if isinstance(value := keys.get(key.format(arch)), int)]
     if shape:
-        _line("shape", ", ".join(shape))
-    if found.n_ctx_train:
+        _print_line("shape", ", ".join(shape))
+    if inspection.n_ctx_train:
         scaling = keys.get(f"{arch}.rope.scaling.type")
         factor = keys.get(f"{arch}.rope.scaling.factor")
         base = keys.get(f"{arch}.rope.freq_base")
         rope = f", rope base {base:g}" if isinstance(base, (int, float)) else ""
         rope += f", {scaling} × {factor:g}" if scaling and isinstance(factor, (int, float)) else ""
-        _line("context", f"{_text.count(found.n_ctx_train, 'token')} trained for{rope}")
+        _print_line("context", f"{_text.count(inspection.n_ctx_train, 'token')} trained for{rope}")
     if header.metadata.length_of("tokenizer.ggml.tokens"):
-        _line("template", "yes: answers messages" if found.has_template else "none: continues text")
-    if found.problem:
-        click.secho(f"  {'does not load':{_ROOM}}{_text.clean(found.problem)}", fg="red")
+        _print_line("template", "yes: answers messages" if inspection.has_template else "none: continues text")
+    if inspection.problem:
+        click.secho(f"  {'does not load':{_ROOM}}{_text.clean(inspection.problem)}", fg="red")
 
 
-def _vocabulary(found: Inspection) -> None:
-    from llamalite.cli import _text
-
-    facts = found.vocabulary()
+def _print_vocabulary(inspection: Inspection) -> None:
+    facts = inspection.vocabulary()
     if not facts["n_tokens"]:
         return
     kinds = {"llama": "SentencePiece", "gpt2": "byte-level BPE"}
-    _heading("Vocabulary")
+    _print_heading("Vocabulary")
     merges = f", {_text.count(facts['n_merges'], 'merge')}" if facts["n_merges"] else ""
     pre = f" ({facts['pre']})" if facts["pre"] and facts["kind"] != "llama" else ""
-    _line("tokens", f"{facts['n_tokens']:,}, {kinds.get(facts['kind'], facts['kind'])}{pre}{merges}")
-    shown = [f"{name} {one['text']!s} ({one['id']})" for name, one in facts["special"].items()]
-    if shown:
-        _line("special", ", ".join(shown))
+    _print_line("tokens", f"{facts['n_tokens']:,}, {kinds.get(facts['kind'], facts['kind'])}{pre}{merges}")
+    special = [f"{name} {token['text']!s} ({token['id']})" for name, token in facts["special"].items()]
+    if special:
+        _print_line("special", ", ".join(special))
     if facts["add_bos"] is not None:
-        _line("before a text", "BOS" if facts["add_bos"] else "nothing")
+        _print_line("before a text", "BOS" if facts["add_bos"] else "nothing")
 
 
-def _types(found: Inspection) -> None:
-    from llamalite.cli import _text
+def _print_types(inspection: Inspection) -> None:
+    shares = inspection.types()
+    if not shares:
+        return
+    total = sum(share.n_bytes for share in shares)
+    _print_heading("Tensors")
+    rows = [
+        (f"{share.name:{_ROOM}}", str(share.n_tensors), _text.size(share.n_bytes), f"{share.n_bytes / total:.1%}")
+        for share in shares
+    ]
+    print_table(None, rows, indent=2)
 
-    shares = found.types()
-    if shares:
-        total = sum(one.n_bytes for one in shares)
-        _heading("Tensors")
-        for one in shares:
-            _line(one.name, f"{one.n_tensors:>5}  {_text.size(one.n_bytes):>9}  {one.n_bytes / total:>6.1%}")
 
-
-def _tensors(found: Inspection) -> None:
-    from llamalite.cli import _text
-
-    tensors = found.header.all_tensors
-    room = max((len(one.name) for one in tensors), default=0)
+def _print_tensors(inspection: Inspection) -> None:
+    rows = [
+        (_text.clean(tensor.name), tensor.type.name, _text.size(tensor.nbytes), " × ".join(map(str, tensor.shape)))
+        for tensor in inspection.header.all_tensors
+    ]
     click.echo()
-    for one in tensors:
-        shape = " × ".join(map(str, one.shape))
-        click.echo(f"  {_text.clean(one.name):{room}}  {one.type.name:7}  {_text.size(one.nbytes):>9}  {shape}")
+    print_table(None, rows, left=(0, 1, 3), keep_end=True, indent=2)
 
 
-def _memory(found: Inspection, free: int) -> None:
-    from llamalite.cli import _text
+def _print_memory(inspection: Inspection, free: int) -> None:
     from llamalite.errors import OutOfMemoryError
 
-    needs = list(found.needs())
+    needs = list(inspection.needs())
     if not needs:
         return
-    heads = {"CONTEXT": 13, "WEIGHTS": 8, "REPACKED": 9, "CACHE": 8, "BUFFERS": 8, "TOTAL": 8}
-    unit, rows = _text.sums([(n.weights_bytes, n.repacked_bytes, n.kv_bytes, n.compute_bytes) for n in needs])
-    _heading(f"Memory to run it, in {unit} ({_text.size(free)} are free here)")
-    click.echo(
-        "  " + " ".join(head.ljust(room) if head == "CONTEXT" else head.rjust(room) for head, room in heads.items())
-    )
-    for need, parts in zip(needs, rows, strict=True):
-        cells = (f"{part:>{room}}" for part, room in zip(parts, list(heads.values())[1:], strict=True))
-        click.echo(f"  {f'{need.n_ctx:,} tokens':{heads['CONTEXT']}} {' '.join(cells)}  ", nl=False)
+    parts = [(need.weights_bytes, need.repacked_bytes, need.kv_bytes, need.compute_bytes) for need in needs]
+    unit, numbers = _text.sums(parts)
+    _print_heading(f"Memory to run it, in {unit} ({_text.size(free)} are free here)")
+    rows = []
+    for need, row in zip(needs, numbers, strict=True):
         fits = need.total_bytes <= free
-        click.secho("fits" if fits else "too much", fg="green" if fits else "red")
+        verdict = click.style("fits" if fits else "too much", fg="green" if fits else "red")
+        rows.append((f"{need.n_ctx:,} tokens", *row, verdict))
+    print_table(("CONTEXT", "WEIGHTS", "REPACKED", "CACHE", "BUFFERS", "TOTAL", ""), rows, left=(0, 6), indent=2)
     if any(need.repacked_bytes for need in needs):
         click.echo("  REPACKED: a copy of the 4-bit weights that llama.cpp makes for this processor.")
     try:
-        click.echo(f"  llamalite run takes {found.fitting(free).n_ctx:,} tokens unless --ctx says otherwise.")
+        click.echo(f"  llamalite run takes {inspection.fitting(free).n_ctx:,} tokens unless --ctx says otherwise.")
     except OutOfMemoryError as error:
         click.secho(f"  {error}", fg="red")
 
 
-def _keys(found: Inspection) -> None:
-    from llamalite.cli import _text
-
-    _heading("Keys")
-    keys: dict[str, Any] = found.scalars()
+def _print_keys(inspection: Inspection) -> None:
+    _print_heading("Keys")
+    keys: dict[str, Any] = inspection.scalars()
     room = min(max((len(key) for key in keys), default=0), 42)
     for key, value in keys.items():
         if isinstance(value, dict):
-            shown = f"[{value['length']:,} × {value['type'][6:-1]}]"
+            text = f"[{value['length']:,} × {value['type'][6:-1]}]"
         else:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            shown = _text.short(_text.clean(text), max(20, _text.width() - room - 5))
-        click.echo(f"  {key:{room}}  {shown}")
+            text = _text.short(_text.clean(text), max(20, _text.width() - room - 5))
+        click.echo(f"  {key:{room}}  {text}")

@@ -1,6 +1,6 @@
-"""``llamalite list``: what lies in the models folder.
+"""``llamalite list``: the models of the models folder.
 
-The module is not called after its verb: as an attribute of the package it would hide Python's own ``list`` there.
+The module does not have its verb's name: as an attribute of the package it would hide Python's own ``list`` there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import sys
 from typing import Any
 
 import click
+
+from llamalite.cli import _text
+from llamalite.cli._progress import is_watched
+from llamalite.cli._table import print_table
 
 
 @click.command("list")
@@ -27,7 +31,6 @@ def command(settings: dict[str, Any], as_json: bool) -> None:
       llamalite list --json
     """
     from llamalite import hardware, store
-    from llamalite.cli import _text
     from llamalite.store.inspection import summary
 
     free = hardware.free_memory_bytes()
@@ -39,21 +42,19 @@ def command(settings: dict[str, Any], as_json: bool) -> None:
         folder = _text.clean(str(store.models_folder()))
         click.echo(f"no models in {folder} yet: llamalite run demo, or llamalite convert CHECKPOINT")
         return
-    _text.table(
+    print_table(
         ("NAME", "SIZE", "TYPE", "BPW", "CONTEXT", "TEMPLATE", "FITS"), [_cells(row) for row in rows], left=(0, 2, 5, 6)
     )
     for row in rows:
         if row["problem"] and not settings["quiet"]:
             click.echo(f"{_text.clean(row['name'])}: {_text.clean(row['problem'])}", err=True)
-    if sys.stdout.isatty() and not settings["quiet"]:
+    if is_watched(settings, sys.stdout):
         total = _text.size(sum(row["n_bytes"] for row in rows))
         click.echo(f"\n{_text.count(len(rows), 'model')}, {total}, in {_text.clean(str(store.models_folder()))}")
         click.echo("Next: llamalite run NAME, llamalite inspect NAME, llamalite remove NAME")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    from llamalite.cli import _text
-
     fits = {True: "yes", False: "no", None: "-"}[row["fits"]]
     if row["problem"]:
         fits = "damaged" if row["type"] is None else "no model"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamalite.cli import _options
+from llamalite.cli import _options, _text
+from llamalite.cli._progress import is_watched, progress_bar
 
 if TYPE_CHECKING:
     from llamalite.evaluation.perplexity import PerplexityResult
@@ -43,9 +44,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
       llamalite perplexity demo -f wiki.test.raw
       llamalite perplexity demo -f wiki.test.raw --ctx 1024 --chunks 32 --exact --json
     """
-    from tqdm import tqdm
-
-    from llamalite.cli import _model, _text
+    from llamalite.cli import _model
     from llamalite.evaluation.decoding import EvalProtocol, opened
     from llamalite.evaluation.perplexity import iter_perplexity
     from llamalite.evaluation.windows import without_newline
@@ -56,14 +55,12 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
     path = _model.obtain(ctx, model)
     result: PerplexityResult | None = None
     stopped: BaseException | None = None
-    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
-    with opened(path, **offload) as native, tqdm(unit="chunk", leave=False, disable=hidden) as bar:
+    with opened(path, **offload) as native, progress_bar(ctx.obj, "chunk") as bar:
         try:
             for result in iter_perplexity(native, without_newline(raw), protocol):
-                bar.total = result.n_chunks
-                bar.set_postfix_str(f"PPL {result.ppl:.4f} ± {result.ppl_err:.4f}", refresh=False)
-                bar.update()
-        except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: what stands is printed
+                figures = f"PPL {result.ppl:.4f} ± {result.ppl_err:.4f}"
+                bar.move_to(result.chunks_done, result.n_chunks, figures)
+        except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print what is measured
             stopped = signalled
     if result is not None and as_json:
         text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
@@ -71,7 +68,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
         click.echo(json.dumps({"model": about, "text": text} | result.to_json(), indent=2, allow_nan=False))
     elif result is not None:
         _print(result)
-        if sys.stdout.isatty() and not ctx.obj["quiet"]:
+        if is_watched(ctx.obj, sys.stdout):
             click.echo("\nLower is better. To see what quantization cost:")
             click.echo(f"  llamalite compare CHECKPOINT {_text.clean(model)} -f {_text.clean(text_file)}")
     if stopped is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from llamalite.cli import _text
+
 
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
@@ -24,10 +26,11 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
       llamalite remove demo-BF16 demo-Q8_0 --yes
     """
     from llamalite import store
-    from llamalite.cli import _text
 
-    removed = {name: store.files_to_remove(name) for name in dict.fromkeys(names)}  # all before any is deleted
-    files = list(dict.fromkeys(path for paths in removed.values() for path in paths))
+    files_by_name = {
+        name: store.files_to_remove(name) for name in dict.fromkeys(names)
+    }  # before any is deleted: a name may be wrong
+    files = list(dict.fromkeys(path for paths in files_by_name.values() for path in paths))
     n_bytes = sum(path.lstat().st_size for path in files)
     if not yes:
         if not sys.stdin.isatty():
@@ -41,5 +44,5 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
     for path in files:
         path.unlink()
     if not settings["quiet"]:
-        count = _text.count(len(removed), "model")
-        click.echo(f"{count} removed, {_text.size(n_bytes)} freed in {_text.clean(str(store.models_folder()))}")
+        removed = _text.count(len(files_by_name), "model")
+        click.echo(f"{removed} removed, {_text.size(n_bytes)} freed in {_text.clean(str(store.models_folder()))}")

@@ -24,7 +24,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
-    found = []
+    adapters = []
     for value in values:
         path, equals, scale = value.rpartition("=")
         try:
@@ -33,8 +33,8 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
             weight = math.nan
         if not math.isfinite(weight):
             raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE")
-        found.append((path if equals else value, weight))
-    return found
+        adapters.append((path if equals else value, weight))
+    return adapters
 
 
 @click.command(name="run")
@@ -139,7 +139,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     system = options["system"]
     if options["system_file"]:
         if system is not None:
-            raise click.UsageError("--system and --system-file are one too many")
+            raise click.UsageError("give --system or --system-file, not both")
         system = _text.read(options["system_file"]).strip()
     sampling = _sampling(options)
     if prompt is None and options["as_json"]:
@@ -162,14 +162,14 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
         as_chat = loaded.has_chat_template and not options["raw"]
         if not as_chat and (system or options["session"]):
             raise click.UsageError("--system and --session need a model with a chat template, and no --raw")
-        _talk(ctx, loaded, prompt, as_chat, system, sampling, options)
+        _answer_or_chat(ctx, loaded, prompt, as_chat, system, sampling, options)
 
 
 def _prompt(given: str | None, file: Path | None) -> str | None:
-    """Return the prompt, None where a chat is wanted."""
+    """Return the prompt, or None for a chat."""
     if file is not None:
         if given is not None:
-            raise click.UsageError("a PROMPT and -f FILE are one too many")
+            raise click.UsageError("give a PROMPT or -f FILE, not both")
         given = _text.read(file).removesuffix("\n")
     elif given is None and not sys.stdin.isatty():
         given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
@@ -194,55 +194,54 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
             chosen["json_schema"] = json.loads(schema)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{options['schema']} is no JSON: {error}") from None
-        if chosen["json_schema"] is None:  # which would mean no schema
+        if chosen["json_schema"] is None:  # None would mean: no schema
             raise ValueError(f"{options['schema']}, at #: a schema is an object or true, found null")
     return chosen
 
 
-def _talk(
+def _answer_or_chat(
     ctx: click.Context, model: Model, prompt: str | None, as_chat: bool, system: str | None,
     sampling: dict[str, Any], options: dict[str, Any],
 ) -> None:  # fmt: skip
     from llamalite.answers import Completion
-    from llamalite.cli import _terminal
+    from llamalite.cli import _chat
 
     chat = None
     if as_chat:
         from llamalite.chat import ChatSession
 
-        # On a terminal a full context leaves the oldest turns out, and says so; one answer is refused instead.
+        # In a chat a full context drops the oldest turns, and says so; a single prompt that is too long is refused.
         chat = ChatSession(model, system=system, overflow="drop" if prompt is None else "error", **sampling)
         if options["session"] and options["session"].exists():
             chat.load(options["session"])
             chat.system = system or chat.system
             if not ctx.obj["quiet"]:
-                click.echo(f"Took up {_terminal.held(chat)} from {_text.clean(str(options['session']))}", err=True)
-    with _kept(ctx, chat, options["session"]):
+                click.echo(f"Took up {_chat.length_text(chat)} from {_text.clean(str(options['session']))}", err=True)
+    with _saved_at_end(ctx, chat, options["session"]):
         if prompt is None:
-            _terminal.Terminal(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
+            _chat.ChatLoop(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
             return
-        # Refuses what cannot work, before a word is printed.
+        # This refuses what cannot work before anything is printed.
         pieces = chat.stream(prompt) if chat else model.stream(prompt, **sampling)
         if options["as_json"]:
             with contextlib.closing(pieces):  # type: ignore[type-var] # a generator, or a Stream
-                click.echo(json.dumps(_record(Completion.of(pieces), model), ensure_ascii=False))
+                click.echo(json.dumps(_answer_json(Completion.of(pieces), model), ensure_ascii=False))
         else:
-            totals = _terminal.show(pieces, "" if chat else prompt)
+            totals = _chat.print_answer(pieces, "" if chat else prompt)
             if options["stats"] and totals:
-                click.echo(_terminal.told(totals), err=True)
+                click.echo(_chat.stats_text(totals), err=True)
 
 
 @contextlib.contextmanager
-def _kept(ctx: click.Context, chat: ChatSession | None, path: Path | None) -> Iterator[None]:
-    """Save the conversation at the block's end, also where a signal or a closed pipe ends it."""
-
-    from llamalite.cli import _terminal
+def _saved_at_end(ctx: click.Context, chat: ChatSession | None, path: Path | None) -> Iterator[None]:
+    """Save the conversation when the block ends, even by a signal or a closed pipe."""
+    from llamalite.cli import _chat
 
     def save() -> None:
         if chat and path:
             chat.save(path)
             if not ctx.obj["quiet"]:
-                click.echo(f"Kept {_terminal.held(chat)} in {_text.clean(str(path))}", err=True)
+                click.echo(f"Kept {_chat.length_text(chat)} in {_text.clean(str(path))}", err=True)
 
     try:
         yield
@@ -252,12 +251,12 @@ def _kept(ctx: click.Context, chat: ChatSession | None, path: Path | None) -> It
     save()
 
 
-def _record(found: Completion, model: Model) -> dict[str, Any]:
-    totals = found.totals
+def _answer_json(answer: Completion, model: Model) -> dict[str, Any]:
+    totals = answer.totals
     return {
         "model": str(model.path),
-        "text": found.text,
-        "finish_reason": found.finish_reason,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
         "n_prompt": totals.n_prompt,
         "n_cached": totals.n_cached,
         "n_generated": totals.n_generated,

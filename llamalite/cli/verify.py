@@ -1,14 +1,14 @@
-"""``llamalite verify``: is this GGUF file what its checkpoint says?"""
+"""``llamalite verify``: does this GGUF file hold what its checkpoint holds?"""
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
+
+from llamalite.cli._progress import progress_bar
+from llamalite.cli._wrapping import print_wrapped
 
 if TYPE_CHECKING:
     from llamalite.converters import QuantizeParams
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--against",
     metavar="CHECKPOINT",
     type=click.Path(path_type=Path),
-    help="The checkpoint that the file was made of. Default: the one that llamalite noted when it made the file.",
+    help="The checkpoint that the file was made from. Default: the one that llamalite noted when it made the file.",
 )
 @click.option(
     "--imatrix",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context, model: str, against: Path | None, imatrix: Path | None, as_json: bool, threads: int | None
 ) -> None:
-    """Check that the file GGUF holds what the checkpoint holds that it was made of.
+    """Check that the file GGUF holds what the checkpoint that it was made from holds.
 
     Five things are compared: keys, chat template, every tensor, the tokens of a few thousand texts, and the logits that
     llama.cpp computes for a fixed text beside those of a plain NumPy forward pass. The exit code is 1 if anything is
@@ -54,7 +54,7 @@ def command(
         note = source_note.read(path)  # also if the file has changed since: that is what is to be found out
         if note is None:
             raise click.UsageError(
-                f"no note beside {path.name} says what it was made of: name its checkpoint, --against DIR"
+                f"no note beside {path.name} says what it was made from: name its checkpoint, --against DIR"
             )
         against = Path(note.folder)
     params = QuantizeParams(importance=Importance.load(imatrix) if imatrix else None)
@@ -71,27 +71,17 @@ def run(
     *,
     as_json: bool = False,
 ) -> bool:
-    """Verify, print the report, and return whether all is well."""
-    from llamalite.cli import _text
+    """Verify, print the report, and return whether every check passed."""
     from llamalite.evaluation.verification import verify
 
-    hidden = ctx.obj["quiet"] or not sys.stderr.isatty()
-    with tqdm(unit="iB", unit_scale=True, unit_divisor=1024, desc="verifying", leave=False, disable=hidden) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = verify(path, against, params=params, n_threads=n_threads, progress=show)
+    with progress_bar(ctx.obj, "iB", "verifying") as bar:
+        report = verify(path, against, params=params, n_threads=n_threads, progress=bar.move_to)
     if as_json:
         click.echo(report.to_json())
         return report.ok
     for check in report.checks:
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
-        text = _text.clean(check.text)
-        if sys.stdout.isatty():
-            text = ("\n" + " " * 17).join(textwrap.wrap(text, max(30, _text.width() - 18), break_on_hyphens=False))
-        click.echo(f"{word}  {check.name:8}  {text}")
+        print_wrapped(check.text, label=f"{word}  {check.name:8}  ", room=17)
     if report.ok:
         click.echo(f"{path} is what {against} holds.")
     else:

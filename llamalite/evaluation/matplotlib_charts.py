@@ -1,4 +1,4 @@
-"""A comparison as one picture, drawn by matplotlib (the extra `plot`)."""
+"""A comparison as one picture with three charts, drawn by matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llamalite.errors import EvaluationError
 from llamalite.evaluation.comparison import Comparison
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_FRACTIONS = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
+_PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
               ("99.9%", "p999_kld"))  # fmt: skip
 
 
 def check_plot(path: Path) -> None:
-    """Raise what `plot` would: ``EvaluationError`` without matplotlib, ``ValueError`` for another suffix."""
+    """Raise ``EvaluationError`` without matplotlib, ``ValueError`` if `path` has none of `SUFFIXES`."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a plot is written as {', '.join(SUFFIXES)}; found {path.name!r}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -22,7 +22,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Write size against KLD, the spread of KLD, and speeds to `path`, whose suffix is one of `SUFFIXES`."""
+    """Draw size against KLD, the spread of KLD, and speeds into the file `path`."""
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,24 +30,23 @@ def plot(comparison: Comparison, path: Path) -> None:
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     FigureCanvasAgg(figure)  # no window system is asked for
     sizes, spread, speeds = figure.subplots(1, 3)
-    for one in comparison.candidates:
-        if (found := one.divergence) is None:
+    for candidate in comparison.candidates:
+        if (divergence := candidate.divergence) is None:
             continue
-        label = one.qtype or one.name
-        sizes.errorbar(one.n_bytes / 2**20, found.mean_kld, yerr=found.mean_kld_err, fmt="o", capsize=3)
-        sizes.annotate(label, (one.n_bytes / 2**20, found.mean_kld), xytext=(6, 4), textcoords="offset points")
-        spread.plot(
-            [name for name, _ in _FRACTIONS], [getattr(found, key) for _, key in _FRACTIONS], marker="o", label=label
-        )
+        label, mib = candidate.qtype or candidate.name, candidate.n_bytes / 2**20
+        sizes.errorbar(mib, divergence.mean_kld, yerr=divergence.mean_kld_err, fmt="o", capsize=3)
+        sizes.annotate(label, (mib, divergence.mean_kld), xytext=(6, 4), textcoords="offset points")
+        shares, values = zip(*((share, getattr(divergence, key)) for share, key in _PERCENTILES), strict=True)
+        spread.plot(shares, values, marker="o", label=label)
     sizes.set(xlabel="file, MiB", ylabel="mean KLD, nats", title="Size against divergence", yscale="log")
     sizes.margins(x=0.2)
     spread.set(xlabel="share of the tokens below", ylabel="KLD, nats", title="How divergence is spread", yscale="log")
     spread.legend(fontsize="small")
-    everyone = [comparison.reference, *comparison.candidates]
-    places = range(len(everyone))
-    speeds.barh([p - 0.2 for p in places], [one.running.pp_tok_per_s for one in everyone], 0.4, label="prompt")
-    speeds.barh([p + 0.2 for p in places], [one.running.tg_tok_per_s for one in everyone], 0.4, label="generation")
-    speeds.set_yticks(list(places), [one.qtype or one.name for one in everyone])
+    models = [comparison.reference, *comparison.candidates]
+    places = range(len(models))
+    speeds.barh([p - 0.2 for p in places], [model.running.pp_tok_per_s for model in models], 0.4, label="prompt")
+    speeds.barh([p + 0.2 for p in places], [model.running.tg_tok_per_s for model in models], 0.4, label="generation")
+    speeds.set_yticks(list(places), [model.qtype or model.name for model in models])
     speeds.invert_yaxis()
     speeds.set(xlabel="tokens a second", title="Speed")
     speeds.legend(fontsize="small")

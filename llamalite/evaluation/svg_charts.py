@@ -1,8 +1,8 @@
-"""Three small charts as SVG text, for a page that must open without a network and without matplotlib.
+"""Three kinds of small chart as SVG text, for a page that must open without a network and without matplotlib.
 
-Each takes plain numbers and returns one ``<svg>`` element whose colours follow the page (``currentColor``). Values that
-a logarithmic axis cannot show (zero divergence of a model from itself) stand on its lower edge. `colour` is the place
-in `COLOURS` of the first series, so that a model keeps its colour where another chart leaves the reference out.
+Each function takes plain numbers and returns one ``<svg>`` element, which takes its text's colour from the page. A
+value that a logarithmic axis cannot show (a model that does not diverge has zero) is drawn on the lower edge. `colour`
+is the index in `COLOURS` of the first series: a model keeps its colour in charts that leave the reference out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def scatter(points: Sequence[tuple[str, float, float]], *, x_label: str, y_label
 def lines(
     series: Sequence[tuple[str, Sequence[float]]], ticks: Sequence[str], *, x_label: str, y_label: str, colour: int = 0
 ) -> str:
-    """Draw one line for each named series over the places `ticks`; y is logarithmic."""
+    """Draw one line for each named series; `ticks` label the places along x; y is logarithmic."""
     step = (WIDTH - _LEFT - _RIGHT - 90) / max(1, len(ticks) - 1)
 
     def x_place(i: float) -> float:
@@ -68,13 +68,13 @@ def bars(rows: Sequence[tuple[str, float]], *, x_label: str) -> str:
 
 
 def _apart(places: Sequence[tuple[float, float]], width: float = 60, height: float = 13) -> list[float]:
-    """Return the y of each label at (x, y), moved down past the labels before it that it would cover."""
-    done: list[tuple[float, float]] = []
+    """Return a y for each label at (x, y), moved down where it would cover an earlier label."""
+    placed: list[tuple[float, float]] = []
     for x, y in places:
-        for _ in done:
-            y = max([y, *(b + height for a, b in done if abs(a - x) < width and abs(b - y) < height)])
-        done.append((x, y))
-    return [y for _, y in done]
+        for _ in placed:
+            y = max([y, *(b + height for a, b in placed if abs(a - x) < width and abs(b - y) < height)])
+        placed.append((x, y))
+    return [y for _, y in placed]
 
 
 def _linear(

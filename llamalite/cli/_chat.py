@@ -1,10 +1,9 @@
-"""The chat of ``llamalite run`` on a terminal: lines in, answers out, and commands that begin with a slash."""
+"""The chat of ``llamalite run`` on a terminal, with its commands that begin with a slash."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llamalite import store
-from llamalite.cli import _text, _wrapping, fail, message
+from llamalite.cli import _text, error_line, fail
+from llamalite.cli._wrapping import StreamWrapper, print_wrapped, wrapped
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/system TEXT": "set the system message (without TEXT: take it away)",
-    "/reset": "begin anew, the system message stays",
+    "/reset": "begin anew with the same system message",
     "/undo": "take the last question and its answer back",
     "/retry": "answer the last question again",
     "/save FILE": "write the conversation, to be taken up by /load or --session",
@@ -39,53 +39,54 @@ KEYS = (
 
 def help_text(columns: int) -> str:
     """Return what /help shows, in lines of at most `columns`, broken between words."""
-    room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2  # on a very narrow terminal nothing stands in columns
+    # A terminal too narrow for two columns gets a small indentation instead.
+    room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
     lines = []
     for name, about in COMMANDS.items():
-        first = f"{name:{room - 1}} "
-        lines += textwrap.wrap(about, columns, initial_indent=first, subsequent_indent=" " * room)
+        lines += wrapped(about, columns, first_indent=f"{name:{room - 1}} ", indent=" " * room)
     for text in KEYS:
-        lines += textwrap.wrap(text, columns)
+        lines += wrapped(text, columns)
     return "\n".join(lines)
 
 
 def write(text: str) -> None:
+    """Write `text` to standard output at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def show(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
-    """Print a stream as it comes, with a line's end after it, and return its totals; the stream is closed then.
+def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
+    """Print an answer while it is generated, end its line, close the stream, and return its totals.
 
-    On a terminal lines end between words, and `prompt` comes first, the text that the stream continues.
+    On a terminal lines end between words. `prompt`, a text that the answer continues, is printed first there.
     """
-    wrapping = _wrapping.Wrapping() if sys.stdout.isatty() else None
+    wrapper = StreamWrapper() if sys.stdout.isatty() else None
     totals, last = None, ""
     try:
-        if wrapping and prompt:
-            write(wrapping.add(prompt))
+        if wrapper and prompt:
+            write(wrapper.add(prompt))
         for piece in pieces:
             if piece.text:
-                write(wrapping.add(piece.text) if wrapping else piece.text)
+                write(wrapper.add(piece.text) if wrapper else piece.text)
                 last = piece.text
             totals = piece.totals
     finally:
-        pieces.close()  # type: ignore[attr-defined] # a generator, or a Stream: whoever goes on may ask the model again
-        if wrapping:
-            write(wrapping.end())
+        pieces.close()  # type: ignore[attr-defined] # a generator or a Stream; the model is free for the next question
+        if wrapper:
+            write(wrapper.end())
         if not last.endswith("\n"):
             write("\n")
     return totals
 
 
-def held(chat: ChatSession) -> str:
-    """Return how long a conversation is."""
-    n_turns = sum(one["role"] == "user" for one in chat.messages)
+def length_text(chat: ChatSession) -> str:
+    """Return how long a conversation is, in words."""
+    n_turns = sum(message["role"] == "user" for message in chat.messages)
     return f"{_text.count(n_turns, 'turn')}, {_text.count(chat.model.n_held, 'token')}"
 
 
-def told(totals: Totals) -> str:
-    """Return one line of counts and speeds."""
+def stats_text(totals: Totals) -> str:
+    """Return the counts and speeds of an answer in one line."""
     cached = f" ({totals.n_cached} held already)" if totals.n_cached else ""
     guessed = f" ({totals.n_accepted} of {totals.n_drafted} guesses right)" if totals.n_drafted else ""
     return (
@@ -95,26 +96,29 @@ def told(totals: Totals) -> str:
     )
 
 
-class Terminal:
-    """One chat: with `chat` a conversation in the model's template, without it texts that a base model continues."""
+class ChatLoop:
+    """Reads lines from a terminal and answers each, or obeys it if it is a command.
+
+    With `chat` the lines are messages of a conversation; without it, texts that a base model continues.
+    """
 
     def __init__(
         self, model: Model, chat: ChatSession | None, options: dict[str, Any], *, stats: bool, quiet: bool
     ) -> None:
         self._model, self._chat, self._options = model, chat, options
         self._stats, self._quiet = stats, quiet
-        self._last: Totals | None = None
-        self._asked: str | None = None
+        self._last_totals: Totals | None = None
+        self._last_text: str | None = None
 
     def run(self) -> None:
-        """Read, answer, repeat, until the input ends."""
+        """Read and answer until the input ends."""
         with contextlib.suppress(ImportError):  # Windows has its own line editing
             import readline  # noqa: F401 - input() edits lines and keeps a history from here on
 
         if not self._quiet:
             n_ctx = self._model.n_ctx
-            told = f"{_text.clean(self._model.path.name)}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends"
-            click.echo(textwrap.fill(told, _text.width()), err=True)
+            name = self._model.path.name
+            print_wrapped(f"{name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends", err=True)
         while True:
             try:
                 text = self._read()
@@ -136,20 +140,20 @@ class Terminal:
             except KeyboardInterrupt:
                 click.echo("(stopped)", err=True)
             except (LlamaliteError, ValueError, OSError) as error:
-                fail(message(error), 1)
+                fail(error_line(error), 1)
 
     def _read(self) -> str:
-        """Return a line, or the lines that belong together; nothing where Ctrl-C drops them."""
+        """Return the next input, of one line or several; an empty one if Ctrl-C drops it."""
         line = input("> ")
         try:
-            return self._whole(line)
+            return self._read_rest(line)
         except KeyboardInterrupt:
             click.echo("\n(dropped)", err=True)
             return ""
 
     @staticmethod
-    def _whole(line: str) -> str:
-        """Return `line` with those that belong to it."""
+    def _read_rest(line: str) -> str:
+        """Return the whole input that begins with `line`."""
         if line.startswith('"""'):
             lines = [line[3:]]
             while not lines[-1].rstrip().endswith('"""'):
@@ -163,82 +167,83 @@ class Terminal:
         return "\n".join(lines)
 
     def _answer(self, text: str) -> None:
-        self._asked = text
-        self._say(self._chat.stream(text) if self._chat else self._model.stream(text, **self._options))
+        self._last_text = text
+        self._print_answer(self._chat.stream(text) if self._chat else self._model.stream(text, **self._options))
 
-    def _say(self, pieces: Iterator[Piece]) -> None:
-        self._last = None
-        self._last = show(pieces)
-        if self._stats and self._last:
-            click.echo(told(self._last), err=True)
+    def _print_answer(self, pieces: Iterator[Piece]) -> None:
+        self._last_totals = None  # an answer that is stopped has none
+        self._last_totals = print_answer(pieces)
+        if self._stats and self._last_totals:
+            click.echo(stats_text(self._last_totals), err=True)
 
-    def _command(self, name: str, rest: str = "") -> None:
+    def _command(self, name: str, argument: str = "") -> None:
         commands: dict[str, Callable[[str], None]] = {
             "/system": self._system, "/reset": self._reset, "/undo": self._undo, "/retry": self._retry,
             "/save": self._save, "/load": self._load, "/stats": self._show_stats, "/help": self._help,
         }  # fmt: skip
         if name not in commands:
-            raise ValueError(f"there is no command {name}; /help lists those that there are")
-        commands[name](rest.strip())
+            raise ValueError(f"there is no command {name}; /help lists all commands")
+        commands[name](argument.strip())
 
     def _conversation(self) -> ChatSession:
         if self._chat is None:
-            raise ValueError("this model continues texts and has no conversation: it lacks a chat template, or --raw")
+            raise ValueError("there is no conversation: the model has no chat template, or --raw leaves it out")
         return self._chat
 
-    def _system(self, rest: str) -> None:
-        self._conversation().system = rest or None
-        self._say_done("system message set" if rest else "no system message any more")
+    def _system(self, argument: str) -> None:
+        self._conversation().system = argument or None
+        self._confirm("system message set" if argument else "no system message any more")
 
-    def _reset(self, _rest: str) -> None:
+    def _reset(self, _argument: str) -> None:
         chat = self._conversation()
-        self._say_done(f"forgotten: {_text.count(len(chat.messages), 'message')}")
+        self._confirm(f"forgotten: {_text.count(len(chat.messages), 'message')}")
         chat.reset()
 
-    def _undo(self, _rest: str) -> None:
+    def _undo(self, _argument: str) -> None:
         taken = self._conversation().undo()
         if taken is None:
             raise ValueError("there is nothing to take back")
-        shown = _text.short(_text.clean(" ".join(taken.split())), max(20, _text.width() - 30))
-        self._say_done(f'taken back: "{shown}" and its answer')
+        question = _text.short(_text.clean(" ".join(taken.split())), max(20, _text.width() - 30))
+        self._confirm(f'taken back: "{question}" and its answer')
 
-    def _retry(self, _rest: str) -> None:
+    def _retry(self, _argument: str) -> None:
         if self._chat:
-            self._say(self._chat.retry())
-        elif self._asked is not None:
-            self._answer(self._asked)
+            self._print_answer(self._chat.retry())
+        elif self._last_text is not None:
+            self._answer(self._last_text)
         else:
             raise ValueError("there is nothing to retry yet")
 
-    def _save(self, rest: str) -> None:
+    def _save(self, argument: str) -> None:
         from llamalite import session
 
-        chat, path = self._conversation(), _path(rest)
+        chat, path = self._conversation(), _path(argument)
         session.check_place(path)
         over = " over the session that was there" if path.exists() else ""
         chat.save(path)
-        click.echo(f"saved{over}: /load {rest}", err=True)
+        click.echo(f"saved{over}: /load {argument}", err=True)
 
-    def _load(self, rest: str) -> None:
+    def _load(self, argument: str) -> None:
         chat = self._conversation()
-        chat.load(_path(rest))
-        click.echo(f"took up {held(chat)}", err=True)
+        chat.load(_path(argument))
+        click.echo(f"took up {length_text(chat)}", err=True)
 
-    def _show_stats(self, _rest: str) -> None:
-        if self._last is None:
-            raise ValueError("nothing was answered to its end yet")
-        click.echo(f"{told(self._last)}; context {self._model.n_held} of {self._model.n_ctx} tokens", err=True)
+    def _show_stats(self, _argument: str) -> None:
+        if self._last_totals is None:
+            raise ValueError("no answer is complete yet")
+        context = f"context {self._model.n_held} of {self._model.n_ctx} tokens"
+        click.echo(f"{stats_text(self._last_totals)}; {context}", err=True)
 
     @staticmethod
-    def _help(_rest: str) -> None:
+    def _help(_argument: str) -> None:
         click.echo(help_text(_text.width()), err=True)
 
-    def _say_done(self, what: str) -> None:
+    def _confirm(self, what: str) -> None:
         if not self._quiet:
             click.echo(what, err=True)
 
 
-def _path(rest: str) -> Path:
-    if not rest:
+def _path(argument: str) -> Path:
+    if not argument:
         raise ValueError("name a file, as in /save talk.session")
-    return store.expanded(rest)  # no shell has seen it
+    return store.expanded(argument)  # no shell has replaced a ~

@@ -1,14 +1,12 @@
-"""A comparison as one HTML page that needs nothing beside it, and as CSV. Neither measures anything."""
+"""A comparison as one HTML page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
-import csv
-import io
 from html import escape
 
-from llamalite.evaluation.charts import bars, lines, scatter
 from llamalite.evaluation.comparison import N_GENERATED, Candidate, Comparison
-from llamalite.evaluation.study import lesson
+from llamalite.evaluation.recommendation import recommend
+from llamalite.evaluation.svg_charts import bars, lines, scatter
 from llamalite.hardware import GIB
 
 _STYLE = """
@@ -29,7 +27,7 @@ svg { width: 100%; height: auto; } svg text { font-size: 12px; }
 _PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld"), ("99%", "p99_kld"),
                 ("99.9%", "p999_kld"), ("max", "max_kld"))  # fmt: skip
 
-_EXPLAINED = (
+_EXPLANATION = (
     "KLD is the Kullback-Leibler divergence of the candidate's next-token distribution from the reference's, in nats a "
     "token: how far the probabilities moved, 0 is not at all; lower is better, as with perplexity. Same top is how "
     "often the likeliest token stayed the same, RMS Δp how far the probability of the text's token moved. ± is one "
@@ -38,10 +36,11 @@ _EXPLAINED = (
 
 
 def to_html(comparison: Comparison, title: str = "What quantization cost", *, text: str | None = None) -> str:
-    """Return a whole HTML document: tables, four charts, and how, when and where it was measured, on the `text` of this
-    name. It has no script, and loads nothing.
+    """Return a whole HTML document: tables, four charts, and how, when and where it was measured.
+
+    `text` names the text that was scored. The document has no script.
     """
-    everyone = [comparison.reference, *comparison.candidates]
+    models = [comparison.reference, *comparison.candidates]
     scored = comparison.candidates[0].divergence if comparison.candidates else None
     tokens = f"{scored.n_tokens:,} tokens scored" if scored else "nothing scored"
     state = "" if comparison.complete else " The run was stopped early: these are partial figures."
@@ -50,23 +49,23 @@ def to_html(comparison: Comparison, title: str = "What quantization cost", *, te
         [
             f'{head}\n<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>',
             f"<h1>{escape(title)}</h1>",
-            f"<p>Reference: <b>{escape(comparison.reference.name)}</b>; {tokens}. {_EXPLAINED}{state}</p>",
-            f"<p>{escape(lesson(comparison))}</p>" if comparison.candidates else "",
+            f"<p>Reference: <b>{escape(comparison.reference.name)}</b>; {tokens}. {_EXPLANATION}{state}</p>",
+            f"<p>{escape(recommend(comparison))}</p>" if comparison.candidates else "",
             '<div class="table"><table>',
             "<tr><th>model</th><th>MiB</th><th>bits per weight</th><th>perplexity</th><th>paired difference</th>"
             "<th>mean KLD</th><th>median</th><th>99%</th><th>max</th><th>same top</th><th>RMS Δp</th></tr>",
-            *(_row(one, comparison) for one in everyone),
+            *(_quality_row(model, comparison) for model in models),
             "</table></div>",
             '<div class="charts">',
-            *_charts(comparison, everyone),
+            *_charts(comparison, models),
             "</div>",
             '<h2>Running it here</h2>\n<div class="table"><table>',
             "<tr><th>model</th><th>prompt, tokens/s</th><th>generation, tokens/s</th><th>memory, MiB</th>"
             "<th>load, s</th></tr>",
-            *(_running_row(one) for one in everyone),
+            *(_running_row(model) for model in models),
             "</table></div>",
             '<h2>How it was measured</h2>\n<div class="table"><table class="facts">',
-            *(f"<tr><th>{label}</th><td>{escape(told)}</td></tr>" for label, told in _facts(comparison, text)),
+            *(f"<tr><th>{label}</th><td>{escape(fact)}</td></tr>" for label, fact in _facts(comparison, text)),
             "</table></div>",
             "</body>\n</html>\n",
         ]
@@ -74,7 +73,7 @@ def to_html(comparison: Comparison, title: str = "What quantization cost", *, te
 
 
 def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
-    """Return what else somebody needs to know to measure it again, as label and words."""
+    """Return (label, text) pairs: what a reader must know to repeat the measurement."""
     how = comparison.protocol
     machine = how["machine"]
     cores = f"{machine['n_cores']} cores" if machine["n_cores"] else "cores unknown"
@@ -97,31 +96,37 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _row(one: Candidate, comparison: Comparison) -> str:
-    found, base = one.divergence, comparison.candidates[0].divergence if comparison.candidates else None
-    cells = [escape(one.name), f"{one.n_bytes / 2**20:,.1f}", f"{one.bits_per_weight:.2f}"]
-    if found is None:
-        cells += [_plus_minus(base.ppl_base, base.ppl_base_err, 4) if base else "", *[""] * 7]
-    else:
+def _quality_row(model: Candidate, comparison: Comparison) -> str:
+    cells = [escape(model.name), f"{model.n_bytes / 2**20:,.1f}", f"{model.bits_per_weight:.2f}"]
+    if (own := model.divergence) is not None:
         cells += [
-            _plus_minus(found.ppl, found.ppl_err, 4),
-            _plus_minus(found.ppl_diff, found.ppl_diff_err, 4),
-            _plus_minus(found.mean_kld, found.mean_kld_err, 6),
-            *(f"{value:.5f}" for value in (found.median_kld, found.p99_kld, found.max_kld)),
-            f"{found.same_top_p:.2%} <small>± {found.same_top_p_err:.2%}</small>",
-            f"{found.rms_delta_p:.3%}",
+            _plus_minus(own.ppl, own.ppl_err, 4),
+            _plus_minus(own.ppl_diff, own.ppl_diff_err, 4),
+            _plus_minus(own.mean_kld, own.mean_kld_err, 6),
+            *(f"{value:.5f}" for value in (own.median_kld, own.p99_kld, own.max_kld)),
+            f"{own.same_top_p:.2%} <small>± {own.same_top_p_err:.2%}</small>",
+            f"{own.rms_delta_p:.3%}",
         ]
-    return _cells(cells)
+    else:  # the reference, whose perplexity stands with every candidate
+        first = comparison.candidates[0].divergence if comparison.candidates else None
+        cells += [_plus_minus(first.ppl_base, first.ppl_base_err, 4) if first else "", *[""] * 7]
+    return _table_row(cells)
 
 
-def _running_row(one: Candidate) -> str:
-    run, cells = one.running, [escape(one.name)]
-    cells += [f"{run.pp_tok_per_s:,.1f}", f"{run.tg_tok_per_s:,.1f}", f"{run.memory_bytes / 2**20:,.0f}"]
-    cells.append(f"{run.load_s:.2f}")
-    return _cells(cells)
+def _running_row(model: Candidate) -> str:
+    running = model.running
+    return _table_row(
+        [
+            escape(model.name),
+            f"{running.pp_tok_per_s:,.1f}",
+            f"{running.tg_tok_per_s:,.1f}",
+            f"{running.memory_bytes / 2**20:,.0f}",
+            f"{running.load_s:.2f}",
+        ]
+    )
 
 
-def _cells(cells: list[str]) -> str:
+def _table_row(cells: list[str]) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -129,42 +134,29 @@ def _plus_minus(value: float, error: float, digits: int) -> str:
     return f"{value:.{digits}f} <small>± {error:.{digits}f}</small>"
 
 
-def _charts(comparison: Comparison, everyone: list[Candidate]) -> list[str]:
+def _charts(comparison: Comparison, models: list[Candidate]) -> list[str]:
     pairs = [(one, one.divergence) for one in comparison.candidates if one.divergence is not None]
-    names = {one.path: one.qtype or one.name for one in everyone}
+    names = {model.path: model.qtype or model.name for model in models}
     if len(set(names.values())) < len(names):
-        names = {one.path: one.name for one in everyone}
-    sizes = [(names[one.path], one.n_bytes / 2**20, found.mean_kld) for one, found in pairs]
-    shares = [(names[one.path], [getattr(found, key) for _, key in _PERCENTILES]) for one, found in pairs]
+        names = {model.path: model.name for model in models}
+    sizes = [(names[model.path], model.n_bytes / 2**20, divergence.mean_kld) for model, divergence in pairs]
+    spreads = [
+        (names[model.path], [getattr(divergence, key) for _, key in _PERCENTILES]) for model, divergence in pairs
+    ]
     charts = {
         "Size against divergence": scatter(sizes, x_label="file, MiB", y_label="mean KLD, nats", colour=1),
         "How divergence is spread": lines(
-            shares,
+            spreads,
             [label for label, _ in _PERCENTILES],
             x_label="share of the tokens below",
             y_label="KLD, nats",
             colour=1,
         ),
         "Speed of the prompt": bars(
-            [(names[one.path], one.running.pp_tok_per_s) for one in everyone], x_label="tokens a second"
+            [(names[model.path], model.running.pp_tok_per_s) for model in models], x_label="tokens a second"
         ),
         "Speed of generation": bars(
-            [(names[one.path], one.running.tg_tok_per_s) for one in everyone], x_label="tokens a second"
+            [(names[model.path], model.running.tg_tok_per_s) for model in models], x_label="tokens a second"
         ),
     }
     return [f"<section><h2>{title}</h2>\n{chart}</section>" for title, chart in charts.items()]
-
-
-def to_csv(comparison: Comparison) -> str:
-    """Return one line for each model, the reference first, with a heading; percentiles of Δp become columns."""
-    rows = []
-    for one in (comparison.reference, *comparison.candidates):
-        row = one.to_json()
-        shares = row.pop("delta_p_percentiles", {})
-        rows.append(row | {f"delta_p_{name}": value for name, value in shares.items()})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

@@ -1,0 +1,106 @@
+"""How much time a chat template may take and how much text it may make, checked before the text is made.
+
+jinja2's own sandbox limits neither. Every check raises jinja2's ``SecurityError``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2.exceptions import SecurityError
+
+MAX_SECONDS = 2.0  # of computation for one template; the longest real ones take a hundredth of it
+MAX_TEXT = 1 << 24  # characters of any one text that a template makes, including its output
+MAX_FILTERED = 1 << 22  # characters that a filter may be given: the clock is not checked while it works
+_MAX_REPEATED = 1_000_000  # characters or items that one `*` of a template may make
+_MAX_WIDTH = 100_000  # of padding and indentation
+_MAX_BITS = 1 << 13  # of a whole number: Python refuses to write larger ones in decimals
+_MAX_EXPONENT = 64
+# Width and precision in a format: numbers, or a sign that an argument gives them.
+_SPECS = {
+    "%": re.compile(r"%(?:\([^)]*\))?[-+ #0]*([0-9*]*\.?[0-9*]*)"),
+    "format": re.compile(r"\{[^{}]*:([^{}]*\{?)"),
+}
+_PADDING = frozenset("batch center expandtabs indent ljust rjust round slice tojson truncate zfill".split())
+_WRITING = frozenset("% format forceescape join replace string tojson translate urlencode".split())
+
+
+def weight(value: Any, budget: int = MAX_TEXT) -> int:
+    """Return about how many characters `value` takes when written out, or some number above `budget`."""
+    if isinstance(value, str):
+        return len(value)
+    n = 8
+    if isinstance(value, (list, tuple, Mapping)):
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        for part in parts:
+            n += 2 + weight(part, budget - n)
+            if n > budget:
+                break
+    return n
+
+
+def check_length(n: int) -> None:
+    """Refuse a text of `n` characters if that is too long."""
+    if n > MAX_TEXT:
+        raise SecurityError(f"it would make a text of {n} characters or more; at most {MAX_TEXT} are allowed")
+
+
+def check_written(value: Any) -> Any:
+    """Return `value`, which is about to be written out, unless that would make too long a text."""
+    if not isinstance(value, str):
+        check_length(weight(value))
+    return value
+
+
+def check_operator(operator: str, left: Any, right: Any) -> None:
+    """Refuse ``left operator right`` if the result would be too long a text or list, or too large a number."""
+    for sequence, times in ((left, right), (right, left)):
+        repeats = isinstance(sequence, (str, list, tuple)) and isinstance(times, int)
+        if operator == "*" and repeats and len(sequence) * times > _MAX_REPEATED:
+            raise SecurityError(f"it would make a text or list of {len(sequence) * times} parts")
+    if operator == "**" and isinstance(right, (int, float)) and abs(right) > _MAX_EXPONENT:
+        raise SecurityError(f"it would raise a number to the power of {right}")
+    if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+        n_bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
+        if n_bits > _MAX_BITS:
+            raise SecurityError(f"it would make a number of {n_bits} bits")
+    if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+        check_length(len(left) + len(right))
+    if operator == "%" and isinstance(left, str):
+        check_call("%", (left, right), {})
+
+
+def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call of a filter or a method of str that would make too long a text."""
+    given = [*args, *kwargs.values()]
+    if name in _PADDING and any(isinstance(value, int) and abs(value) > _MAX_WIDTH for value in given[1:]):
+        raise SecurityError(f"it would call {name!r} with a width above {_MAX_WIDTH}")
+    if name in ("expandtabs", "indent", "tojson"):
+        n_places = weight(given[0]) // 8 if name == "tojson" else given[0].count("\n") + given[0].count("\t")
+        widths = [abs(value) if isinstance(value, int) else weight(value) for value in given[1:]]
+        check_length(n_places * max([8, *widths]))
+    # jinja2 passes `sum` its environment and the items before what the template gave.
+    if name == "sum" and any(isinstance(value, (list, tuple)) for value in given[2:]):
+        raise SecurityError("it would call 'sum' on lists")
+    if name not in _WRITING:
+        return
+    texts = [value for value in given if isinstance(value, str)]
+    check_length(sum(weight(value) for value in given))
+    if name in _SPECS and texts:
+        _check_format(name, texts[0])
+    if name == "replace" and len(texts) > 2:
+        check_length((texts[0].count(texts[1]) + 1) * len(texts[2]) + len(texts[0]))
+    if name == "join":
+        sequences = [value for value in given if isinstance(value, (list, tuple, str, Mapping, range))]
+        check_length(max(map(len, sequences), default=0) * max(map(len, texts), default=0))
+    if name == "translate" and len(given) > 1:
+        check_length(len(given[0]) * weight(given[1]))
+
+
+def _check_format(kind: str, text: str) -> None:
+    specs = _SPECS[kind].findall(text)
+    if any(sign in spec for spec in specs for sign in "*{"):
+        raise SecurityError("it would use a format whose width an argument gives")
+    check_length(sum(int(n[:9]) for spec in specs for n in re.findall("[0-9]+", spec)))
