@@ -114,7 +114,7 @@ class DecodeThread:
             task.stop()
             raise
         finally:
-            with contextlib.suppress(ValueError):  # interrupted before it was there
+            if task in self._tasks:  # else interrupted before it was there
                 self._tasks.remove(task)
         stop_at_the_end()
         return task.result()
@@ -242,9 +242,9 @@ def is_left_behind() -> bool:
 
 def stop_at_the_end() -> None:
     """Raise ``GenerationCancelled`` when the interpreter ends; a thread that it leaves behind stays here."""
-    if is_left_behind():
-        _stay()
     if _interpreter_ends:
+        if is_left_behind():
+            _stay()
         raise GenerationCancelled("the interpreter is ending")
 
 

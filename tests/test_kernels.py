@@ -24,6 +24,7 @@ from llamalite.converters.kernels import fast
 from llamalite.converters.kernels.fast import contractions
 from llamalite.converters.kernels.fast.contractions import by_likelihood
 from llamalite.converters.kernels.fast.recipes import RECIPES
+from llamalite.converters.kernels.fast.trial import trial_rows
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import dequantize_rows, quantize_rows
 from llamalite.quant_types import TENSOR_TYPES, TensorType
@@ -275,6 +276,32 @@ def test_the_contraction_that_fits_one_type_is_the_first_to_be_tried_for_the_nex
     assert made is fast.chosen(TENSOR_TYPES["Q4_0"], other) is fast.load("Q4_0", one[0])
     assert one == other
     assert fast.chosen(TENSOR_TYPES["Q8_0"], one[::-1]) is fast.load("Q8_0", contractions.PLAIN)
+
+
+# The places that a type's kernel has; FIRST_RANGE is left out, as no row was found that tells.
+_RANGES = contractions.STATEMENT | contractions.SECOND | contractions.LEVELS | contractions.RANGES | contractions.FITTED
+_SYMMETRIC = contractions.ACROSS | contractions.SYMMETRIC | contractions.FIRST_SYMMETRIC
+HAS_PLACES = {
+    "Q2_K": _RANGES | contractions.ACROSS | contractions.BLOCK_SQUARES,
+    "Q3_K": _SYMMETRIC | contractions.STATEMENT | contractions.BLOCK_SQUARES,
+    "Q4_K": _RANGES | contractions.ACROSS | contractions.BLOCK_SQUARES | contractions.SQUARES,
+    "Q5_K": _RANGES | contractions.ACROSS | contractions.BLOCK_SQUARES | contractions.SQUARES,
+    "Q6_K": _SYMMETRIC | contractions.STATEMENT | contractions.CALLED,
+}
+
+
+@needs_numba
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HAS_PLACES)
+def test_the_trial_tells_the_known_contractions_apart(name: str) -> None:
+    rows, tensor_type = trial_rows("F32"), TENSOR_TYPES[name]
+    seen: dict[bytes, int] = {}
+    for how in by_likelihood():
+        both = np.empty((2, len(rows) * tensor_type.row_bytes(rows.shape[1])), np.uint8)
+        for out, importance in zip(both, (None, np.linspace(0, 2, rows.shape[1], dtype=np.float32)), strict=True):
+            fast.load(name, how)(rows.reshape(-1).view(np.uint8), "F32", rows.size // 256, importance, out)
+        places = how.places & HAS_PLACES[name]
+        assert seen.setdefault(both.tobytes(), places) == places, how
 
 
 def test_no_two_contractions_are_the_same() -> None:

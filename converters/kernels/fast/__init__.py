@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from llamalite.converters.kernels.fast.contractions import PLAIN, Contraction, by_likelihood
 from llamalite.converters.kernels.fast.recipes import RECIPES, Settings
+from llamalite.converters.kernels.fast.trial import N_COLUMNS, held_as, trial_rows
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import quantize_rows
 from llamalite.quant_types import TensorType
@@ -203,12 +204,12 @@ def _can_fuse() -> bool:
 
 def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
     """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
-    importance = np.linspace(0.0, 2.0, trial_rows().shape[1], dtype=np.float32)
+    importance = np.linspace(0.0, 2.0, N_COLUMNS, dtype=np.float32)
     trials: list[tuple[str, Floats | None]] = [(dtype, None) for dtype in SOURCES]
     if RECIPES[tensor_type.name].weighted is not None:
         trials.append(("F32", importance))
     for dtype, weights in trials:
-        rows, source = held_as(dtype, trial_rows())
+        rows, source = held_as(dtype, trial_rows(dtype))
         out = np.empty(len(rows) * tensor_type.row_bytes(rows.shape[1]), np.uint8)
         kernel(source, dtype, rows.size // tensor_type.block_size, weights, out)
         n_wrong = np.count_nonzero(out != quantize_rows(tensor_type, rows, importance=weights).reshape(-1))
@@ -216,31 +217,3 @@ def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
             _logger.debug("%s from %s: %d of %d trial bytes are not ggml's", tensor_type.name, dtype, n_wrong, out.size)
             return None
     return kernel
-
-
-def held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
-    """Return `rows` rounded to what `dtype` holds, and the bytes that hold them."""
-    if dtype == "F16":
-        halves = rows.astype(np.float16)
-        return halves.astype(np.float32), halves.reshape(-1).view(np.uint8)
-    if dtype == "BF16":
-        words = (rows.view(np.uint32) >> 16).astype(np.uint16)
-        return (words.astype(np.uint32) << 16).view(np.float32), words.reshape(-1).view(np.uint8)
-    return rows, rows.reshape(-1).view(np.uint8)
-
-
-@functools.cache
-def trial_rows() -> Floats:
-    """Return rows on which kernels that round differently differ: float32 [n_rows, 768], the same in every process."""
-    rng = np.random.default_rng(20)
-    rows: Floats = rng.standard_normal((97, 768)).astype(np.float32) * np.float32(0.02)
-    rows[64:72] *= rng.choice(np.array([1, 1, 1, 30], np.float32), (8, 768))  # outliers
-    rows[72:76] += np.float32(1)  # one sign
-    rows[76:80] = np.float32(-0.3)
-    rows[80:82] = 0
-    rows[82:86, ::7] = 0
-    rows[86:88] *= np.float32(1e-36)  # partly denormal
-    rows[88:90] *= np.float32(1e-13)
-    rows[90:92] *= np.float32(1e5)
-    rows[92] = np.round(rows[92] * 100)
-    return rows
