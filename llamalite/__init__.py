@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 from llamalite._version import __version__
 
 if TYPE_CHECKING:
-    from llamalite.answers import Completion as Completion
-    from llamalite.answers import Piece as Piece
     from llamalite.chat import ChatSession as ChatSession
     from llamalite.converters import ConversionReport as ConversionReport
     from llamalite.converters import convert as convert
@@ -28,20 +26,22 @@ if TYPE_CHECKING:
     from llamalite.evaluation.comparison import compare as compare
     from llamalite.evaluation.perplexity import PerplexityResult as PerplexityResult
     from llamalite.evaluation.perplexity import perplexity as perplexity
+    from llamalite.generation.completion import Completion as Completion
+    from llamalite.generation.completion import Piece as Piece
     from llamalite.model import Model as Model
     from llamalite.native.model import LoraAdapter as LoraAdapter
     from llamalite.sampling import SamplingParams as SamplingParams
 
 _HOMES = {
     "ChatSession": "llamalite.chat",
-    "Completion": "llamalite.answers",
+    "Completion": "llamalite.generation.completion",
     "Comparison": "llamalite.evaluation.comparison",
     "ConversionReport": "llamalite.converters",
     "LlamaliteError": "llamalite.errors",
     "LoraAdapter": "llamalite.native.model",
     "Model": "llamalite.model",
     "PerplexityResult": "llamalite.evaluation.perplexity",
-    "Piece": "llamalite.answers",
+    "Piece": "llamalite.generation.completion",
     "SamplingParams": "llamalite.sampling",
     "compare": "llamalite.evaluation.comparison",
     "convert": "llamalite.converters",

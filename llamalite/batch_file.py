@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from llamalite.answers import Completion
 from llamalite.errors import LlamaliteError
+from llamalite.generation.completion import Completion
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError, TemplateError
+from llamalite.generation.completion import Completion, Piece
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 

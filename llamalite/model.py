@@ -19,24 +19,25 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llamalite import hardware, session, store
-from llamalite.answers import Completion, Piece
+from llamalite import hardware, store
 from llamalite.errors import ContextOverflowError, LlamaliteError
-from llamalite.generation import Engine, Stream
+from llamalite.generation import batch, session_file
+from llamalite.generation.completion import Completion, Piece
+from llamalite.generation.engine import Engine, Stream
+from llamalite.generation.prompts import Message, Prompt, Prompts
+from llamalite.generation.speculation import open_draft_model, speculator_factory
 from llamalite.gguf_check import check, check_adapter
 from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
 from llamalite.native.devices import offload
 from llamalite.native.library import version
 from llamalite.native.model import Lora, NativeModel, lora_adapters
 from llamalite.native.sampler import NativeSampler
-from llamalite.prompts import Message, Prompt, Prompts
 from llamalite.sampling import SamplingParams
-from llamalite.speculation import factory, open_draft
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from llamalite.batching import OnCompletion
+    from llamalite.generation.batch import OnCompletion
     from llamalite.sampling import SamplingOptions
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Model:
     - `kv_type`: the cache's type, `flash_attn`: "auto" or a bool; `exact`: F32 cache, flash attention off.
     - `lora`: adapters in GGUF form. `seed`: of generations that name none. `progress`: called with 0..1 while loading.
     - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
-      (`llamalite.speculation`).
+      (`llamalite.generation.speculation`).
 
     Raises ``FileNotFoundError``, ``ModelLoadError`` in llama.cpp's words, and ``OutOfMemoryError`` with the numbers and
     the nearest setting that fits, before anything is loaded.
@@ -118,7 +119,7 @@ class Model:
             )
             if adapters:
                 self._context.set_lora(adapters)
-            drafting = open_draft(helper.path, self._context, n_gpu_layers=n_gpu) if helper else None
+            drafting = open_draft_model(helper.path, self._context, n_gpu_layers=n_gpu) if helper else None
             self.defaults = SamplingParams.from_metadata(native.metadata).replace(seed=seed)
         except BaseException:
             native.close()
@@ -128,7 +129,7 @@ class Model:
             self._context,
             native,
             self._sampler,
-            make_speculator=factory(native, drafting),
+            make_speculator=speculator_factory(native, drafting),
             can_rewind=not native.is_recurrent,
             # A GPU backend other than Metal does not ask whether to stop: a decode must be short enough to wait for.
             prompt_step=None if n_gpu == 0 else self._context.n_ubatch,
@@ -161,7 +162,7 @@ class Model:
     @property
     def n_held(self) -> int:
         """How many tokens the context holds now."""
-        return len(self._engine.held)
+        return len(self._engine.cache.held)
 
     @property
     def n_threads(self) -> int:
@@ -218,7 +219,7 @@ class Model:
 
     def _sampler(self, params: SamplingParams, prompt: Sequence[int]) -> NativeSampler:
         if params.json_schema is not None:
-            from llamalite.json_schema import grammar_of
+            from llamalite.generation.json_schema import grammar_of
 
             params = params.replace(json_schema=None, grammar=grammar_of(params.json_schema))
         return NativeSampler(self.native, params, prompt=prompt)
@@ -300,16 +301,14 @@ class Model:
         it finishes. The kernels are not batch-invariant: a greedy answer may part from that of a single run at a near
         tie. With `reproducible`, prompts run one after another.
         """
-        from llamalite import batching
-
-        if not 1 <= parallel <= batching.MAX_PARALLEL:
-            raise ValueError(f"parallel must lie in 1..{batching.MAX_PARALLEL}, found {parallel}")
+        if not 1 <= parallel <= batch.MAX_PARALLEL:
+            raise ValueError(f"parallel must lie in 1..{batch.MAX_PARALLEL}, found {parallel}")
         given = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(given) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts have {len(given)} parameters: give one for each, or one for all")
         with self.native.in_use():
             jobs = [
-                batching.Job(number, self.prompt_tokens(prompt), one.replace(**options))
+                batch.Job(number, self.prompt_tokens(prompt), one.replace(**options))
                 for number, (prompt, one) in enumerate(zip(prompts, given, strict=True))
             ]
             for job in jobs:
@@ -317,10 +316,10 @@ class Model:
             if not jobs:
                 return []
             if any(job.params.reproducible for job in jobs):
-                return batching.one_by_one(self._engine, jobs, on_completion)
+                return batch.one_by_one(self._engine, jobs, on_completion)
             n_slots = min(parallel, len(jobs))
-            with self._batch_context(batching.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
-                return batching.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
+            with self._batch_context(batch.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
+                return batch.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
 
     def _batch_context(self, n_cells: int, n_seq_max: int) -> NativeContext:
         """Return a unified context of `n_cells` tokens, or of the most that memory holds, but no less than `n_ctx`."""
@@ -342,7 +341,7 @@ class Model:
     def _session_facts(self) -> dict[str, Any]:
         own = self._context
         return {
-            "model": session.fingerprint(self.path, self._header.data_offset),
+            "model": session_file.fingerprint(self.path, self._header.data_offset),
             "cache_type": own.kv_type,
             "flash_attention": own.flash_attn,
             "version": version(),
@@ -351,10 +350,9 @@ class Model:
     def save_session(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
         """Write what the context holds to `path`, with `extra` (JSON) beside it, for `load_session`."""
         with self._engine.turn():
-            held = session.Session(
-                self._session_facts() | {"extra": dict(extra or {})}, list(self._engine.held), self._context.state(0)
-            )
-        session.write(Path(path), held)
+            facts = self._session_facts() | {"extra": dict(extra or {})}
+            saved = session_file.SavedSession(facts, list(self._engine.cache.held), self._context.state(0))
+        session_file.write(Path(path), saved)
 
     def load_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Bring the context to hold what `save_session` wrote, and return its `extra`.
@@ -363,14 +361,14 @@ class Model:
         ``ContextOverflowError`` for one that this context has no room for; the context is as it was then, or, after a
         file that was forged with a right digest, empty.
         """
-        found = session.read(Path(path), self._session_facts())
+        found = session_file.read(Path(path), self._session_facts())
         if len(found.tokens) > self.n_ctx:
             raise ContextOverflowError(
                 f"{path} holds {len(found.tokens)} tokens, and the context has room for {self.n_ctx}: load the model "
                 "with a larger n_ctx"
             )
         with self._engine.turn():
-            self._engine.forget()
+            self._engine.cache.clear()
             try:
                 self.native.check_tokens(found.tokens)
                 if found.tokens:
@@ -379,10 +377,10 @@ class Model:
                 if last != len(found.tokens) - 1 or (found.tokens and first < 0):
                     raise LlamaliteError(f"it goes from position {first} to {last}")
             except (LlamaliteError, ValueError) as error:  # forged, as its digest is right: nothing of it stays
-                self._engine.forget()
+                self._engine.cache.clear()
                 what = f"the state of its {len(found.tokens)} tokens ({error})"
                 raise LlamaliteError(f"{path} does not hold {what}: begin a new session") from None
-            self._engine.held = found.tokens
+            self._engine.cache.held = found.tokens
         extra = found.facts.get("extra")
         return extra if isinstance(extra, dict) else {}
 
@@ -393,7 +391,7 @@ class Model:
     def clear(self) -> None:
         """Forget what the context holds."""
         with self._engine.turn():
-            self._engine.forget()
+            self._engine.cache.clear()
 
     def close(self) -> None:
         """End what is running and give the memory back; closing twice does nothing."""

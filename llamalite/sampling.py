@@ -76,9 +76,10 @@ class SamplingParams:
     - `grammar` (GBNF) or `json_schema`: what the text must be; with a schema, text that ends with "stop" validates.
     - `reproducible`: a fresh cache and one sequence: the same call gives the same bytes, whatever ran before. Without
       a `seed`, seed 0.
-    - `speculate`: tokens are guessed and checked several a decode, where that is faster (`llamalite.speculation`):
-      "lookup" guesses what followed the last tokens when they occurred before, "draft" asks the model's draft model.
-      None: "draft" where the model was given one, else "off". Batches and `reproducible` go without.
+    - `speculate`: guess tokens and check several in one decode, where that is faster
+      (`llamalite.generation.speculation`). "lookup" guesses what followed the last tokens when they occurred before,
+      "draft" asks the model's draft model. None is "draft" where the model has one, else "off". Batches and
+      `reproducible` go without.
     """
 
     max_tokens: int | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fake
 import pytest
 
-from llamalite.answers import Completion
-from llamalite.batching import Batch, Job, cells_wanted
 from llamalite.errors import ContextOverflowError
-from llamalite.generation import Engine
+from llamalite.generation.batch import Batch, Job, cells_wanted
+from llamalite.generation.completion import Completion
+from llamalite.generation.engine import Engine
 from llamalite.sampling import SamplingParams
 
 

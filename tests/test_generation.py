@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite import computing
-from llamalite.answers import Completion, HeldText, score
 from llamalite.errors import ContextOverflowError, LlamaliteError
-from llamalite.generation import Engine
+from llamalite.generation.completion import Completion, HeldText, score
+from llamalite.generation.engine import Engine
+from llamalite.native import decode_thread
 from llamalite.sampling import SamplingParams
 
 PROMPT = [5, 6, 7, 8]
@@ -44,7 +44,7 @@ def test_the_end_of_generation_token_ends_it_and_is_not_said() -> None:
 def test_no_tokens_asked_reads_the_prompt_and_says_nothing() -> None:
     one = engine()
     found = run(one, max_tokens=0)
-    assert (found.text, found.finish_reason, one.held) == ("", "length", PROMPT)
+    assert (found.text, found.finish_reason, one.cache.held) == ("", "length", PROMPT)
 
 
 def test_a_prompt_is_read_in_steps() -> None:
@@ -159,7 +159,7 @@ def test_an_abort_in_a_prompt_keeps_what_was_read() -> None:
     context.abort_after = 2
     found = run(one, list(range(1, 15)), max_tokens=3)
     assert found.finish_reason == "cancelled"
-    assert one.held == list(range(1, 9))
+    assert one.cache.held == list(range(1, 9))
     context.abort_after = None
     assert run(one, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
 
@@ -228,11 +228,11 @@ def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypat
         assert entered.wait(5)
         raise KeyboardInterrupt
 
-    real = computing._Task.wait
+    real = decode_thread._Task.wait
     answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real])
-    monkeypatch.setattr(computing._Task, "wait", lambda task: next(answers)(task))
+    monkeypatch.setattr(decode_thread._Task, "wait", lambda task: next(answers)(task))
     context.abort = aborted.set  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        one.compute(slow, context)
+        one.cache.compute(slow, context)
     monkeypatch.undo()
     assert list(run(one).tokens) == fake.story(PROMPT, 6)

@@ -18,10 +18,10 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"_version", "computing", "errors", "quant_types", "shards", "source_note", "user_folders"},
-    {"gguf_check", "native", "sampling", "templates", "json_schema"},
+    {"_version", "errors", "quant_types", "shards", "source_note", "user_folders"},
+    {"gguf_check", "native", "sampling", "templates"},
     {"hardware"},
-    {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
+    {"converters", "generation"},
     {"store"},
     {"model"},
     {"chat", "batch_file", "evaluation", "benchmark", "diagnosis"},
@@ -30,7 +30,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "data", "info", "process", "common", "misc"}
 # Of one line, and never see each other:
-APART = ({"converters"}, {"answers", "batching", "generation", "prompts", "reading", "session", "speculation"})
+APART = ({"converters"}, {"generation"})
 MAX_LINES = 420
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import toy
 
-from llamalite.json_schema import _between, grammar_of
+from llamalite.generation.json_schema import _between, grammar_of
 from llamalite.model import Model
 
 PERSON = {

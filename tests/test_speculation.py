@@ -18,13 +18,14 @@ from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite.answers import Completion
 from llamalite.errors import LlamaliteError, VocabularyError
-from llamalite.generation import Engine
+from llamalite.generation.completion import Completion
+from llamalite.generation.costs import Costs
+from llamalite.generation.engine import Engine
+from llamalite.generation.prefix_cache import PrefixCache
+from llamalite.generation.speculation import DraftModel, Lookup, Speculator
 from llamalite.model import Model
-from llamalite.reading import Costs, Reader
 from llamalite.sampling import SamplingParams
-from llamalite.speculation import Draft, Lookup, Speculator
 
 PROMPT = [5, 6, 7, 8]
 ENDS = {i: -math.inf for i, (piece, _, _) in enumerate(toy.vocabulary()) if piece in ("</s>", "<|im_end|>")}
@@ -64,7 +65,7 @@ def test_what_is_said_does_not_depend_on_what_is_drafted(n: int, wrong: int) -> 
     one = engine(context, n, wrong)
     found = run(one)
     assert list(found.tokens) == fake.story(PROMPT, 9)
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens[:-1]]
+    assert context.sequences[0] == one.cache.held == [*PROMPT, *found.tokens[:-1]]
 
 
 def test_right_drafts_save_decodes_and_are_counted() -> None:
@@ -106,7 +107,7 @@ def test_the_end_of_the_answer_inside_an_accepted_run_ends_it() -> None:
     one = engine(context, 6)
     found = run(one)
     assert (list(found.tokens), found.finish_reason) == (fake.story(PROMPT, 3), "stop")
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens]
+    assert context.sequences[0] == one.cache.held == [*PROMPT, *found.tokens]
 
 
 def test_a_stop_string_inside_an_accepted_run_ends_it_and_is_not_shown() -> None:
@@ -115,7 +116,7 @@ def test_a_stop_string_inside_an_accepted_run_ends_it_and_is_not_shown() -> None
     one = engine(context, 7)
     found = run(one, stop=[text[3:5]])
     assert (found.text, found.finish_reason, len(found.tokens)) == (text[:3], "stop", 5)
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens[:-1]]
+    assert context.sequences[0] == one.cache.held == [*PROMPT, *found.tokens[:-1]]
 
 
 def test_max_tokens_inside_an_accepted_run_is_exact() -> None:
@@ -132,7 +133,7 @@ def test_cancelling_and_closing_inside_an_accepted_run_forget_what_was_not_said(
         getattr(stream, end)()
         assert [piece.finish_reason for piece in stream] == (["cancelled"] if end == "cancel" else [])
         assert said == fake.story(PROMPT, 4)
-        assert context.sequences[0] == one.held == [*PROMPT, *said[:-1]]
+        assert context.sequences[0] == one.cache.held == [*PROMPT, *said[:-1]]
         assert list(run(one).tokens) == fake.story(PROMPT, 9)  # what is held is right, and the turn is free
 
 
@@ -153,7 +154,7 @@ def test_a_sampler_that_raises_inside_an_accepted_run_leaves_what_was_said() -> 
     one = Engine(context, fake.FakeVocabulary(), Failing, make_speculator=make)
     with pytest.raises(LlamaliteError, match="no token may follow"):
         run(one)
-    assert context.sequences[0] == one.held == [*PROMPT, *fake.story(PROMPT, 3)]
+    assert context.sequences[0] == one.cache.held == [*PROMPT, *fake.story(PROMPT, 3)]
 
 
 def test_the_next_prompt_is_not_read_twice_after_drafts() -> None:
@@ -317,8 +318,8 @@ class Machine:
 class Oracle:
     """A draft model that knows the story, is right with the probability `share`, and takes `step_s` for a guess."""
 
-    priors = Draft.priors
-    n_before = Draft.n_before
+    priors = DraftModel.priors
+    n_before = DraftModel.n_before
 
     def __init__(self, story: list[int], share: float, step_s: float) -> None:
         self.story, self.share, self.step_s = story, share, step_s
@@ -343,14 +344,14 @@ def test_a_draft_model_pays_or_is_left_alone(
     for seed in range(3):
         story = texts(seed)
         oracle = Oracle(story, share, 0.01)
-        monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda oracle=oracle: oracle.now)
+        monkeypatch.setattr("llamalite.generation.speculation.time.perf_counter", lambda oracle=oracle: oracle.now)
         assert Machine(more=more).seconds([], story, oracle)[0] < 0.1 * len(story) * most
 
 
 def test_a_draft_model_as_slow_as_the_model_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     story = texts(0)
     oracle = Oracle(story, 0.9, 0.1)
-    monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda: oracle.now)
+    monkeypatch.setattr("llamalite.generation.speculation.time.perf_counter", lambda: oracle.now)
     assert Machine(more=0.02).seconds([], story, oracle)[0] < 0.1 * len(story) / 0.95
 
 
@@ -408,9 +409,9 @@ def test_costs_are_the_least_seen_lately_and_are_forgotten() -> None:
 
 
 def test_a_draft_model_proposes_its_own_story_and_takes_back_what_was_wrong() -> None:
-    reader = Reader(fake.FakeContext())
+    reader = PrefixCache(fake.FakeContext())
     for end in (4, 2):  # two answers, one after the other
-        draft = Draft(reader)
+        draft = DraftModel(reader)
         for token in PROMPT:
             draft.push(token)
         assert [token for token, _ in itertools.islice(draft.proposals(), end)] == fake.story(PROMPT, end)
@@ -421,13 +422,13 @@ def test_a_draft_model_proposes_its_own_story_and_takes_back_what_was_wrong() ->
 def test_a_draft_models_grade_is_its_probability() -> None:
     context = fake.FakeContext()
     context.row = lambda held: np.log(np.array([0.1, 0.65, 0.25])).astype(np.float32)  # type: ignore[method-assign]
-    draft = Draft(Reader(context))
+    draft = DraftModel(PrefixCache(context))
     draft.push(1)
     assert next(draft.proposals()) == (1, 6)
 
 
 def test_a_draft_model_stops_where_its_context_is_full() -> None:
-    draft = Draft(Reader(fake.FakeContext(n_ctx=6)))
+    draft = DraftModel(PrefixCache(fake.FakeContext(n_ctx=6)))
     for token in PROMPT:
         draft.push(token)
     assert len(list(draft.proposals())) == 3  # after 4, 5 and 6 tokens
@@ -447,9 +448,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draft whatever is proposed: a toy's decodes are too short for the clock to say what pays."""
-    monkeypatch.setattr(Speculator, "_best", lambda self, chances, one: 1 + len(chances))
-    monkeypatch.setattr("llamalite.speculation._LEAST", 0.0)
-    monkeypatch.setattr(Speculator, "_settle", lambda self, n_new, n_right: setattr(self, "_most", 15))
+    monkeypatch.setattr(Speculator, "_best_size", lambda self, chances, single_s: 1 + len(chances))
+    monkeypatch.setattr("llamalite.generation.speculation._MIN_CHANCE", 0.0)
+    monkeypatch.setattr(Speculator, "_settle", lambda self, n_new, n_right: setattr(self, "_max_drafted", 15))
 
 
 @pytest.fixture(params=["lookup", "draft"])

@@ -1,7 +1,8 @@
 """A model that is being measured: opened from whatever names it, decoding batches, and stoppable while it does.
 
 A batch of 2048 tokens takes a laptop a minute, and Python handles Ctrl-C only between two calls into C. So the decode
-runs in the model's thread (`llamalite.computing`) while the caller's waits, and an exception there aborts the decode.
+runs in the model's thread (`llamalite.native.decode_thread`) while the caller's waits, and an exception there aborts
+the decode.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite import hardware, store
-from llamalite.computing import DecodeThread
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.windows import TokenBatch, TokenIds, Window, chunk_windows, sequences, stride_windows
 from llamalite.gguf_check import check
 from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
+from llamalite.native.decode_thread import DecodeThread
 from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 

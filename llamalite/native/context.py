@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.computing import is_left_behind
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
+from llamalite.native.decode_thread import is_left_behind
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
 from llamalite.native.model import LoraAdapter, NativeModel
 from llamalite.native.observer import MatrixObserver
@@ -197,7 +197,7 @@ class NativeContext:
 
         Whoever closes the model meanwhile aborts its decode: ``GenerationCancelled``, as once the model is closed.
         """
-        return self.model.users.hold(self.abort)
+        return self.model.lifetime.hold(self.abort)
 
     def close(self) -> None:
         """Give the memory back; closing twice does nothing."""
@@ -359,9 +359,10 @@ class NativeContext:
     def set_state(self, seq_id: int, state: npt.NDArray[np.uint8]) -> None:
         """Replace a sequence by bytes that `state` gave.
 
-        The bytes must be of the same model, cache type and llama.cpp: `llamalite.session` sees to that. Of others some
-        are refused in llama.cpp's words, and others become the cache's content (``llama_kv_cache::state_read_meta``
-        and ``state_read_data``, llama-kv-cache.cpp). ``LlamaliteError`` leaves a sequence to be cleared.
+        The bytes must be of the same model, cache type and llama.cpp, which `llamalite.generation.session_file` checks.
+        llama.cpp refuses some others, in its words, and takes the rest as the cache's content
+        (``llama_kv_cache::state_read_meta`` and ``state_read_data``, llama-kv-cache.cpp). After ``LlamaliteError`` the
+        sequence has to be cleared.
         """
         self._check_sequence(seq_id)
         data = np.ascontiguousarray(state)

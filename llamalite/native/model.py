@@ -24,11 +24,12 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.computing import DecodeThread, Users, is_left_behind
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import Header, check, check_adapter
 from llamalite.native import devices, verdict
+from llamalite.native.decode_thread import DecodeThread, is_left_behind
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
+from llamalite.native.lifetime import Lifetime
 
 TokenIds = npt.NDArray[np.int32]
 _logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class NativeModel:
         self._owned: list[_Freed] = []
         self._has_own_thread = thread is None
         self.thread = thread or DecodeThread()
-        self.users = Users()
+        self.lifetime = Lifetime()
         self.freeing = threading.RLock()  # whoever frees the model or a context of it, or tells of a new one
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         if progress is not None and not callable(progress):
@@ -214,14 +215,14 @@ class NativeModel:
         ``ValueError`` once it is closed, ``GenerationCancelled`` while another thread closes it.
         """
         self.ptr  # noqa: B018 - refuses a closed model
-        return self.users.hold()
+        return self.lifetime.hold()
 
     def close(self) -> None:
         """Abort what other threads compute with this model, wait for their end, and give the memory back.
 
         Closing twice does nothing. ``LlamaliteError`` inside a computation of this thread, such as a callback of it.
         """
-        self.users.end()
+        self.lifetime.end()
         with self.freeing:
             for context in reversed(list(self._owned)):
                 context.close()

@@ -29,8 +29,8 @@ sys.path[:0] = [str(HERE.parent)]
 import numpy as np  # noqa: E402 - found beside this folder
 from faults import write_endless  # noqa: E402
 
-from llamalite.answers import Completion  # noqa: E402
 from llamalite.chat import ChatSession  # noqa: E402
+from llamalite.generation.completion import Completion  # noqa: E402
 from llamalite.model import Model  # noqa: E402
 from llamalite.native.context import NativeContext  # noqa: E402
 from llamalite.native.memory import resident_bytes  # noqa: E402

@@ -27,7 +27,7 @@ _DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Session:
+class SavedSession:
     """The `tokens` of a sequence, llama.cpp's `state` for them, and the `facts` that both depend on."""
 
     facts: dict[str, Any]
@@ -66,7 +66,7 @@ def check_place(path: Path) -> None:
         raise LlamaliteError(f"{path} cannot be saved: the folder {path.parent} cannot be written to")
 
 
-def write(path: Path, session: Session) -> None:
+def write(path: Path, session: SavedSession) -> None:
     """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
     import hashlib
 
@@ -87,7 +87,7 @@ def write(path: Path, session: Session) -> None:
         part.unlink(missing_ok=True)
 
 
-def _blocks(session: Session) -> Iterable[bytes | memoryview]:
+def _blocks(session: SavedSession) -> Iterable[bytes | memoryview]:
     yield _MAGIC
     facts = json.dumps(session.facts, ensure_ascii=False).encode()
     for block in (facts, np.array(session.tokens, "<i4").tobytes(), session.state.data):
@@ -95,7 +95,7 @@ def _blocks(session: Session) -> Iterable[bytes | memoryview]:
         yield block
 
 
-def read(path: Path, expected: dict[str, Any]) -> Session:
+def read(path: Path, expected: dict[str, Any]) -> SavedSession:
     """Return the session in `path`; ``LlamaliteError`` when it is damaged or one of the `expected` facts differs."""
     import hashlib
 
@@ -129,7 +129,7 @@ def read(path: Path, expected: dict[str, Any]) -> Session:
             digest.update(file.read(min(left, 1 << 20)))
         if digest.digest() != written or len(tokens) % 4:
             raise _damaged(path)
-    return Session(facts, np.frombuffer(tokens, "<i4").tolist(), np.frombuffer(state, np.uint8))
+    return SavedSession(facts, np.frombuffer(tokens, "<i4").tolist(), np.frombuffer(state, np.uint8))
 
 
 def _block(path: Path, file: BinaryIO, size: int) -> bytes:
