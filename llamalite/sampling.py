@@ -19,33 +19,31 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypedDict
 
 Speculation = Literal["off", "lookup", "draft"]
 
-if TYPE_CHECKING:
-    from typing import TypedDict
 
-    class SamplingOptions(TypedDict, total=False):
-        """The fields of `SamplingParams` as keyword arguments, for type checkers."""
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments, for type checkers."""
 
-        max_tokens: int | None
-        temperature: float
-        top_k: int
-        top_p: float
-        min_p: float
-        repeat_penalty: float
-        repeat_last_n: int
-        presence_penalty: float
-        frequency_penalty: float
-        logit_bias: Mapping[int, float]
-        seed: int | None
-        stop: str | Sequence[str]
-        logprobs: int | None
-        grammar: str | None
-        json_schema: Mapping[str, Any] | None
-        reproducible: bool
-        speculate: Speculation | None
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    grammar: str | None
+    json_schema: Mapping[str, Any] | None
+    reproducible: bool
+    speculate: Speculation | None
 
 
 _MAX_BIAS = 1e30  # beside a logit no different from more, and within float32

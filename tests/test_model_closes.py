@@ -39,7 +39,7 @@ CALLS = [
     "[model.save_session('kept.session') for _ in range(100_000)]",
     "[model.tokenize('once upon a time ' * 100) for _ in range(1_000_000)]",
     "[model.native.detokenize(range(3, 300)) for _ in range(1_000_000)]",
-    "[NativeContext(model.native, n_ctx=256).close() for _ in range(100_000)]",
+    "[NativeContext(model.native, ContextOptions(n_ctx=256)).close() for _ in range(100_000)]",
     "[model.generate_batch(['once upon'] * 8, max_tokens=100) for _ in range(10_000)]",
     "[model.generate('once', max_tokens=9, grammar='root ::= [a-z ]+') for _ in range(100_000)]",
 ]
@@ -53,6 +53,7 @@ from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
 from llamalite.evaluation.perplexity import perplexity
 from llamalite.model import Model
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 
 os.chdir(os.path.dirname(PATH))
 TOKENS = np.arange(400_000) % 300 + 3

@@ -174,7 +174,7 @@ def test_a_number_beyond_unicode_is_refused_which_llama_cpp_would_end_the_proces
 ) -> None:
     with NativeModel(_of_bytes(tmp_path, "llama-bpe"), vocab_only=True) as model:
         with pytest.raises(
-            LlamaliteError, match="byte 4 of the text begins f. .. .. .., a number beyond Unicode's last"
+            LlamaliteError, match="byte 4 of the text begins f. .. .. .., a character beyond Unicode's last"
         ):
             model.tokenize(b"abc " + raw + b" abc", add_special=False, parse_special=False)
         for damaged in (b"\xf4\x8f\xbf\xbf", b"\xff\xfe\xf8", b"\xed\xa0\x80", raw[:3], raw[:3] + b"a"):

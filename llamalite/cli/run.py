@@ -131,7 +131,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     """
     from llamalite.cli import _model
     from llamalite.generation.session_file import check_place
-    from llamalite.native.model import LoraAdapter
+    from llamalite.native.lora import LoraAdapter
 
     if options["session"]:
         check_place(options["session"])

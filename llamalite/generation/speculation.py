@@ -33,6 +33,7 @@ from llamalite.errors import LlamaliteError, VocabularyError
 from llamalite.generation.costs import Costs
 from llamalite.generation.prefix_cache import PrefixCache
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.sampling import SamplingParams
 
@@ -326,14 +327,13 @@ def open_draft_model(path: Path, beside: NativeContext, *, n_gpu_layers: int = 0
         for model in (target, native):
             if model.is_recurrent or not model.has_decoder:
                 raise LlamaliteError(f"{model.path.name} cannot take back what it has read: it runs without a draft")
-        context = NativeContext(
-            native,
+        options = ContextOptions(
             n_ctx=beside.n_ctx_seq,
             n_batch=beside.n_batch,
             n_threads=beside.n_threads,
-            flash_attn=beside.flash_attn,
-            abort_flag=beside.abort_flag,
+            flash_attn=beside.options.flash_attn,
         )
+        context = NativeContext(native, options, abort_flag=beside.abort_flag)
     except BaseException:
         native.close()
         raise

@@ -1,6 +1,6 @@
 """A context of a loaded model: its KV cache, one reusable batch, and the logits of the last decode.
 
-    with NativeModel("tiny.gguf") as model, NativeContext(model, n_ctx=512) as context:
+    with NativeModel("tiny.gguf") as model, NativeContext(model, ContextOptions(n_ctx=512)) as context:
         ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)
         want = np.zeros(len(ids), bool); want[-1] = True
         context.decode(ids, np.arange(len(ids)), 0, want)
@@ -17,24 +17,22 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.decode_thread import is_left_behind
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
-from llamalite.native.model import LoraAdapter, NativeModel
+from llamalite.native.lora import LoraAdapter
+from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 from llamalite.quant_types import TENSOR_TYPES
 
 Ints = Sequence[int] | npt.NDArray[Any]
-FlashAttention = bool | Literal["auto"]
-
-KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 _FLASH = {"auto": -1, False: 0, True: 1}  # enum llama_flash_attn_type (llama.h)
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): more aborts
 
 
 class AbortFlag:
@@ -79,88 +77,64 @@ def _raw_logits() -> Any:
 
 
 class NativeContext:
-    """A KV cache of `n_ctx` tokens over `model`, with room for `n_seq_max` sequences.
+    """A KV cache over `model`, set up by `options`, and what decodes into it.
 
-    `n_batch` is the most tokens one `decode` may hold, `n_ubatch` how many are computed together. `kv_type` is the
-    cache's type (`KV_TYPES`). `exact` is F32 cache and flash attention off: what comparisons across machines use. With
-    `kv_unified` all sequences share `n_ctx` and may share a prefix; without, each has ``n_ctx / n_seq_max``. llama.cpp
-    rounds n_ctx up to a multiple of 256; the attributes say what holds. A context is used by one thread at a time;
-    only `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
+    `observer` sees matrix products while they are computed. Contexts that are to be aborted together share an
+    `abort_flag`. llama.cpp may round the options: the attributes `n_ctx`, `n_ctx_seq` (the tokens of one sequence),
+    `n_batch`, `n_ubatch`, `n_seq_max` and `n_threads` are what it uses. One thread at a time may use a context; only
+    `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
     """
 
     def __init__(
         self,
         model: NativeModel,
+        options: ContextOptions,
         *,
-        n_ctx: int,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_threads: int | None = None,
-        kv_type: str = "F16",
-        flash_attn: FlashAttention = "auto",
-        kv_unified: bool = False,
-        exact: bool = False,
         observer: MatrixObserver | None = None,
         abort_flag: AbortFlag | None = None,
     ) -> None:
         self._ptr: Any = None
-        lib = llama()
-        if exact:
-            kv_type, flash_attn = "F32", False
-        kv_type = kv_type.upper()
-        if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type {kv_type!r} is none that a cache can have: {', '.join(KV_TYPES)}")
-        if flash_attn not in _FLASH:
-            raise ValueError(f"flash_attn must be 'auto', True or False, found {flash_attn!r}")
-        if flash_attn is False and TENSOR_TYPES[kv_type].is_quantized:
-            raise ValueError(f"a {kv_type} cache needs flash attention, which is off: use F16, or flash_attn='auto'")
-        n_batch = min(n_batch, n_ctx)  # as llama_context's constructor does for causal models (llama-context.cpp)
-        for name, value, low, high in (
-            ("n_ctx", n_ctx, 1, 2**31 - 256),
-            ("n_batch", n_batch, 1, 2**31 - 1),
-            ("n_ubatch", n_ubatch, 1, 2**31 - 1),
-            ("n_seq_max", n_seq_max, 1, min(n_batch, lib.llama_max_parallel_sequences())),
-            ("n_threads", 1 if n_threads is None else n_threads, 1, _MAX_THREADS),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in {low}..{high}, found {value}")
-
-        self.model = model
-        self.kv_type, self.flash_attn, self.kv_unified, self.exact = kv_type, flash_attn, kv_unified, exact
-        self.abort_flag = abort_flag or AbortFlag()  # one of two contexts that are stopped together
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_batch, n_ubatch, n_seq_max
-        if n_threads is not None:
-            params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = TENSOR_TYPES[kv_type].ggml_type
-        params.flash_attn_type = _FLASH[flash_attn]
-        params.kv_unified = kv_unified
-        params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
-        params.abort_callback_data = self.abort_flag.address
-        self._observer = observer  # C keeps a pointer to its callback
-        if observer is not None:
-            params.cb_eval = observer.callback
+        self.model, self.options = model, options
+        self.abort_flag = abort_flag or AbortFlag()
+        self._observer = observer  # keeps its callback alive, to which C has a pointer
+        lib, params = llama(), self._params()
         with model.in_use(), errors_heard() as heard:
             self._ptr = lib.llama_init_from_model(model.ptr, params)
             if self._ptr:
                 model.own(self)
         if not self._ptr:
-            told = in_its_words(heard)
-            kind = OutOfMemoryError if "alloc" in told else LlamaliteError
-            raise kind(f"llama.cpp cannot make a context of {n_ctx} tokens: {told}")
+            reason = in_its_words(heard)
+            kind = OutOfMemoryError if "alloc" in reason else LlamaliteError
+            raise kind(f"llama.cpp cannot make a context of {options.n_ctx} tokens: {reason}")
 
         self.n_ctx: int = lib.llama_n_ctx(self._ptr)
-        self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)  # what one sequence may hold
+        self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)
         self.n_batch: int = lib.llama_n_batch(self._ptr)
         self.n_ubatch: int = lib.llama_n_ubatch(self._ptr)
-        self.n_seq_max = n_seq_max
+        self.n_seq_max = options.n_seq_max
         self.n_threads: int = lib.llama_n_threads(self._ptr)
         self._memory = lib.llama_get_memory(self._ptr)
         self._n_outputs = 0
         self._view: npt.NDArray[np.float32] | None = None
         self._view_of = (0, 0)  # address and rows that `_view` was made for
         self._make_batch()
+
+    def _params(self) -> Any:
+        """Return the options as ``llama_context_params``."""
+        lib, options = llama(), self.options
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_ubatch, params.n_seq_max = options.n_ctx, options.n_ubatch, options.n_seq_max
+        params.n_batch = min(options.n_batch, options.n_ctx)  # as llama_context's constructor does (llama-context.cpp)
+        if options.n_threads is not None:
+            params.n_threads = params.n_threads_batch = options.n_threads
+        params.type_k = params.type_v = TENSOR_TYPES[options.kv_type].ggml_type
+        params.flash_attn_type = _FLASH[options.flash_attn]
+        params.kv_unified = options.kv_unified
+        params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
+        params.abort_callback_data = self.abort_flag.address
+        if self._observer is not None:
+            params.cb_eval = self._observer.callback
+        return params
 
     def _make_batch(self) -> None:
         lib, n = llama(), self.n_batch
@@ -331,7 +305,7 @@ class NativeContext:
         self.ptr  # noqa: B018
         self._check_sequence(source)
         self._check_sequence(target)
-        if not self.kv_unified and source != target and (start > 0 or stop >= 0):
+        if not self.options.kv_unified and source != target and (start > 0 or stop >= 0):
             raise ValueError(f"positions {start}..{stop} cannot be copied between separate caches: use kv_unified=True")
         if self._memory:
             llama().llama_memory_seq_cp(self._memory, source, target, start, stop)

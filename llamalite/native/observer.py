@@ -3,7 +3,7 @@
     def see(name, key, rows):           # "blk.0.attn_q.weight", float32 [n_tokens, n_embd], a view for this call only
         ...
     observer = MatrixObserver(wanted=lambda name, n_rows: name.startswith("blk."), see=see)
-    context = NativeContext(model, n_ctx=512, observer=observer)
+    context = NativeContext(model, ContextOptions(n_ctx=512), observer=observer)
 
 llama.cpp asks a callback about every node of its graph (``cb_eval``), computes up to the nodes that it wants, and shows
 them. The fields of ``struct ggml_tensor`` (ggml.h of the pinned version) are read in place.

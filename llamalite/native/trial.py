@@ -29,6 +29,7 @@ import numpy.typing as npt
 from llamalite.errors import GGUFError, ModelLoadError
 from llamalite.native import installed, library, quantize
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
@@ -164,7 +165,7 @@ def _logits(path: Path, extra_buffers: bool) -> Floats:
     with (
         NativeModel(path, extra_buffers=extra_buffers) as model,
         # One thread: on a busy machine two wait for each other at every barrier.
-        NativeContext(model, n_ctx=_N_EMBD, n_threads=1) as context,
+        NativeContext(model, ContextOptions(n_ctx=_N_EMBD, n_threads=1)) as context,
     ):
         places = np.arange(_N_PROMPT)
         context.decode(places % _N_VOCAB, places, 0, True)
