@@ -75,7 +75,7 @@ class ModelOptions:
         lora_adapters(self.lora)
 
     def replace(self, **changes: Any) -> ModelOptions:
-        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and those that do."""
+        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and lists those that do."""
         known = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:

@@ -138,7 +138,7 @@ def test_a_foreign_file_is_one_line_for_the_command(name: str, path: Path, tmp_p
     (tmp_path / "talk.session").write_bytes(FOREIGN[name])
     done = command(["run", path, "hi", "-n", "1", "--threads", "1", "--session", tmp_path / "talk.session"])
     assert_one_line(done, "talk.session")
-    assert re.search("is no session of llamalite: name another file|is cut short or damaged: begin a new", done.stderr)
+    assert re.search("is not a llamalite session: name another file|is truncated or damaged: begin a new", done.stderr)
     assert (tmp_path / "talk.session").read_bytes() == FOREIGN[name]
 
 

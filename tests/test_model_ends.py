@@ -21,7 +21,7 @@ from llamalite.generation.completion import Completion
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 
-ENDLESS = SamplingParams(max_tokens=900, logit_bias={2: float("-inf")})  # 2 is the end of a text
+ENDLESS = SamplingParams(max_tokens=900, temperature=0, logit_bias={2: float("-inf")})  # 2 is the end of a text
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_interpreter_ends_while_a_thread_generates(call: str, path: Path) ->
     for _ in range(3):
         done = run_script(
             "import threading, time\nfrom llamalite.model import Model\nfrom llamalite.sampling import SamplingParams\n"
-            "ENDLESS = SamplingParams(max_tokens=900, logit_bias={2: float('-inf')})\n"
+            "ENDLESS = SamplingParams(max_tokens=900, temperature=0, logit_bias={2: float('-inf')})\n"
             "model = Model(PATH, n_threads=2, n_ctx=4096)\n"
             f"threading.Thread(target=lambda: model.{call}, daemon=True).start()\n"
             "while not threading.active_count() > 2: time.sleep(0.001)\n"
