@@ -105,16 +105,19 @@ def test_whole_numbers_between_two_bounds_are_exactly_those() -> None:
     ("schema", "told"),
     [
         ({"type": "string", "pattern": "a+"}, "at #: a grammar cannot express 'pattern'"),
-        ({"type": "array", "uniqueItems": True}, "'uniqueItems' is nothing"),
-        ({"type": "object", "properties": {"a": {"type": "number", "maximum": 3}}}, "at #/properties/a: 'maximum' is"),
+        ({"type": "array", "uniqueItems": True}, "a grammar cannot express 'uniqueItems'"),
+        (
+            {"type": "object", "properties": {"a": {"type": "number", "maximum": 3}}},
+            "/a: a grammar cannot express 'max",
+        ),
         ({"type": "number", "minimum": 2}, "a 'minimum' of 2 for numbers"),
-        ({"type": "integer", "multipleOf": 3}, "'multipleOf' is nothing"),
+        ({"type": "integer", "multipleOf": 3}, "a grammar cannot express 'multipleOf'"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, r"no integer lies in 3\.\.2"),
         ({"type": "string", "format": "email"}, "a grammar cannot express 'format' 'email'; it can express date"),
         ({"type": "text"}, "'text' is not a JSON type"),
         (
             {"oneOf": [{"type": "string"}, {"type": "string"}]},
-            "a grammar can express 'oneOf' only of schemas of different types",
+            "can express 'oneOf' only of schemas of different",
         ),
         ({"allOf": [{}, {}]}, "'allOf' of several schemas"),
         ({"not": {}}, "a grammar cannot express 'not'"),

@@ -366,7 +366,7 @@ def _usable_buffers(header: Header) -> bool:
         if (how := judged.refused(name)) is not None:
             raise ModelLoadError(
                 f"{header.path.name} has {name} weights, with which the installed llama-cpp-python fails on this "
-                f"processor ({how}). {verdict.mend()}"
+                f"processor ({how}). {verdict.repair()}"
             )
     if (text := judged.warning()) is not None:
         _warn_once(text)
