@@ -253,7 +253,7 @@ class Engine:
     def _run(
         self, handle: Cancellable, prompt: list[int], answer: Answer, speculator: SupportsDraft | None
     ) -> Generator[Piece]:
-        cache, asked = self.cache, time.perf_counter()
+        cache, started = self.cache, time.perf_counter()
         n_cached, prompt_s, generation_s, ttft_s = 0, 0.0, 0.0, 0.0
         n_drafted, n_accepted = 0, 0
         reason: FinishReason | None = None
@@ -270,7 +270,7 @@ class Engine:
                     try:
                         for row in cache.context.logits():
                             piece = answer.take(row)
-                            ttft_s = ttft_s or time.perf_counter() - asked
+                            ttft_s = ttft_s or time.perf_counter() - started
                             generation_s += time.perf_counter() - began
                             if piece is not None:
                                 yield piece

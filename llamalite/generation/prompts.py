@@ -1,7 +1,9 @@
 """Turns a prompt into token ids: a text, chat messages by the file's chat template, or token ids as they are.
 
-prompts = Prompts(native_model)
-ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
+    prompts = Prompts(native_model)
+    ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
+
+Only a chat template can make control tokens; in messages and texts, what spells one stays text.
 """
 
 from __future__ import annotations
