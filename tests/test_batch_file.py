@@ -48,14 +48,14 @@ def answers(target: Path) -> dict[int, dict[str, object]]:
 
 def test_every_line_gets_an_answer_with_its_own_parameters(model: Model, tmp_path: Path) -> None:
     report = answer_file(model, write(tmp_path, LINES), tmp_path / "out.jsonl", params=PARAMS, parallel=2)
-    found = answers(tmp_path / "out.jsonl")
+    answered = answers(tmp_path / "out.jsonl")
     assert (report.n_answered, report.n_before, report.n_bad) == (3, 0, 0)
-    assert sorted(found) == [1, 2, 4]
-    assert found[1]["id"] == "a"
+    assert sorted(answered) == [1, 2, 4]
+    assert answered[1]["id"] == "a"
     asked = [{"role": "user", "content": "once upon a time"}]  # as `llamalite run` asks it
-    assert found[1]["text"] == model.generate(asked, PARAMS).text
-    assert found[2]["n_generated"] == 2
-    assert (found[4]["seed"], len(found[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
+    assert answered[1]["text"] == model.generate(asked, PARAMS).text
+    assert answered[2]["n_generated"] == 2
+    assert (answered[4]["seed"], len(answered[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
 
 
 def test_a_raw_prompt_is_continued_as_it_is(model: Model, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("not json", "it is not JSON"),
         ("[1]", 'either "prompt" or "messages"'),
@@ -111,7 +111,7 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
     ],
 )
 def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
-    model: Model, tmp_path: Path, line: str, told: str
+    model: Model, tmp_path: Path, line: str, message: str
 ) -> None:
     import re
 
@@ -122,7 +122,7 @@ def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
     )
     assert sorted(answers(tmp_path / "out.jsonl")) == [1, 3]
     assert report.n_bad == 1
-    assert re.search(told, problems[2])
+    assert re.search(message, problems[2])
 
 
 @pytest.mark.parametrize(

@@ -173,9 +173,9 @@ def test_the_command_that_mends_amx_gives_the_compiler_what_the_build_gives_it(
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(building, "identity", lambda: AMX)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    told = subprocess.run(building.command(), shell=True, env={"PATH": path}, capture_output=True, text=True).stdout
-    assert told.partition("|")[0] == f"""-DX='"a b"' {STORES}"""
-    assert building.requirement() in told
+    output = subprocess.run(building.command(), shell=True, env={"PATH": path}, capture_output=True, text=True).stdout
+    assert output.partition("|")[0] == f"""-DX='"a b"' {STORES}"""
+    assert building.requirement() in output
 
 
 # ── the compilers at hand ───────────────────────────────────────────────────────────────────────────────────────────

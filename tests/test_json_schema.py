@@ -87,10 +87,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 def test_what_ends_with_stop_parses_and_validates(model: Model, schema: Any) -> None:
     stopped = 0
     for seed in range(6):
-        found = model.generate("once", json_schema=schema, seed=seed, temperature=1.5, max_tokens=300)
-        if found.finish_reason == "stop":
+        completion = model.generate("once", json_schema=schema, seed=seed, temperature=1.5, max_tokens=300)
+        if completion.finish_reason == "stop":
             stopped += 1
-            assert valid(json.loads(found.text), schema, schema), found.text
+            assert valid(json.loads(completion.text), schema, schema), completion.text
     assert stopped or schema is True  # noise closes small documents sooner or later
 
 
@@ -102,7 +102,7 @@ def test_whole_numbers_between_two_bounds_are_exactly_those() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "message"),
     [
         ({"type": "string", "pattern": "a+"}, "at #: a grammar cannot express 'pattern'"),
         ({"type": "array", "uniqueItems": True}, "a grammar cannot express 'uniqueItems'"),
@@ -152,8 +152,8 @@ def test_whole_numbers_between_two_bounds_are_exactly_those() -> None:
         (nested(400), r"at #/items/.*\.\.\..*: schemas nest more than 150 deep"),
     ],
 )
-def test_what_no_grammar_can_hold_is_refused_by_name(schema: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_no_grammar_can_hold_is_refused_by_name(schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         grammar_of(schema)
 
 

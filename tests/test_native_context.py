@@ -59,7 +59,7 @@ def test_a_token_at_a_time_is_the_whole_at_once(context: NativeContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "positions", "seq_ids", "told"),
+    ("tokens", "positions", "seq_ids", "message"),
     [
         ([1] * 65, range(65), 0, r"a batch holds 1\.\.64 tokens \(n_batch\), found 65"),
         ([], [], 0, r"a batch holds 1\.\.64 tokens"),
@@ -73,12 +73,12 @@ def test_a_token_at_a_time_is_the_whole_at_once(context: NativeContext) -> None:
     ],
 )
 def test_what_llama_cpp_would_abort_on_is_refused(
-    context: NativeContext, tokens: list[int], positions: list[int], seq_ids: int, told: str | None
+    context: NativeContext, tokens: list[int], positions: list[int], seq_ids: int, message: str | None
 ) -> None:
-    if told is None:
+    if message is None:
         context.decode(tokens, positions, seq_ids, True)
         return
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         context.decode(tokens, list(positions), seq_ids, True)
     with pytest.raises(ValueError, match="there are no logits"):
         context.logits()
@@ -161,7 +161,7 @@ def test_exact_mode_is_an_f32_cache_without_flash_attention(model: NativeModel) 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"kv_type": "Q4_K"}, "kv_type must be one of F32, F16, .*, found 'Q4_K'"),
         ({"flash_attn": "on"}, "flash_attn must be 'auto', True or False, found 'on'"),
@@ -174,9 +174,9 @@ def test_exact_mode_is_an_f32_cache_without_flash_attention(model: NativeModel) 
     ],
 )
 def test_settings_that_no_context_can_have_are_refused(
-    model: NativeModel, options: dict[str, object], told: str
+    model: NativeModel, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         NativeContext(model, ContextOptions(**{"n_ctx": 256, **options}))  # type: ignore[arg-type]
 
 

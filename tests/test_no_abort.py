@@ -132,7 +132,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace(" ", "-"))
 def test_the_process_lives_and_says_what_was_wrong(path: Path, case: str) -> None:
-    body, told = CASES[case]
+    body, message = CASES[case]
     script = HEAD + f"PATH = {str(path)!r}\n" + body
     ran = subprocess.run(
         [sys.executable, "-c", script],
@@ -149,4 +149,4 @@ def test_the_process_lives_and_says_what_was_wrong(path: Path, case: str) -> Non
         },
     )
     assert ran.returncode in (0, 1), f"ended with {ran.returncode}: {ran.stderr[-800:]}"
-    assert told in ran.stdout + ran.stderr
+    assert message in ran.stdout + ran.stderr
