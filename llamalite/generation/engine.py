@@ -128,7 +128,7 @@ class Engine:
         thread: DecodeThread | None = None,
     ) -> None:
         self.cache = PrefixCache(context, can_rewind=can_rewind, prompt_step=prompt_step, thread=thread)
-        self._vocabulary, self._make_sampler, self._make_speculator = vocabulary, make_sampler, make_speculator
+        self._vocabulary, self.make_sampler, self._make_speculator = vocabulary, make_sampler, make_speculator
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose turn it is
         self._active: Cancellable | None = None
@@ -248,7 +248,7 @@ class Engine:
 
     def new_answer(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
         """Return an answer without tokens yet; ``ValueError`` for parameters that do not fit this model."""
-        return Answer(params, self._make_sampler(params, prompt), self._vocabulary)
+        return Answer(params, self.make_sampler(params, prompt), self._vocabulary)
 
     def _run(
         self, handle: Cancellable, prompt: list[int], answer: Answer, speculator: SupportsDraft | None
