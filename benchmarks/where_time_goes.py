@@ -128,7 +128,7 @@ def measuring(model: Path, text: Path, n_threads: int, chunks: int = 4) -> list[
 
 def converting(checkpoint: Path, n_threads: int, qtype: str = "Q4_K_M") -> list[str]:
     import llamalite
-    from llamalite.converters import pipeline
+    from llamalite.converters import output, pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
@@ -136,8 +136,8 @@ def converting(checkpoint: Path, n_threads: int, qtype: str = "Q4_K_M") -> list[
             "run": (pipeline, "run"),
             "rows": (pipeline._Worker, "_rows"),
             "pack": (pipeline._Worker, "_pack"),
-            "write": (pipeline.OutputFile, "write_at"),
-            "flush": (pipeline.OutputFile, "flush"),
+            "write": (output.OutputFile, "write_at"),
+            "flush": (output.OutputFile, "flush"),
         }
         llamalite.convert(checkpoint, Path(folder) / "warm.gguf", qtype=qtype, n_threads=n_threads)
         (Path(folder) / "warm.gguf").unlink()

@@ -24,9 +24,9 @@ import yaml
 from llamalite.converters.checkpoints import Checkpoint
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError
 from llamalite.gguf_check.value_types import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT16, UINT32
 

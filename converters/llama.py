@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from llamalite.converters.checkpoints.json_file import number, whole_number
 from llamalite.converters.mix import ModelShape
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 from llamalite.gguf_check.llama import MAX_CONTEXT, MAX_LAYERS
 

@@ -9,6 +9,9 @@ against a second conversion to the same name, and removed if it comes to nothing
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,9 @@ from llamalite import shards
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
-from llamalite.converters.notices import warn
-from llamalite.converters.pipeline import OutputFile, Place, named_errors
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.pipeline import Bytes, Place
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
+from llamalite.converters.warning_log import warn
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
 
@@ -97,6 +100,59 @@ def remove_old(shards: Iterable[Path]) -> None:
             path.unlink()
         except OSError as error:  # noqa: PERF203 - each for itself
             warn("%s belongs to the model that is replaced, but cannot be removed: %s", path, error.strerror)
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an ``OSError`` of the block, of a full disk, say: the system does not tell the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class OutputFile:
+    """A file of known size that is written at positions, from several threads at once.
+
+    Where the system can be asked to, it puts each piece on the disk while the next one is made, so that `flush` has
+    little left to wait for. What goes wrong then is told by `flush`.
+    """
+
+    def __init__(self, path: Path, data_start: int) -> None:
+        self.path = path
+        self.data_start = data_start
+        self._file = path.open("r+b", buffering=0)
+        self._lock = threading.Lock()
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        view = data.data.cast("B")
+        start, n_bytes = self.data_start + offset, view.nbytes
+        with named_errors(self.path):
+            while view:
+                if hasattr(os, "pwrite"):
+                    n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
+                else:
+                    with self._lock:  # Windows has no positioned write
+                        self._file.seek(self.data_start + offset)
+                        n = self._file.write(view) or 0
+                offset += n
+                view = view[n:]
+        if sys.platform == "linux":  # begins to write these pages, and forgets none that is not written (mm/fadvise.c)
+            with contextlib.suppress(OSError):  # a hint, which a file system need not take
+                os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
+
+    def reserve(self, n_bytes: int) -> None:
+        """Give the file its full length, zeros until they are written over: the padding stays zero."""
+        with named_errors(self.path):
+            self._file.truncate(self.data_start + n_bytes)
+
+    def flush(self) -> None:
+        """Return when what was written is on the disk."""
+        with named_errors(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class PartFiles:

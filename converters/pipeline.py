@@ -12,14 +12,10 @@ bytes do not depend on how a tensor is cut: quantization never looks beyond a ro
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +24,7 @@ import numpy.typing as npt
 from llamalite.converters import kernels
 from llamalite.converters.checkpoints import DTYPE_BYTES
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
@@ -65,59 +61,6 @@ class _Chunk:
     places: tuple[Place, ...]
     first: int
     n_rows: int
-
-
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Name `path` in an ``OSError`` of the block, of a full disk, say: the system does not tell the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-class OutputFile:
-    """A file of known size that is written at positions, from several threads at once.
-
-    Where the system can be asked to, it puts each piece on the disk while the next one is made, so that `flush` has
-    little left to wait for. What goes wrong then is told by `flush`.
-    """
-
-    def __init__(self, path: Path, data_start: int) -> None:
-        self.path = path
-        self.data_start = data_start
-        self._file = path.open("r+b", buffering=0)
-        self._lock = threading.Lock()
-
-    def write_at(self, offset: int, data: Bytes) -> None:
-        view = data.data.cast("B")
-        start, n_bytes = self.data_start + offset, view.nbytes
-        with named_errors(self.path):
-            while view:
-                if hasattr(os, "pwrite"):
-                    n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
-                else:
-                    with self._lock:  # Windows has no positioned write
-                        self._file.seek(self.data_start + offset)
-                        n = self._file.write(view) or 0
-                offset += n
-                view = view[n:]
-        if sys.platform == "linux":  # begins to write these pages, and forgets none that is not written (mm/fadvise.c)
-            with contextlib.suppress(OSError):  # a hint, which a file system need not take
-                os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
-
-    def reserve(self, n_bytes: int) -> None:
-        """Give the file its full length, zeros until they are written over: the padding stays zero."""
-        with named_errors(self.path):
-            self._file.truncate(self.data_start + n_bytes)
-
-    def flush(self) -> None:
-        """Return when what was written is on the disk."""
-        with named_errors(self.path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def run(

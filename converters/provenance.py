@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamalite import source_note
-from llamalite.converters.notices import warn
+from llamalite.converters.warning_log import warn
 from llamalite.source_note import SourceNote
 from llamalite.user_folders import is_models_folder
 

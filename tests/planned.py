@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llamalite.converters import ConversionPlan, QuantizeParams
 from llamalite.converters.checkpoints import open_checkpoint
-from llamalite.converters.planning import make_plan
+from llamalite.converters.plan import make_plan
 from llamalite.quant_types import file_type
 
 

@@ -26,7 +26,7 @@ from llamalite.converters.checkpoints.interface import (
     same_rows,
 )
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS, AddedToken, TokenizerFiles, entries
 from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 _SOURCE = "tokenizer.json"

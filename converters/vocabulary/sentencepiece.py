@@ -12,9 +12,9 @@ from typing import Any
 
 import sentencepiece
 
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 PAD_SCORE = -10000.0

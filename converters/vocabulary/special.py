@@ -18,8 +18,8 @@ from typing import Any
 
 from llamalite.converters.checkpoints.folder import member, more_templates
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 TemplateSource = str | list[dict[str, str]] | None
