@@ -442,7 +442,7 @@ def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:
 QUANTIZE_ONCE = (
     "rows = np.ones((1, 32), np.float32)\n"
     "kernels.quantize(TENSOR_TYPES['Q8_0'], rows)\n"
-    "from llamalite.converters.kernels.fast import compiler; print(compiler.cache_folder())"
+    "from llamalite.converters.kernels.fast import compiler; print(compiler.kernel_folder())"
 )
 
 

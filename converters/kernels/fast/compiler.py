@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ import numba
 from numba import types
 
 from llamalite.converters.kernels.fast.contractions import Contraction
+from llamalite.user_folders import cache_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def _compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any
     root, level = numba.config.CACHE_DIR, log.level
     try:
         log.setLevel(max(logging.INFO, level))  # at DEBUG it writes down every step of every function
-        numba.config.CACHE_DIR = str(_writable(cache_folder()))  # read when a function is decorated
+        numba.config.CACHE_DIR = str(_writable(kernel_folder()))  # read when a function is decorated
         kernel: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
     except OSError as error:
         _logger.info("compiled kernels are not kept for the next run: %s", error)
@@ -68,18 +67,10 @@ def _writable(folder: Path) -> Path:
 
 
 @functools.cache
-def cache_folder() -> Path:
-    """Where the machine code of these sources lies."""
+def kernel_folder() -> Path:
+    """Return the folder for the machine code of these sources; it need not exist yet."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     root = numba.config.CACHE_DIR
-    return (Path(root) if root else _user_cache() / "llamalite") / f"kernels-{digest.hexdigest()[:16]}"
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(root) if root else cache_folder()) / f"kernels-{digest.hexdigest()[:16]}"
