@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from llamalite import hardware, store
 from llamalite.benchmark import Plan, iter_bench
-from llamalite.gguf_check import check
+from llamalite.gguf_check import checked_header
 from llamalite.native import devices, library
 from llamalite.native.context import NativeContext
 from llamalite.native.model import NativeModel
@@ -79,7 +79,7 @@ def main() -> None:
         return
     device = options.device or gpus[0].name
     path = store.obtain(options.model)
-    n_layers = check(path).n_layer + 1  # the output matrix counts as one
+    n_layers = checked_header(path).n_layer + 1  # the output matrix counts as one
     records = measure(path, device, options.tokens, options.repetitions, [0, n_layers // 2, n_layers])
     about = {"model": path.name, "device": device, "versions": library.version(), "n_tokens": options.tokens}
     print(

@@ -69,7 +69,7 @@ def rows(verb: str, whole: float, parts: dict[str, float]) -> list[str]:
 def generating(model: Path, n_threads: int) -> list[str]:
     from llamalite.answers import Answer
     from llamalite.benchmark import bytes_a_token, memory_bandwidth
-    from llamalite.gguf_check import check
+    from llamalite.gguf_check import checked_header
     from llamalite.model import Model
     from llamalite.native.context import NativeContext
     from llamalite.native.sampler import NativeSampler
@@ -107,7 +107,7 @@ def generating(model: Path, n_threads: int) -> list[str]:
             told = f"{verb}: {n} tokens" if verb == "run" else f"{verb}: {len(answers)} answers, {n} tokens"
             found += rows(told, whole, parts)
             if verb == "run":
-                bandwidth, size = memory_bandwidth(n_threads), bytes_a_token(check(model))
+                bandwidth, size = memory_bandwidth(n_threads), bytes_a_token(checked_header(model))
                 a_token = seconds["decode"] / n
                 found.append(
                     f"| | the limit of a decode: {size / 1e6:,.0f} MB a token at {bandwidth / 1e9:.1f} GB/s | "

@@ -23,7 +23,7 @@ from llamalite import hardware, session, store
 from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError
 from llamalite.generation import Engine, Stream
-from llamalite.gguf_check import check, check_adapter
+from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.native.context import KV_TYPES, FlashAttention, NativeContext
 from llamalite.native.devices import offload
 from llamalite.native.library import version
@@ -85,12 +85,12 @@ class Model:
                 raise ValueError(f"{name} must be a whole number from 1 on, found {value!r}")
         self.path = store.resolve(path)
         n_gpu = offload(n_gpu_layers, device)
-        self._header = check(self.path)  # of all files of a split model, so that the memory for all is foreseen
+        self._header = checked_header(self.path)  # all files of a split model, so that memory for all is foreseen
         self._n_gpu = n_gpu
         adapters = lora_adapters(lora)
         for adapter in adapters:
             check_adapter(adapter.path, self._header)
-        helper = None if draft is None else check(store.resolve(draft))
+        helper = None if draft is None else checked_header(store.resolve(draft))
         n_ctx = hardware.planned_n_ctx(
             self._header,
             n_ctx,

@@ -11,7 +11,7 @@ import toy
 from gguf_bytes import STRING, UINT32, GgufBytes, Tensor
 
 from llamalite.errors import GGUFError
-from llamalite.gguf_check import check, check_adapter
+from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.model import Model
 
 
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_that_does_not_fit_is_refused(case: str, path: Path, tmp_path: Path) -> None:
-    file, model = adapter(), check(path)
+    file, model = adapter(), checked_header(path)
     edit, told = CASES[case]
     (tmp_path / "a.gguf").write_bytes(file.dump())
     assert check_adapter(tmp_path / "a.gguf", model).tensors[0].shape == (64, 2)
@@ -92,7 +92,7 @@ def test_an_adapter_that_does_not_fit_is_refused(case: str, path: Path, tmp_path
 def test_an_adapter_that_is_cut_short_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(adapter().dump()[:-8])
     with pytest.raises(GGUFError, match="lora_b ends at byte"):
-        check_adapter(tmp_path / "a.gguf", check(path))
+        check_adapter(tmp_path / "a.gguf", checked_header(path))
 
 
 def test_a_wrong_adapter_is_told_before_the_model_is_loaded(path: Path, tmp_path: Path) -> None:
@@ -124,6 +124,6 @@ def test_an_adapter_of_an_embedding_that_is_the_output_too_is_refused(path: Path
     ]
     (tmp_path / "a.gguf").write_bytes(file.dump())
     with pytest.raises(GGUFError, match=r"which is the output matrix of tied\.gguf too"):
-        check_adapter(tmp_path / "a.gguf", check(tmp_path / "tied.gguf"))
+        check_adapter(tmp_path / "a.gguf", checked_header(tmp_path / "tied.gguf"))
     with Model(path, n_threads=1, lora=tmp_path / "a.gguf") as model:
         assert model.generate("once", max_tokens=2).finish_reason in ("length", "stop")

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 from llamalite import Model, hardware
 from llamalite.errors import GGUFError
-from llamalite.gguf_check import check, read_header
+from llamalite.gguf_check import checked_header, read_header
 from llamalite.gguf_check.strings import packed_spans, packed_spans_slowly
 from llamalite.gguf_check.vocabulary import first_duplicate
 
@@ -53,7 +53,7 @@ def good(toy_path: Path) -> GgufBytes:
 
 
 def test_reads_what_the_gguf_package_reads(toy_path: Path) -> None:
-    header, reference = check(toy_path), gguf.GGUFReader(toy_path)
+    header, reference = checked_header(toy_path), gguf.GGUFReader(toy_path)
     assert [
         (t.name, t.type.ggml_type, t.shape, t.offset, t.nbytes, t.n_params) for t in header.tensors
     ] == [
@@ -68,7 +68,7 @@ def test_reads_what_the_gguf_package_reads(toy_path: Path) -> None:
 
 
 def test_says_what_kind_of_model_it_is(toy_path: Path) -> None:
-    header = check(toy_path)
+    header = checked_header(toy_path)
     assert (header.architecture, header.name, header.file_type, header.bits_per_weight) == ("llama", "toy", "F32", 32.0)
     assert (header.n_layer, header.n_embd, header.n_head, header.n_head_kv, header.n_ff) == (1, 64, 4, 2, 32)
     assert (header.n_embd_head_k, header.n_embd_head_v, header.n_ctx_train, header.chat_template) == (
@@ -252,7 +252,7 @@ def test_a_fault_is_refused_and_named(name: str, good: GgufBytes, tmp_path: Path
     path = tmp_path / "bad.gguf"
     path.write_bytes(good.dump())
     with pytest.raises(GGUFError) as refusal:
-        check(path)
+        checked_header(path)
     assert str(path) in str(refusal.value)
     assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -281,7 +281,7 @@ def test_what_llama_cpp_takes_is_let_through(name: str, good: GgufBytes, tmp_pat
     ALLOWED[name](good)
     path = tmp_path / "good.gguf"
     path.write_bytes(good.dump())
-    assert check(path).n_layer == 1
+    assert checked_header(path).n_layer == 1
 
 
 def test_another_alignment_is_followed(good: GgufBytes, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_another_alignment_is_followed(good: GgufBytes, tmp_path: Path) -> None:
     good.alignment = 256
     path = tmp_path / "aligned.gguf"
     path.write_bytes(good.dump())
-    header = check(path)
+    header = checked_header(path)
     assert header.alignment == 256
     assert all(tensor.offset % 256 == 0 for tensor in header.tensors)
 
@@ -301,7 +301,7 @@ def test_a_file_cut_anywhere_is_refused(good: GgufBytes, tmp_path: Path) -> None
     for n in [*range(64), *rng.integers(64, len(raw), 150).tolist(), len(raw) - 1]:
         path.write_bytes(raw[:n])
         with pytest.raises(GGUFError):
-            check(path)
+            checked_header(path)
 
 
 def test_a_string_longer_than_the_file(good: GgufBytes, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_string_longer_than_the_file(good: GgufBytes, tmp_path: Path) -> None:
     for length in (len(raw), 1 << 40, (1 << 64) - 1):  # in the place of the first key's length
         path.write_bytes(raw[:24] + struct.pack("<Q", length) + raw[32:])
         with pytest.raises(GGUFError, match="the name of key 0 is"):
-            check(path)
+            checked_header(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"GGML" + bytes(60), b"PK\3\4" + bytes(60), bytes(4096)])
@@ -323,16 +323,16 @@ def test_what_is_no_gguf_file_is_called_so(content: bytes, tmp_path: Path) -> No
 
 def test_what_is_no_file_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        check(tmp_path / "nothing.gguf")
+        checked_header(tmp_path / "nothing.gguf")
     with pytest.raises(GGUFError, match="is a folder"):
-        check(tmp_path)
+        checked_header(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(GGUFError, match="no regular file"):
-        check(tmp_path / "pipe.gguf")
+        checked_header(tmp_path / "pipe.gguf")
 
 
 def other_architecture(file: GgufBytes) -> GgufBytes:
@@ -347,7 +347,7 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
     other_architecture(good)
     good.tensors.append(Tensor(b"something.of.its.own", [8], 26, bytes(32)))
     path.write_bytes(good.dump())
-    assert check(path).architecture == "qwen9"
+    assert checked_header(path).architecture == "qwen9"
     for edit, expected in [
         (put("qwen9.block_count", UINT32, 1000), "qwen9.block_count is 1000, expected 1 to 512"),
         (put("qwen9.expert_count", UINT32, 4), "qwen9.expert_used_count is 0, expected 1 to 4"),
@@ -362,7 +362,7 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
         edit(bad)
         (tmp_path / "bad.gguf").write_bytes(bad.dump())
         with pytest.raises(GGUFError, match="qwen9|tokens") as refusal:
-            check(tmp_path / "bad.gguf")
+            checked_header(tmp_path / "bad.gguf")
         assert expected in str(refusal.value)
 
 
@@ -385,7 +385,7 @@ def split(file: GgufBytes, folder: Path) -> list[Path]:
 
 def test_a_split_model_is_one(good: GgufBytes, toy_path: Path, tmp_path: Path) -> None:
     paths = split(good, tmp_path)
-    whole, one = check(paths[0]), check(toy_path)
+    whole, one = checked_header(paths[0]), checked_header(toy_path)
     assert [header.path for header in whole.rest] == paths[1:]
     assert {t.name for t in whole.all_tensors} == {t.name for t in one.tensors}
     assert (whole.n_params, whole.tensor_bytes) == (one.n_params, one.tensor_bytes)
@@ -395,7 +395,7 @@ def test_a_split_model_loads_and_its_memory_is_that_of_all_its_files(
     good: GgufBytes, toy_path: Path, tmp_path: Path
 ) -> None:
     paths = split(good, tmp_path)
-    need, of_one = (hardware.memory_needed(check(path), n_ctx=256) for path in (paths[0], toy_path))
+    need, of_one = (hardware.memory_needed(checked_header(path), n_ctx=256) for path in (paths[0], toy_path))
     assert need == of_one
     with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as one:
         assert model.generate("once", max_tokens=8, temperature=0).text == one.generate(
@@ -431,14 +431,14 @@ def test_a_split_model_is_checked_as_one(
     paths = split(good, tmp_path)
     edit(paths)
     with pytest.raises(GGUFError) as refusal:
-        check(paths[0])
+        checked_header(paths[0])
     assert expected in str(refusal.value)
 
 
 def test_the_second_file_of_a_split_model_points_to_the_first(good: GgufBytes, tmp_path: Path) -> None:
     paths = split(good, tmp_path)
     with pytest.raises(GGUFError) as refusal:
-        check(paths[1])
+        checked_header(paths[1])
     assert f"not the first: open {paths[0]}" in str(refusal.value)
 
 
@@ -541,5 +541,5 @@ def test_no_file_takes_two_seconds(name: str, tmp_path: Path) -> None:
     path.write_bytes(HOSTILE[name]())
     start = time.process_time()
     with pytest.raises(GGUFError):
-        check(path)
+        checked_header(path)
     assert time.process_time() - start < 2

@@ -74,7 +74,7 @@ def open_file(path: Path) -> Checkpoint:
 
     Raises ``GGUFError`` for a damaged file, `UnsupportedArchitectureError` for a model that is no dense LLaMA.
     """
-    header = gguf_check.check(path)
+    header = gguf_check.checked_header(path)
     if header.architecture != "llama" or header.metadata.get("llama.expert_count"):
         what = (
             "a mixture of experts" if header.architecture == "llama" else f"of the architecture {header.architecture}"

@@ -22,7 +22,7 @@ from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
 
 
-def check(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
+def checked_header(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
     """Return the header of the GGUF model at `path` if llama.cpp can be trusted with it, else raise ``GGUFError``.
 
     Of a split model `path` is the first file; the others are looked for beside it, and stand in the header's `rest`.

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from llamalite.computing import DecodeThread, Users, is_left_behind
 from llamalite.errors import LlamaliteError, ModelLoadError
-from llamalite.gguf_check import Header, check, check_adapter
+from llamalite.gguf_check import Header, check_adapter, checked_header
 from llamalite.native import devices, verdict
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
 
@@ -75,7 +75,7 @@ class NativeModel:
     its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
     `progress` is called with a fraction in 0..1; raising in it stops the load. `vocab_only` leaves the weights out.
     Close the contexts of a model before the model; `close` does it for those that register themselves with `own`.
-    `header` is what `check` returned for this file, where the caller has it: it is then not checked again.
+    `header` is what `checked_header` returned for this file, where the caller has it: it is then not checked again.
     `extra_buffers` lets llama.cpp copy weights into an order made for the processor; None is what
     `llamalite.native.verdict` found to work. A type of weights that this build computes wrongly is ``ModelLoadError``.
     `thread` is where all contexts of this model decode; models that compute in turns share one, and whoever made it
@@ -106,7 +106,7 @@ class NativeModel:
         self.path = Path(path)
         if header is None or header.path != self.path:
             # llama.cpp ends the process on some files that contradict themselves.
-            header = check(self.path, vocab_only=vocab_only)
+            header = checked_header(self.path, vocab_only=vocab_only)
         self._header = header
         lib = llama()
         params = lib.llama_model_default_params()

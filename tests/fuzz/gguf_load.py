@@ -84,14 +84,14 @@ TRIES = 1000
 def child(first: int, last: int, log: Path, other: bool, unchecked: bool, admitted: bool) -> None:
     """Go through the files number `first` to `last` - 1; `admitted`: make each anew until it passes the check."""
     from llamalite.errors import GGUFError
-    from llamalite.gguf_check import check
+    from llamalite.gguf_check import checked_header
 
     path = log.with_suffix(".gguf")
 
     def passes(number: int) -> bool:
         path.write_bytes(damaged_bytes(number, other_architectures=other))
         try:
-            check(path)
+            checked_header(path)
         except GGUFError:
             return False
         return True

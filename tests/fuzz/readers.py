@@ -37,7 +37,7 @@ from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.converters.checkpoints.safetensors import read_tensors
 from llamalite.converters.vocabulary import read_vocabulary
 from llamalite.errors import LlamaliteError
-from llamalite.gguf_check import check
+from llamalite.gguf_check import checked_header
 from llamalite.templates import ChatTemplate
 
 Reader = Callable[[bytes, Path], None]
@@ -73,7 +73,7 @@ class Target:
 def _gguf(content: bytes, folder: Path) -> None:
     path = folder / "model.gguf"
     path.write_bytes(content)
-    check(path)
+    checked_header(path)
 
 
 def _tensors(name: str, reader: Callable[[SourceFile], Any]) -> Reader:
