@@ -122,7 +122,7 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path: Path, name:
     os.mkfifo(folder / name)
     assert_refused(folder, f"{name} is no regular file")
     os.mkfifo(tmp_path / "model.gguf")
-    with pytest.raises(CheckpointError, match="is no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         convert(tmp_path / "model.gguf", tmp_path / "out.gguf")
     with pytest.raises(GGUFError, match="is a device"):
         Importance.load(tmp_path / "model.gguf")

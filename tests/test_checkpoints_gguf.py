@@ -163,5 +163,5 @@ def test_a_damaged_file_is_refused_before_anything_is_written(folder: Path, tmp_
 
 def test_a_file_that_is_no_gguf_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(struct.pack("<4sI", b"GGML", 3))
-    with pytest.raises(CheckpointError, match="is no GGUF file: pass one, or the folder"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file: pass one, or the folder"):
         open_checkpoint(tmp_path / "model.gguf")

@@ -76,7 +76,7 @@ def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
     refused(tmp_path, r"neither config.json nor params.json \(found nothing\)")
     (tmp_path / "notes.txt").touch()
     refused(tmp_path, r"found notes.txt")
-    refused(tmp_path / "notes.txt", "is no GGUF file: pass one, or the folder")
+    refused(tmp_path / "notes.txt", "is not a GGUF file: pass one, or the folder")
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, r"no model\*.safetensors and no pytorch_model\*.bin \(found config.json, notes.txt\)")
 

@@ -44,4 +44,6 @@ def open_checkpoint(source: Path) -> Checkpoint:
             f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
             "Hugging Face model, or of one of Meta's"
         )
-    raise CheckpointError(f"{source} is no GGUF file: pass one, or the folder that holds config.json and the weights")
+    raise CheckpointError(
+        f"{source} is not a GGUF file: pass one, or the folder that holds config.json and the weights"
+    )

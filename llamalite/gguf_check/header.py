@@ -91,7 +91,7 @@ class Metadata(Mapping[str, Any]):
         return self._entries[key].n if key in self._entries else 0
 
     def strings(self, key: str) -> tuple[bytes, Spans]:
-        """Return the header's bytes, and start and end in them of each string of the array under `key`: int64 [n, 2]."""
+        """Return the header's bytes, and in them the start and end of each string of `key`'s array: int64 [n, 2]."""
         spans = self._entries[key].spans
         if spans is None:
             raise ValueError(f"{key} is not an array of strings")
@@ -136,7 +136,7 @@ class Header:
         """``general.architecture``, such as ``"llama"``."""
         value = self.metadata.get("general.architecture")
         if not isinstance(value, str) or not value:
-            raise GGUFError(f"{self.path}: key general.architecture is missing or no string; {DAMAGED}")
+            raise GGUFError(f"{self.path}: key general.architecture is missing or not a string; {DAMAGED}")
         return value
 
     @property
