@@ -143,7 +143,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "key without a name": (put("", UINT8, 0), "the name of key"),
     "key of bytes": (lambda f: f.keys.append(Key(b"\xff\xfe", UINT8, 0)), "is not valid UTF-8: b'\\xff\\xfe'"),
     "key with NUL": (lambda f: f.keys.append(Key(b"a\0b", UINT8, 0)), "expected a name of printable characters"),
-    "key with an escape": (lambda f: f.keys.append(Key(b"\x1b[2J\n", UINT8, 0)), "is b'\\x1b[2J\\n', expected a name of"),
+    "key with an escape": (lambda f: f.keys.append(Key(b"\x1b[2J\n", UINT8, 0)), "is b'\\x1b[2J\\n', expected a name"),
     "key of unknown type": (put("x", 13, b""), "key x is of type 13, expected 0 to 12"),
     "array of arrays": (put("x", ARRAY, Array(ARRAY, [])), "key x is an array of type 9"),
     "array of nothing known": (put("x", ARRAY, Array(99, [])), "key x is an array of type 99"),
