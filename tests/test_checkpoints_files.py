@@ -120,7 +120,7 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path: Path, name:
         (folder / "pytorch_model.bin.index.json").unlink()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    assert_refused(folder, f"{name} is no regular file")
+    assert_refused(folder, f"{name} is not a regular file")
     os.mkfifo(tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match="is not a GGUF file"):
         convert(tmp_path / "model.gguf", tmp_path / "out.gguf")

@@ -162,7 +162,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     _, meta = write_pair(tmp_path, "13B")
     save_torch(meta / "consolidated.01.pth", {"norm.weight": random_weights((256,))})
-    with pytest.raises(CheckpointError, match=r"in one of consolidated\.00\.pth and \.01\.pth only"):
+    with pytest.raises(CheckpointError, match=r"in only one of consolidated\.00\.pth and \.01\.pth"):
         open_checkpoint(meta)
 
 
@@ -197,7 +197,7 @@ def test_shards_of_other_sizes_are_refused(tmp_path: Path) -> None:
 def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     _, meta = write_pair(tmp_path, "7B")
     save_torch(meta / "consolidated.00.pth", {name: random_weights((2, 2))})
-    with pytest.raises(UnsupportedArchitectureError, match=f"holds {name}, which is no tensor of a LLaMA text model"):
+    with pytest.raises(UnsupportedArchitectureError, match=f"holds {name}, which is not a tensor of a LLaMA text model"):
         open_checkpoint(meta)
 
 
@@ -210,7 +210,7 @@ def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) 
         ({"norm_eps": -1}, "norm_eps is -1, expected a positive number"),
         ({"ffn_dim_multiplier": "1.3"}, "ffn_dim_multiplier is '1.3'"),
         ({"moe": {"num_experts": 8}}, "mixture of experts"),
-        ({"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}, "quantized already"),
+        ({"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}, "already quantized"),
     ],
 )
 def test_params_that_make_no_sense_are_named(tmp_path: Path, params: dict[str, Any], message: str) -> None:

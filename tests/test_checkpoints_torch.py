@@ -178,18 +178,18 @@ DAMAGED = {
     "strides beyond it": ({"w": tensor(FLOATS, (2, 2), (3, 1))}, "ends at element 5"),
     "one element for all": ({"w": tensor(FLOATS, (1 << 40,), (0,))}, r"strides \[0\], a layout that is not read"),
     "a vector with gaps": ({"w": tensor(FLOATS, (2,), (2,))}, r"strides \[2\], a layout that is not read"),
-    "a negative size": ({"w": tensor(FLOATS, (-1,), (1,))}, "sizes are no tuple of counts"),
-    "a negative stride": ({"w": tensor(FLOATS, (2,), (-1,))}, "sizes are no tuple of counts"),
+    "a negative size": ({"w": tensor(FLOATS, (-1,), (1,))}, "sizes are not a tuple of counts"),
+    "a negative stride": ({"w": tensor(FLOATS, (2,), (-1,))}, "sizes are not a tuple of counts"),
     "a negative offset": ({"w": tensor(FLOATS, (1,), offset=-1)}, "without storage or offset"),
     "fewer strides than sizes": ({"w": tensor(FLOATS, (2, 2), (1,))}, "2 sizes and 1 strides"),
-    "nine dimensions": ({"w": tensor(FLOATS, (1,) * 9)}, "sizes are no tuple of counts"),
+    "nine dimensions": ({"w": tensor(FLOATS, (1,) * 9)}, "sizes are not a tuple of counts"),
     "too few arguments": ({"w": Call(REBUILD, (FLOATS,))}, "a tensor of 1 arguments"),
     "no storage": ({"w": Call(REBUILD, (None, 0, (1,), (1,)))}, "without storage or offset"),
     "a storage that is not there": ({"w": tensor(storage("7", "F32", 4), (4,))}, "'7' has nothing, expected 16 bytes"),
     "a storage of another length": ({"w": tensor(storage("0", "F64", 4), (4,))}, "'0' has 16 bytes, expected 32 bytes"),
     "two lengths of one storage": (
         {"v": tensor(storage("0", "F64", 9), (4,)), "w": tensor(FLOATS, (4,))}, "'0' is F64 of 9 .* and F32 of 4"),
-    "a parameter of nothing": (Call(Global("torch._utils", "_rebuild_parameter"), (None,)), "no tensor"),
+    "a parameter of nothing": (Call(Global("torch._utils", "_rebuild_parameter"), (None,)), "not a tensor"),
     "an empty stack": (b"\x93", "empty stack"),
     "a missing mark": (b"t", "a mark"),
     "a memo that was not set": (b"h\x07", "entry 7 of its memo"),
@@ -220,7 +220,7 @@ def test_an_endless_pickle_is_stopped(tmp_path: Path) -> None:
 
 def test_a_pickle_of_unreasonable_size_is_not_read(tmp_path: Path) -> None:
     path = save_archive(tmp_path / "m.bin", bytes(torch_pickle.MAX_PICKLE_BYTES), {})
-    with pytest.raises(CheckpointError, match="a data.pkl of"):
+    with pytest.raises(CheckpointError, match="data.pkl has"):
         read(path)
 
 

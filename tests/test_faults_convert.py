@@ -289,7 +289,7 @@ def test_a_type_that_no_weight_can_have_is_refused_before_ggml_aborts(source: Pa
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(source: Path, made: Path) -> None:
     (source / "config.json").unlink()
     os.mkfifo(source / "config.json")
-    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "no regular file")
+    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "not a regular file")
 
 
 def test_a_context_that_no_file_may_claim_is_refused_before_it_is_written(source: Path, made: Path) -> None:
