@@ -197,7 +197,9 @@ def test_shards_of_other_sizes_are_refused(tmp_path: Path) -> None:
 def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     _, meta = write_pair(tmp_path, "7B")
     save_torch(meta / "consolidated.00.pth", {name: random_weights((2, 2))})
-    with pytest.raises(UnsupportedArchitectureError, match=f"holds {name}, which is not a tensor of a LLaMA text model"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=f"holds {name}, which is not a tensor of a LLaMA text model"
+    ):
         open_checkpoint(meta)
 
 

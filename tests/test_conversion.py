@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "rope scaling without a factor": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "linear"}),
-        "factor is missing, expected a number from 1 on in the range of float32",
+        "factor is missing, expected a number of at least 1 in the range of float32",
     ),
     "yarn numbers that are texts": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "yarn", "factor": 2.0, "beta_fast": "32"}),
@@ -109,11 +109,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "gate_proj.weight has shape [512, 256], config.json implies [640, 256]",
     ),
     "a layer is missing": (lambda folder: _edit_config(folder, num_hidden_layers=3), "model.layers.2.input_layernorm"),
-    "a layer too many": (lambda folder: _edit_config(folder, num_hidden_layers=1), "is no tensor of a LLaMA model"),
+    "a layer too many": (lambda folder: _edit_config(folder, num_hidden_layers=1), "is not a tensor of a LLaMA model"),
     "a missing shard": (_lose_a_shard, "lacks model-00002-of-00002.safetensors of 2 shards"),
     "a truncated shard": (_truncate, "by its header: download it again"),
     "a truncated header": (_cut_into_the_header, "truncated, or not a safetensors file"),
-    "an unknown tensor": (_add_an_unknown_tensor, "model.vision.weight is no tensor of a LLaMA model"),
+    "an unknown tensor": (_add_an_unknown_tensor, "model.vision.weight is not a tensor of a LLaMA model"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer"),
 }
 
@@ -411,7 +411,7 @@ def test_a_second_conversion_to_the_same_file_is_told(
 
     convert(checkpoint, out, progress=again)
     assert refused
-    assert "is left from a conversion that was stopped" not in caplog.text
+    assert "is left over from a conversion that was stopped" not in caplog.text
     assert out.exists()
 
 
@@ -486,7 +486,7 @@ def test_what_is_no_plain_file_is_neither_replaced_nor_written_through(checkpoin
     (tmp_path / "a.gguf.part").symlink_to(precious)
     os.mkfifo(tmp_path / "b.gguf.part")
     for name in ("a.gguf", "b.gguf"):
-        with pytest.raises(FileExistsError, match="is in the way and is no plain file"):
+        with pytest.raises(FileExistsError, match="is in the way and is not a plain file"):
             convert(checkpoint, tmp_path / name)
     assert precious.read_text() == "precious"
 

@@ -80,7 +80,7 @@ def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, m
     monkeypatch.setattr(Path, "unlink", unlink)
     report = convert(source, made / "toy.gguf", qtype="Q8_0", split_max_bytes=10**9, force=True)
     assert report.warnings == (
-        f"{stays} belongs to the model that is replaced, but cannot be removed: Permission denied",
+        f"{stays} belongs to the replaced model, but cannot be removed: Permission denied",
     )
     assert sorted(path.name for path in made.iterdir()) == [stays.name, "toy.gguf"]
 
@@ -151,7 +151,7 @@ def test_what_is_only_called_like_a_shard_is_never_removed(
     write(made / "toy-00001-of-00099.gguf", whole)
     before = snapshot(made)
     with pytest.raises(
-        FileExistsError, match="toy-00001-of-00099.gguf is called as a shard of .*toy.gguf, and is none"
+        FileExistsError, match="toy-00001-of-00099.gguf is named like a shard of .*toy.gguf, but its keys"
     ):
         split(source, made / "toy.gguf", FEW, force=True)
     assert snapshot(made) == before

@@ -270,7 +270,7 @@ def test_a_part_that_a_killed_one_left_is_named_and_replaced(source: Path, made:
     (made / "out.gguf.part").write_bytes(b"half")
     done = command(["convert", source, "-o", out])
     assert done.returncode == 0, done.stderr
-    assert f"{out}.part is left from a conversion that was stopped; it is replaced" in done.stderr
+    assert f"{out}.part is left over from a conversion that was stopped; it is replaced" in done.stderr
     assert snapshot(made).keys() == {"precious", "out.gguf"}
 
 
