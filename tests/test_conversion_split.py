@@ -79,9 +79,7 @@ def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, m
 
     monkeypatch.setattr(Path, "unlink", unlink)
     report = convert(source, made / "toy.gguf", qtype="Q8_0", split_max_bytes=10**9, force=True)
-    assert report.warnings == (
-        f"{stays} belongs to the replaced model, but cannot be removed: Permission denied",
-    )
+    assert report.warnings == (f"{stays} belongs to the replaced model, but cannot be removed: Permission denied",)
     assert sorted(path.name for path in made.iterdir()) == [stays.name, "toy.gguf"]
 
 

@@ -126,7 +126,7 @@ def test_a_model_without_dummy_prefix_gets_no_space_before_a_text(tmp_path: Path
 
 def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x80 not a model")
-    with pytest.raises(VocabularyError, match=r"tokenizer\.model is no SentencePiece model"):
+    with pytest.raises(VocabularyError, match=r"tokenizer\.model is not a SentencePiece model"):
         read_vocabulary(tmp_path, {"vocab_size": 10})
 
 
@@ -286,7 +286,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t["added_tokens"][0].update(id=7), "token 7 is '.' in the vocabulary and '<|begin_of_text|>' among"),
         (lambda t: t["added_tokens"][0].update(content=None), "has no text 'content'"),
         (lambda t: t["added_tokens"][0].update(content="\ud83d"), r"is '\\ud83d', which is not valid Unicode"),
-        (lambda t: t["added_tokens"][0].update(content="a\0b"), r"token 656 is b'a\\x00b', and llama.cpp would cut it"),
+        (lambda t: t["added_tokens"][0].update(content="a\0b"), r"token 656 is b'a\\x00b', which llama.cpp would cut"),
         (lambda t: t.update(added_tokens={"a": 1}), "are not a list of objects"),
         (lambda t: t["post_processor"].update(processors=3), "'post_processor' is not a list of steps"),
         (lambda t: t["post_processor"]["processors"][1].update(pair=True), "'pair' is True, expected a list"),

@@ -114,7 +114,7 @@ def test_the_probe_proves_what_was_made_of_the_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"IQ== 0\nIQ== 1\n", r"line 2 has the token b'!' of line 1 again"),
+        (b"IQ== 0\nIQ== 1\n", r"line 2 repeats the token b'!' of line 1"),
         (b"IQ== 0\nIg== 7\n", r"line 2 is b'Ig== 7', expected a token in base64 and the rank 1"),
         (b"IQ== 0\n", r"lacks 255 of the 256 single bytes, the first is 0x00"),
         (b"IQ== 0\nI*== 1\n", r"line 2 is b'I\*== 1'"),
