@@ -351,10 +351,10 @@ def test_blocks_are_read_as_gguf_py_reads_them(name: str) -> None:
 def test_few_weights_are_left_to_ggml_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     q8_0 = TENSOR_TYPES["Q8_0"]
-    shelf = fast.Shelf()
-    assert shelf.get(q8_0, 1000) is None
-    shelf.expect(1 << 40)
-    assert shelf.get(q8_0, 1000) is not None
+    cache = fast.KernelCache()
+    assert cache.get(q8_0, 1000) is None
+    cache.expect(1 << 40)
+    assert cache.get(q8_0, 1000) is not None
 
 
 @needs_numba
@@ -362,22 +362,22 @@ def test_while_one_thread_loads_a_kernel_another_goes_on_with_ggml(monkeypatch: 
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     entered, leave = threading.Event(), threading.Event()
 
-    class Slow(fast.Shelf):
+    class Slow(fast.KernelCache):
         def make(self, tensor_type: TensorType, mode: str) -> fast.Kernel | None:
             entered.set()
             assert leave.wait(60)
             return super().make(tensor_type, mode)
 
-    shelf = Slow()
-    shelf.expect(1 << 40)
+    cache = Slow()
+    cache.expect(1 << 40)
     first: list[fast.Kernel | None] = []
-    thread = threading.Thread(target=lambda: first.append(shelf.get(TENSOR_TYPES["Q8_0"], 1)))
+    thread = threading.Thread(target=lambda: first.append(cache.get(TENSOR_TYPES["Q8_0"], 1)))
     thread.start()
     assert entered.wait(60)
-    assert shelf.get(TENSOR_TYPES["Q8_0"], 1) is None
+    assert cache.get(TENSOR_TYPES["Q8_0"], 1) is None
     leave.set()
     thread.join()
-    assert first == [shelf.get(TENSOR_TYPES["Q8_0"], 1)]
+    assert first == [cache.get(TENSOR_TYPES["Q8_0"], 1)]
 
 
 def test_an_empty_choice_of_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +435,7 @@ def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:
         "for name in ('Q8_0', 'Q4_0'): print(kernels.quantize(TENSOR_TYPES[name], np.ones((1, 32), np.float32)).any())"
     )
     first, *rest = run_python(code, LLAMALITE_KERNELS="auto").splitlines()
-    assert first.startswith("Numba is installed but does not work, so that ggml's kernels are used: ")
+    assert first.startswith("Numba is installed but does not work, so ggml's kernels are used: ")
     assert rest == ["True", "True"]
 
 

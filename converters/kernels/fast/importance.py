@@ -1,4 +1,4 @@
-"""An importance matrix's row, turned into the weights of the squares that a search adds up."""
+"""From a row of an importance matrix to the weights of a search's squared errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llamalite.converters.kernels.fast.vectors import LANES
 
 @v.inlined
 def importance_batch(importance: Any, first: Any, batch: Any) -> None:
-    """Write to `batch` the importance of each weight of the blocks from ``first`` on: a row's, over and over."""
+    """Write the importance of the blocks from `first` on to `batch`; the row of importances repeats."""
     source = v.floats_at(importance.ctypes.data)
     blocks_per_row = len(importance) // 256
     for block in range(LANES):
@@ -24,7 +24,7 @@ def importance_batch(importance: Any, first: Any, batch: Any) -> None:
 
 @v.inlined
 def weigh(how: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
-    """Write importance · √(sigma2 + x²) to `weights`, all [n, LANES], and return its sum over n."""
+    """Write importance · √(sigma2 + x²) to `weights` (all are [n, LANES]), and return the sum over n."""
     total = v.splat(0.0, LANES)
     for i in range(n):
         value = v.load(x, i * LANES, LANES)
@@ -36,7 +36,7 @@ def weigh(how: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any)
 
 @v.inlined
 def sum_of_squares(how: Any, batch: Any, n: Any, x: Any) -> Any:
-    """The sum of the squares of each block of a batch, added up in order; `x` is room for a tile of `n`."""
+    """Return the sum of squares of each block of a batch, added in order; `x` is scratch memory for a tile of `n`."""
     squares = v.splat(0.0, LANES)
     for start in range(0, 256, n):
         turn(batch, start, n, x)

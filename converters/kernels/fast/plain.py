@@ -1,8 +1,8 @@
 """Q8_0 and Q4_0, blocks of 32 weights with one scale, found without a search; F32 and F16.
 
 One weight is d · l, or d · (l − 8). Bytes of a block: d (a 16-bit float), then 32 bytes, or 16 whose low halves are the
-first 16 weights. The rules are those of ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` (ggml-quants.c). What
-takes time here is memory, not arithmetic: the weights are widened in registers.
+first 16 weights. The rules are those of ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` (ggml-quants.c). Memory
+is the bottleneck here, not arithmetic, so that weights are widened in registers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALMOST_HALF = 0.5 - 2.0**-25  # the largest float32 below a half
 
 @v.inlined
 def _pack_scales(d: Any, inverses: Any, header: Any) -> None:
-    """Write the two bytes of each d to `header`, and 1/d to `inverses` (0 where d is 0)."""
+    """Write each d as two bytes to `header`, and 1/d to `inverses` (0 if d is 0)."""
     store_words(header, 0, halves(d))
     v.store(inverses, 0, v.select(d != 0.0, v.splat(1.0, LANES) / d, 0.0))
 
@@ -54,7 +54,7 @@ def quantize_q8_0(_how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) ->
         _pack_scales(v.load(values, 0, LANES) / 127.0, values, header)
         for block in range(count):
             value = load_weights(source, kind, (first + block) * 32) * v.splat(values[block], 32)
-            # To nearest, halves away from zero (roundf).
+            # Round to nearest, halves away from zero (roundf).
             half = v.floats_of_bits(
                 (v.bits_of_floats(value) & -0x80000000) | v.bits_of_floats(v.splat(ALMOST_HALF, 32))
             )
@@ -74,7 +74,7 @@ def quantize_q4_0(how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> 
         for block in range(count):
             weights = load_weights(source, kind, (first + block) * 32)
             largest = v.largest_lane(v.absolute(weights))
-            # The first weight of that size says with which sign.
+            # The sign is that of the first weight of this magnitude.
             places = v.bits(v.absolute(weights) == v.splat(largest, 32))
             negative = v.bits(weights < 0.0) & places & -places
             values[block] = -largest if negative else largest
@@ -82,7 +82,7 @@ def quantize_q4_0(how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> 
         for block in range(count):
             value = load_weights(source, kind, (first + block) * 32)
             level = v.low_bytes(v.truncate(mul_add(how, ACROSS, value, v.splat(values[block], 32), 8.5)))
-            level = v.select(level < 15, level, 15)  # bytes are compared as signed ones
+            level = v.select(level < 15, level, 15)  # bytes are compared as signed
             base = (first + block) * 18
             blocks[base] = header[block]
             blocks[base + 1] = header[LANES + block]

@@ -1,7 +1,7 @@
-"""Q2_K: blocks of 16 sub-blocks of 16 weights, a 4-bit scale and a 4-bit minimum to each sub-block.
+"""Q2_K: blocks of 16 sub-blocks of 16 weights, with a 4-bit scale and a 4-bit minimum for each sub-block.
 
-One weight is d · scale · l − dmin · minimum. Bytes of a block: 16 with scales (low) and minima (high), 64 with four
-weights each, d and dmin (16-bit floats). The rules are those of ``quantize_row_q2_K_ref`` and, with importance,
+One weight is d · scale · l − dmin · minimum. Bytes of a block: 16 of scales (low bits) and minima (high bits), 64 with
+four weights each, d and dmin (16-bit floats). The rules are those of ``quantize_row_q2_K_ref`` and, with importance,
 ``quantize_row_q2_K_impl`` (ggml-quants.c).
 """
 
@@ -39,7 +39,7 @@ def _pack_scales(d: Any, m: Any, scales: Any, minima: Any, header: Any) -> None:
 def quantize(
     how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
     batch, importances, x, weights, rounded, found = divide(room, 16)
     sums = v.from_index(found, _FOUND)
     scales = v.from_index(sums, _SUBS)

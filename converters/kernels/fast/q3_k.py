@@ -1,4 +1,4 @@
-"""Q3_K: blocks of 16 sub-blocks of 16 weights, a 6-bit scale to each sub-block.
+"""Q3_K: blocks of 16 sub-blocks of 16 weights, with a 6-bit scale for each sub-block.
 
 One weight is d · (scale − 32) · (l − 4). Bytes of a block: 32 with the third bits of l, 64 with the low two, 12 of
 scales, and d (a 16-bit float). The rules are those of ``quantize_row_q3_K_ref`` and, with importance,
@@ -31,7 +31,7 @@ _LEVELS = LANES * 256
 
 @v.inlined
 def _round_scales(how: Any, scales: Any, rounded: Any) -> Any:
-    """Write each scale as a part of the largest, 0…63 for −32…31, to `rounded`, as floats; return the factor."""
+    """Write each scale relative to the largest, as 0…63 for −32…31, to `rounded`, as floats; return the factor."""
     largest = largest_of(scales, 16)
     none = largest == 0.0
     inverse = v.splat(-32.0, LANES) / largest
@@ -45,7 +45,7 @@ def _round_scales(how: Any, scales: Any, rounded: Any) -> Any:
 
 @v.inlined
 def _search_scales(how: Any, scales: Any, sums: Any, products: Any, candidates: Any, rounded: Any) -> Any:
-    """The same, by a search for the best factor: the scales of the weights are themselves quantized as weights are."""
+    """As `_round_scales`, but with a search for the best factor: scales are quantized like weights."""
     factor, inverse = search_symmetric(how, scales, sums, products, 16, 32, candidates)
     empty = v.absolute(largest_of(scales, 16)) < EPSILON
     for j in range(16):
@@ -74,7 +74,7 @@ def _pack_scales(d: Any, rounded: Any, header: Any, scales: Any) -> None:
 
 @v.inlined
 def _keep_levels(values: Any, low: Any, sizes: Any, j: Any, levels: Any) -> None:
-    """Write a sub-block's levels as bytes, counted from `low`, to `levels`; 0 where all values are zero."""
+    """Write a sub-block's levels minus `low` as bytes to `levels`; 0 if all values are zero."""
     empty = sizes < EPSILON
     for i in range(16):
         level = v.load(values, i * LANES, LANES) - low
@@ -92,7 +92,7 @@ def quantize(
     scale_candidates: Any,
     out: Any,
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
     batch, importances, x, weights, rounded, sums = divide(room, 16)
     scales = v.from_index(sums, _SUBS)
     scale_levels = v.from_index(scales, _SUBS)

@@ -1,4 +1,4 @@
-"""Q4_K and Q5_K: blocks of 8 sub-blocks of 32 weights, a 6-bit scale and a 6-bit minimum to each sub-block.
+"""Q4_K and Q5_K: blocks of 8 sub-blocks of 32 weights, with a 6-bit scale and a 6-bit minimum for each sub-block.
 
 One weight is d · scale · l − dmin · minimum. Bytes of a block: d and dmin (16-bit floats), 12 of scales and minima, for
 Q5_K 32 with the fifth bits, and 128 with the low four bits. The rules are those of ``quantize_row_q4_K_ref``,
@@ -39,7 +39,7 @@ def _plain_weights(how: Any, x: Any, weights: Any) -> None:
 def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: Any) -> None:
     """Write the first 16 bytes of each block to `header` [16, LANES].
 
-    `scales` and `minima` become d·scale and dmin·minimum. An integer above `limit` is lowered to it.
+    `scales` and `minima` become d·scale and dmin·minimum. Integers are capped at `limit`.
     """
     d_word, m_word = halves(d), halves(m)
     store_words(header, 0, d_word)
@@ -57,7 +57,7 @@ def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: A
         v.store(header, 4 * LANES + low, v.low_bytes(a))
         v.store(header, 8 * LANES + low, v.low_bytes(b))
         v.store(header, 12 * LANES + low, v.low_bytes(c))
-        # As they are read back (get_scale_min_k4).
+        # The values that a reader gets (get_scale_min_k4).
         v.store(scales, low, d * v.floats(a & 63))
         v.store(minima, low, m * v.floats(b & 63))
         v.store(scales, high, d * v.floats((c & 15) | (((a >> 6) & 3) << 4)))
@@ -66,7 +66,7 @@ def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: A
 
 @v.inlined
 def _round(how: Any, batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
-    """32 weights as integers in 0…nmax: for the scale as it is stored; where that is 0, as the search had them."""
+    """Return 32 weights as integers in 0…nmax, by the stored scale; if that is 0, by the search's own scale."""
     value = v.load(batch, at, 32)
     if d != 0.0:
         value = nearest((value + v.splat(m, 32)) / v.splat(d, 32), MAGIC, MAGIC + nmax)
@@ -80,7 +80,7 @@ def quantize(
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31.
 
-    `room` is ROOM_BYTES for what lies between.
+    `room` is ROOM_BYTES of scratch memory.
     """
     batch, importances, x, weights, levels, found = divide(room, 32)
     sums = v.from_index(found, _FOUND)

@@ -1,4 +1,4 @@
-"""Q6_K: blocks of 16 sub-blocks of 16 weights, an 8-bit scale to each sub-block.
+"""Q6_K: blocks of 16 sub-blocks of 16 weights, with an 8-bit scale for each sub-block.
 
 One weight is d · scale · (l − 32). Bytes of a block: 128 with the low four bits of l, 64 with the high two, 16 scales,
 and d (a 16-bit float). The rules are those of ``quantize_row_q6_K_ref`` and, with importance,
@@ -51,7 +51,7 @@ def _pack_scales(how: Any, scales: Any, sizes: Any, header: Any) -> None:
 def quantize(
     how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES for what lies between."""
+    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
     batch, importances, x, weights, products, scales = divide(room, 16)
     inverses = v.from_index(scales, _SUBS)
     sizes = v.from_index(inverses, _SUBS)

@@ -1,10 +1,9 @@
-"""The search for a scale and a minimum, of many sub-blocks at once: what Q2_K, Q4_K and Q5_K have in common.
+"""The search for a scale and a minimum, shared by Q2_K, Q4_K and Q5_K, for many sub-blocks at once.
 
-Input and output, for one sub-block of weights x: a scale s and a minimum m ≥ 0 such that s·l − m, with l in 0…nmax, is
-near to x, by weighted squares. ggml tries some twenty or forty candidates of an inverse scale, rounds the weights with
-it, and fits s and m to the rounded weights by least squares (``make_qkx2_quants`` and ``make_qkx3_quants``,
-ggml-quants.c). Sub-blocks do not depend on one another: each lane holds one, and each lane does what the C
-code does, in its order.
+For a sub-block of weights x it finds a scale s and a minimum m ≥ 0 such that s·l − m, with l in 0…nmax, is close to x
+by weighted squares. ggml tries twenty or forty candidates of an inverse scale, rounds the weights with it, and fits s
+and m to the rounded weights by least squares (``make_qkx2_quants`` and ``make_qkx3_quants``, ggml-quants.c). Sub-blocks
+are independent of each other: each lane has one, and does what the C code does, in the same order.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def search_range(
 ) -> None:
     """Find scale and minimum of LANES sub-blocks of `n` weights; `x`, `weights` and `levels` are float32 [n, LANES].
 
-    `candidates` are the numerators of the inverse scales to try. `found` is float32 [4, LANES], its rows `step` apart:
-    scale, minimum, and the inverse scale and lower end with which the weights were rounded best. `levels` is only room.
-    `by_magnitude` compares absolute instead of squared differences.
+    `candidates` are the numerators of the inverse scales to try. The result, `found`, is float32 [4, LANES] with rows
+    `step` apart: scale, minimum, and the inverse scale and lower end that rounded the weights best. `levels` is scratch
+    memory. `by_magnitude` compares absolute instead of squared differences.
     """
     zero = MAGIC
     top = MAGIC + nmax

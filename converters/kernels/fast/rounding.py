@@ -1,4 +1,4 @@
-"""Rounding in SIMD lanes as ggml does it: floats to integers of few bits, and to 16-bit floats and back."""
+"""Rounding as in ggml, in SIMD lanes: from floats to small integers, and to 16-bit floats and back."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from llamalite.converters.kernels.fast import vectors as v
 from llamalite.converters.kernels.fast.contractions import ACROSS
 from llamalite.converters.kernels.fast.fused import mul_add
 
-MAGIC = 12582912.0  # 1.5 * 2**23: a float of that size has no fraction bits, and its low byte counts up by one
+MAGIC = 12582912.0  # 1.5 * 2**23: a float of that size has no fraction bits, and its low byte counts in ones
 
 
 @v.inlined
 def nearest(values: Any, low: Any, high: Any) -> Any:
     """f32 `values` rounded to nearest even and clamped, plus MAGIC; `low` and `high` are MAGIC plus a bound.
 
-    This is ``MAX(low, MIN(high, nearest_int(x)))`` of ggml-quants.c for every x: NaN, infinities and what is too large
+    This is ``MAX(low, MIN(high, nearest_int(x)))`` of ggml-quants.c for every x: NaN, infinities and values too large
     for nearest_int wrap around as they do there. The low byte of the result's bits is that of the integer.
     """
     return _clamped(values + MAGIC, low, high)
@@ -23,7 +23,7 @@ def nearest(values: Any, low: Any, high: Any) -> Any:
 
 @v.inlined
 def nearest_product(how: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
-    """The same for x = a · b."""
+    """As `nearest`, for a · b."""
     return _clamped(mul_add(how, ACROSS, a, b, MAGIC), low, high)
 
 
@@ -42,7 +42,7 @@ def nearest_int(values: Any) -> Any:
 
 @v.inlined
 def nearest_int_product(how: Any, a: Any, b: Any) -> Any:
-    """The same for a · b."""
+    """As `nearest_int`, for a · b."""
     return (v.bits_of_floats(mul_add(how, ACROSS, a, b, MAGIC)) & 0x007FFFFF) - 0x00400000
 
 

@@ -1,7 +1,7 @@
-"""The scales of a block's sub-blocks, rounded to a few bits each: one block in each SIMD lane.
+"""Rounds the scales of a block's sub-blocks to a few bits each, one block in each SIMD lane.
 
-Input: the float32 scales (or minima) that a search found, [n, LANES]; output: a factor of the block and, for each
-sub-block, an integer in 0…nmax, so that factor · integer is near to the scale.
+Input: the float32 scales (or minima) that a search found, [n, LANES]. Output: a factor for the block, and for each
+sub-block an integer in 0…nmax such that factor · integer is close to the scale.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.rounding import nearest_int, nearest_int_product
 from llamalite.converters.kernels.fast.vectors import LANES
 
-EPSILON = 1e-15  # GROUP_MAX_EPS: a group whose largest value lies below is all zero
+EPSILON = 1e-15  # GROUP_MAX_EPS: a group with no larger value counts as all zeros
 
 
 @v.inlined
 def round_scales(how: Any, values: Any, n: Any, nmax: Any, rounded: Any) -> Any:
-    """Write to `rounded` each scale as a part of the largest one, in 0…nmax, and return largest / nmax.
+    """Write each scale relative to the largest, as 0…nmax, to `rounded`, and return largest / nmax.
 
     The plain rule of ``quantize_row_q4_K_ref`` and its siblings (ggml-quants.c); integers are written as floats.
     """
@@ -76,7 +76,7 @@ def fit_scales(how: Any, values: Any, weights: Any, n: Any, nmax: Any, rounded: 
         sum_lx = mul_add(how, FITTED, w * value, level, sum_lx)
         sum_l2 = mul_add(how, FITTED, w * level, level, sum_l2)
     for _ in range(5):
-        # One integer after the other moves to where the others would have it. A lane in which none moved has ended.
+        # Each integer in turn moves to its optimum given the others. A lane in which none moved has ended.
         moved = best < best
         for i in range(n):
             value = v.load(values, i * LANES, LANES)

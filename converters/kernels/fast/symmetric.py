@@ -1,7 +1,7 @@
-"""The search for a scale without a minimum, of many sub-blocks at once: what Q3_K and Q6_K have in common.
+"""The search for a scale without a minimum, shared by Q3_K and Q6_K, for many sub-blocks at once.
 
-Input and output, for one sub-block of weights x: a scale s such that s·l, with l in −nmax…nmax − 1, is near to x, by
-weighted squares. Each lane holds one sub-block and does what the C code does, in its order.
+For a sub-block of weights x it finds a scale s such that s·l, with l in −nmax…nmax − 1, is close to x by weighted
+squares. Each lane has one sub-block, and does what the C code does, in the same order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llamalite.converters.kernels.fast.vectors import LANES
 
 @v.inlined
 def largest_of(x: Any, n: Any) -> Any:
-    """The first of the n values of each lane whose magnitude no other exceeds."""
+    """Return each lane's value of largest magnitude, the first one if there are several."""
     magnitude = v.splat(0.0, LANES)
     largest = v.splat(0.0, LANES)
     for i in range(n):
@@ -31,10 +31,10 @@ def largest_of(x: Any, n: Any) -> Any:
 
 @v.inlined
 def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
-    """Find the scale of LANES sub-blocks of `n` values; `x`, `weights` and `products` (room) are float32 [n, LANES].
+    """Return the scale of LANES sub-blocks of `n` values, and the inverse scale that rounded the values best.
 
-    Returns the scale, and the inverse scale with which the values were rounded best: ``make_qx_quants`` with weights
-    (ggml-quants.c). In a lane of nothing but zeros the scale is 0. `candidates` are the numerators to try.
+    This is ``make_qx_quants`` with weights (ggml-quants.c). `x`, `weights` and `products` (scratch memory) are float32
+    [n, LANES]. `candidates` are the numerators to try. A lane of zeros has the scale 0.
     """
     low, high = MAGIC - nmax, MAGIC + nmax - 1
     largest = largest_of(x, n)
@@ -70,9 +70,10 @@ def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax
 
 @v.inlined
 def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
-    """Find the scale of LANES sub-blocks of `n` values, one level after the other: ``make_q3_quants`` (ggml-quants.c).
+    """Return the scale of LANES sub-blocks of `n` values, found by moving one level at a time.
 
-    Writes the levels, −nmax…nmax − 1, to `levels`, float32 [n, LANES] as `x`, and returns the scale.
+    This is ``make_q3_quants`` (ggml-quants.c). The levels, −nmax…nmax − 1, are written to `levels`, which is float32
+    [n, LANES] like `x`.
     """
     low, high = MAGIC - nmax, MAGIC + nmax - 1
     largest = largest_of(x, n)
@@ -87,7 +88,7 @@ def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
         sum_lx = mul_add(how, STATEMENT, w * value, level, sum_lx)
         sum_l2 = mul_add(how, STATEMENT, w * level, level, sum_l2)
     for _ in range(5):
-        # A lane in which no level moved stays as it is from then on, as if it had stopped.
+        # A lane in which no level moved does not change any more, as if it had stopped.
         moved = inverse < inverse
         for i in range(n):
             value = v.load(x, i * LANES, LANES)

@@ -1,9 +1,9 @@
-"""The rows on which a kernel has to make ggml's bytes before it is used.
+"""The rows from which a kernel has to make ggml's bytes before it is used.
 
-A product that is rounded where ggml's compiler did not round it changes few bytes: some of these sums one in a hundred
-rows, others one in thousands. So next to ordinary rows and strange ones there are rows that tell: of 6000 ordinary ones
-and 6000 on a grid those were kept that differ when one ``mul_add`` of a kernel is contracted and was not, or the other
-way round, two rows for each that some row tells, for each type of tensor, without importance and with.
+A product that is rounded where ggml's compiler did not round it changes few bytes: for some sums in one of a hundred
+rows, for others in one of thousands. So beside ordinary and unusual rows there are telling ones, whose bytes show such
+a difference. They were chosen from 6000 ordinary rows and 6000 on a grid: two rows for each ``mul_add`` of a kernel
+whose contraction any row shows, for each tensor type, without and with importance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 N_COLUMNS = 768
-# The seeds of those rows.
+# The seeds of the telling rows.
 # fmt: off
 _TELLING = (
     49, 67, 69, 72, 130, 210, 246, 315, 352, 424, 495, 560, 698, 831, 880, 1009, 1340, 1481, 1500, 1546, 1664, 1764,
@@ -44,7 +44,7 @@ def held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
 
 @functools.cache
 def trial_rows(dtype: str) -> Floats:
-    """Return float32 [n_rows, N_COLUMNS], the same in every process; those that tell only for F32, which holds them."""
+    """Return float32 [n_rows, N_COLUMNS], the same in every process; F32 alone can hold the telling rows."""
     rng = np.random.default_rng(20)
     rows: Floats = rng.standard_normal((97, N_COLUMNS)).astype(np.float32) * np.float32(0.02)
     rows[64:72] *= rng.choice(np.array([1, 1, 1, 30], np.float32), (8, N_COLUMNS))  # outliers
