@@ -1,8 +1,8 @@
-"""Checkpoints as torch, safetensors and Meta write them, made by hand, so that the default tests need none of them.
+"""Checkpoints as torch, safetensors and Meta write them, made here, so that the default tests need none of them.
 
     save_torch(tmp_path / "pytorch_model.bin", {"w": Weights("F32", np.ones((2, 3), np.float32))})
 
-The pickles are put together instruction by instruction: that is also how the hostile ones are made.
+Pickles are put together instruction by instruction, hostile ones too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A toy of each family of models that llamalite converts, as its publisher's files have it, and llama.cpp's file of it.
+"""A toy of each family of models that llamalite converts, in its publisher's form, and llama.cpp's file made from it.
 
 ``data/families.json`` holds what convert_hf_to_gguf.py of llama-cpp-python 0.3.36 wrote for each of `FAMILIES`: every
 key in order (short values as they are, long ones as a SHA-256 of their GGUF bytes), and a SHA-256 of all tensors. It
@@ -7,9 +7,9 @@ was made, with transformers and torch installed, by
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/families.py
 
 where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. config.json and the
-tokenizer's files say what the families' own say; widths, layers and vocabularies are toys', but for the two sizes of
-vocabulary that mean something to llama.cpp. The name of the pre-tokenizer is given (``pre``), since llama.cpp's
-converter knows no toy by its hash.
+tokenizer's files are like the families' own; widths, layers and vocabularies are small, except for the two sizes of
+vocabulary that have a meaning for llama.cpp. The name of the pre-tokenizer is given (``pre``), since llama.cpp's
+converter does not know the hashes of toys.
 """
 
 from __future__ import annotations

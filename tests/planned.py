@@ -1,4 +1,4 @@
-"""What a conversion would do, from headers and config alone: no tokenizer is needed, nothing is written."""
+"""Plans of conversions, from headers and config alone, without a tokenizer and without writing anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever stands in a folder in the place of a file that is read: links, pipes, what is too long."""
+"""Folders with something else in the place of a file that is read: links, pipes, files that are too long."""
 
 from __future__ import annotations
 

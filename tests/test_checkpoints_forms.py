@@ -1,4 +1,4 @@
-"""One model in every form that people have it in becomes one and the same GGUF file."""
+"""Every form of a model becomes the same GGUF file."""
 
 from __future__ import annotations
 

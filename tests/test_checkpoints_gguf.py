@@ -1,4 +1,4 @@
-"""A GGUF file as the source of another: llama-quantize's bytes, keys carried over, nothing quantized twice unasked."""
+"""A GGUF file as the source of another: llama-quantize's bytes, keys copied, nothing quantized twice unless allowed."""
 
 from __future__ import annotations
 

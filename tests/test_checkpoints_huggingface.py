@@ -1,4 +1,4 @@
-"""Hugging Face folders: which files are read, and what is wrong with a folder told before a weight is read."""
+"""Hugging Face folders: which files are read, and that faults are reported before a weight is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta's own format: its shards joined, its params.json understood, what does not belong together refused."""
+"""Meta's own format: shards are joined, params.json is understood, and files of different models are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from toy_checkpoint import write_checkpoint
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
-# As released: shards, heads for queries and for keys, the embedding split by rows (Llama 3), what params.json adds.
+# As released: shards, query and key heads, whether the embedding is split by rows (Llama 3), additions to params.json.
 LAYOUTS: dict[str, tuple[int, int, int, bool, dict[str, Any]]] = {
     "7B": (1, 8, 8, False, {"n_kv_heads": None, "norm_eps": 1e-6}),
     "13B": (2, 8, 8, False, {"n_kv_heads": None, "norm_eps": 1e-6}),
@@ -83,8 +83,8 @@ def test_the_config_is_that_of_the_hugging_face_form(tmp_path: Path, layout: str
             assert checkpoint.config[key] == expected[key], key
 
 
-# params.json of the releases, and what Hugging Face's config.json says of each: width of the feed-forward network,
-# context length, and the factor of the rotary scaling.
+# params.json of the releases, and each one's values in Hugging Face's config.json: width of the feed-forward network,
+# context length, and factor of the rotary scaling.
 RELEASES: dict[str, tuple[dict[str, Any], int, tuple[int, int, float | None]]] = {
     "LLaMA 7B": ({"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-6}, 32000,
                  (11008, 2048, None)),

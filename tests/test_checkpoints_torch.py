@@ -1,4 +1,4 @@
-"""Files of torch.save: every tensor comes out bit by bit, and nothing in a file can run or overwhelm the reader."""
+"""Files of torch.save: every tensor is read bit by bit, and nothing in a file can run or overwhelm the reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a conversion promises beside its bytes: bad input is one clear line, and OUT is absent or whole."""
+"""What a conversion promises beside its bytes: one clear line for bad input, and an OUT that is absent or whole."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_each_piece_is_sent_to_the_disk_at_once_where_the_file_system_takes_the_
 def _replace_tensor(
     folder: Path, name: str, values: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype = "F32"
 ) -> None:
-    """Overwrite the bytes of the tensor `name`, which is of `dtype`, where they stand."""
+    """Overwrite the bytes of the tensor `name` of `dtype` in the file."""
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     n_header = int.from_bytes(raw[:8], "little")
@@ -365,7 +365,7 @@ def test_the_plan_needs_no_weights(checkpoint: Path) -> None:
 
 
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """The worker's buffers are all that grows; a checkpoint four times as large must not show."""
+    """Memory is the workers' buffers: a checkpoint four times as large must not need more."""
     measure = (
         "import re, sys; from llamalite.converters import convert;"
         "convert(sys.argv[1], sys.argv[2], qtype='Q8_0', n_threads=2);"

@@ -1,4 +1,4 @@
-"""Every key of the configs that are read, with every kind of value: carried over soundly, or refused in one line."""
+"""Every key that is read from configs, with every kind of value: converted correctly, or refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: a set replaces another of its name as a whole, and nothing that is not such a set by its own keys."""
+"""Shards: a set replaces an older set of its name as a whole, and nothing that is not such a set by its keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which types there are to convert to, and what decides a tensor's type: what does nothing is said."""
+"""The types to convert to, and what decides a tensor's type; an option without effect is reported."""
 
 from __future__ import annotations
 

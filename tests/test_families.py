@@ -1,4 +1,4 @@
-"""Every family of the README converts to what llama.cpp's converter makes of it, but for what differs on purpose."""
+"""Every family of the README becomes the same file as with llama.cpp's converter, except for deliberate differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversion that meets a fault ends in one line and exit code 1, leaves no OUT, and touches nothing else."""
+"""A conversion that fails ends with one line and exit code 1, leaves no OUT, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder that is written to, with a file that is none of llamalite's business."""
+    """The folder for the results, with a file that llamalite must not touch."""
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "precious").write_text("precious")
     return tmp_path / "made"

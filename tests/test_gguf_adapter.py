@@ -1,4 +1,4 @@
-"""A LoRA adapter is held against its model before either is loaded: of another model, damaged, or none at all."""
+"""A LoRA adapter is checked against its model before either is loaded, and refused if it is foreign or damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that contradicts itself is refused with the key or tensor named, whatever llama.cpp would make of it."""
+"""A file that contradicts itself is refused with the name of the key or tensor, whatever llama.cpp would do with it."""
 
 from __future__ import annotations
 

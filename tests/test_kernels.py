@@ -1,4 +1,4 @@
-"""The fast kernels make ggml's bytes, whatever the weights; and ggml's own are used where they do not or cannot."""
+"""The fast kernels make ggml's bytes, whatever the weights; ggml's own are used if they do not or cannot."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_the_contraction_that_fits_one_type_is_the_first_to_be_tried_for_the_nex
     assert fast.chosen(TENSOR_TYPES["Q8_0"], one[::-1]) is fast.load("Q8_0", contractions.PLAIN)
 
 
-# The places that a type's kernel has; FIRST_RANGE is left out, as no row was found that tells.
+# The places in each type's kernel; FIRST_RANGE is left out, as no row was found that shows it.
 _RANGES = contractions.STATEMENT | contractions.SECOND | contractions.LEVELS | contractions.RANGES | contractions.FITTED
 _SYMMETRIC = contractions.ACROSS | contractions.SYMMETRIC | contractions.FIRST_SYMMETRIC
 HAS_PLACES = {

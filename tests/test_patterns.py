@@ -1,4 +1,4 @@
-"""Patterns for tensor names: what std::regex finds is found, and what is no pattern is told in one line."""
+"""Patterns for tensor names match as in std::regex, and an invalid one is reported in one line."""
 
 from __future__ import annotations
 

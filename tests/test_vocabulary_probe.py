@@ -1,4 +1,4 @@
-"""A name for the pre-tokenizer is proved: the same texts give the same ids in the original and in the finished file."""
+"""The probe: the same texts give the same ids in the original and in the finished file, or differences are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tiktoken's form of Llama 3's tokenizer gives the vocabulary that its tokenizer.json gives."""
+"""tiktoken's form of Llama 3's tokenizer gives the same vocabulary as its tokenizer.json."""
 
 from __future__ import annotations
 

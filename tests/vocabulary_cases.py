@@ -5,8 +5,8 @@
 
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/vocabulary_cases.py
 
-where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. The one thing changed in
-the converter: the name of the pre-tokenizer is given (``PRE``), since it knows no toy by its hash.
+where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. One thing is changed in the
+converter: the name of the pre-tokenizer is given (``PRE``), since it does not know the hashes of toys.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ class Header:
         if isinstance(value, np.ndarray) and value.ndim == 1 and value.size and value.dtype.kind in "iu":
             return int(value.max())  # one number per layer: the largest
         if isinstance(value, bool) or not isinstance(value, int):
-            found = self.metadata.type_of(key) or "nothing"
-            raise GGUFError(f"{self.path}: key {key} should be a whole number, found {found}; {DAMAGED}")
+            actual = self.metadata.type_of(key) or "nothing"
+            raise GGUFError(f"{self.path}: key {key} should be a whole number, found {actual}; {DAMAGED}")
         return value
 
     @property

@@ -1,9 +1,9 @@
-"""A long run over numbered files in child processes, so that a dead or hanging child costs one file and is told.
+"""A long run over numbered files in child processes, so that a dead or hanging child costs one file and is reported.
 
     outcomes, faults = campaign([sys.executable, "gguf_load.py"], first=0, last=20000)
 
-The command is run with ``--child FIRST LAST LOG``; it appends ``NUMBER `` to LOG before a file, and after it what came
-of it and a line's end. A line that begins with ``FAULT`` is a fault, as is a file that a child never came back from.
+The command is run with ``--child FIRST LAST LOG``; it appends ``NUMBER `` to LOG before each file, and the result and a
+line end after it. A result that begins with ``FAULT`` is a fault, as is a file that a child never finished.
 """
 
 from __future__ import annotations

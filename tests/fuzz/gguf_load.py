@@ -1,10 +1,10 @@
-"""Let llama.cpp load and run mutated files that pass the check, and count what it does not survive.
+"""Let llama.cpp load and run mutated files that pass the check, and count those that it does not survive.
 
     python tests/fuzz/gguf_load.py --files 20000 --seed 0
     python tests/fuzz/gguf_load.py --files 20000 --admitted     # each of the 20,000 passes the check, and is loaded
 
-File after file is made from its number, checked, and if it passes loaded, tokenized with, detokenized and decoded with,
-all in a child process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
+Each file is made from its number, checked, and, if it passes, loaded to tokenize, detokenize and decode, all in a child
+process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
 """
 
 from __future__ import annotations

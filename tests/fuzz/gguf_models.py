@@ -1,9 +1,9 @@
-"""Small GGUF models of every kind that architecture ``llama`` allows for, and thousands of ways to damage them.
+"""Small GGUF models of every kind that the architecture ``llama`` allows, and thousands of ways to damage them.
 
     file = variant(rng)          # a consistent model: random sizes, weight types, vocabulary, experts, biases
     damage(file, rng)            # one to three random mutations of its keys, tensors, arrays or raw bytes
 
-Everything follows from the seed of `rng`, so that a crash is made again from its number alone.
+Everything follows from the seed of `rng`, so that a crash can be made again from its number alone.
 """
 
 from __future__ import annotations

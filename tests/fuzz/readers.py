@@ -1,4 +1,4 @@
-"""The readers of strangers' files, each as a function of bytes, with seeds to mutate and the errors it may answer with.
+"""The readers of strangers' files, each as a function of bytes, with seeds to mutate.
 
     for name, target in TARGETS.items():
         with target.open() as run:

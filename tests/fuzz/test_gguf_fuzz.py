@@ -1,4 +1,4 @@
-"""Mutated GGUF files: the check answers each with a header or with GGUFError, and what it lets through runs."""
+"""Mutated GGUF files: the check returns a header or raises GGUFError for each, and llama.cpp runs those that pass."""
 
 from __future__ import annotations
 

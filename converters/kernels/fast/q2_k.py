@@ -18,7 +18,7 @@ from llamalite.converters.kernels.fast.tiles import STEP, divide, store_words, t
 from llamalite.converters.kernels.fast.vectors import LANES
 
 _SUBS = LANES * 16
-_FOUND = 4 * _SUBS
+_FITS = 4 * _SUBS
 _HEADER = LANES * 20
 
 
@@ -40,8 +40,8 @@ def quantize(
     how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
-    batch, importances, x, weights, rounded, found = divide(room, 16)
-    sums = v.from_index(found, _FOUND)
+    batch, importances, x, weights, rounded, fits = divide(room, 16)
+    sums = v.from_index(fits, _FITS)
     scales = v.from_index(sums, _SUBS)
     minima = v.from_index(scales, _SUBS)
     header = v.as_bytes(v.from_index(minima, _SUBS))
@@ -60,17 +60,17 @@ def quantize(
             if weighted:
                 turn(importances, j * 16, 16, rounded)
                 v.store(sums, j * LANES, weigh(how, x, rounded, 16, sigma2, weights))
-                search_range(how, x, weights, rounded, v.from_index(found, j * LANES), _SUBS, 16, 3, candidates, False)
+                search_range(how, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, False)
             else:
                 for i in range(16):
                     v.store(weights, i * LANES, v.absolute(v.load(x, i * LANES, LANES)))
-                search_range(how, x, weights, rounded, v.from_index(found, j * LANES), _SUBS, 16, 3, candidates, True)
+                search_range(how, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, True)
         if weighted:
-            d = fit_scales(how, found, sums, 16, 15, scales)
-            m = fit_scales(how, v.from_index(found, _SUBS), sums, 16, 15, minima)
+            d = fit_scales(how, fits, sums, 16, 15, scales)
+            m = fit_scales(how, v.from_index(fits, _SUBS), sums, 16, 15, minima)
         else:
-            d = round_scales(how, found, 16, 15, scales)
-            m = round_scales(how, v.from_index(found, _SUBS), 16, 15, minima)
+            d = round_scales(how, fits, 16, 15, scales)
+            m = round_scales(how, v.from_index(fits, _SUBS), 16, 15, minima)
         _pack_scales(d, m, scales, minima, header)
         for block in range(count):
             base = (first + block) * 84
@@ -80,7 +80,7 @@ def quantize(
                 if scales[s] != 0.0:
                     value = nearest((value + v.splat(minima[s], 16)) / v.splat(scales[s], 16), MAGIC, MAGIC + 3)
                 else:
-                    inverse, lowest = v.splat(found[2 * _SUBS + s], 16), v.splat(found[3 * _SUBS + s], 16)
+                    inverse, lowest = v.splat(fits[2 * _SUBS + s], 16), v.splat(fits[3 * _SUBS + s], 16)
                     value = nearest_product(how, inverse, value - lowest, MAGIC, MAGIC + 3)
                 v.store(levels, j * 16, v.low_bytes(v.bits_of_floats(value)))
                 blocks[base + j] = header[s]

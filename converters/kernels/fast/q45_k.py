@@ -20,7 +20,7 @@ from llamalite.converters.kernels.fast.tiles import STEP, divide, store_words, t
 from llamalite.converters.kernels.fast.vectors import LANES
 
 _SUBS = LANES * 8
-_FOUND = 4 * _SUBS
+_FITS = 4 * _SUBS
 _HEADER = LANES * 16
 
 
@@ -82,8 +82,8 @@ def quantize(
 
     `room` is ROOM_BYTES of scratch memory.
     """
-    batch, importances, x, weights, levels, found = divide(room, 32)
-    sums = v.from_index(found, _FOUND)
+    batch, importances, x, weights, levels, fits = divide(room, 32)
+    sums = v.from_index(fits, _FITS)
     scales = v.from_index(sums, _SUBS)
     minima = v.from_index(scales, _SUBS)
     header = v.as_bytes(v.from_index(minima, _SUBS))
@@ -105,13 +105,13 @@ def quantize(
                 v.store(sums, j * LANES, weigh(how, x, levels, 32, sigma2, weights))
             else:
                 _plain_weights(how, x, weights)
-            search_range(how, x, weights, levels, v.from_index(found, j * LANES), _SUBS, 32, nmax, candidates, False)
+            search_range(how, x, weights, levels, v.from_index(fits, j * LANES), _SUBS, 32, nmax, candidates, False)
         if weighted:
-            d = fit_scales(how, found, sums, 8, 63, scales)
-            m = fit_scales(how, v.from_index(found, _SUBS), sums, 8, 63, minima)
+            d = fit_scales(how, fits, sums, 8, 63, scales)
+            m = fit_scales(how, v.from_index(fits, _SUBS), sums, 8, 63, minima)
         else:
-            d = round_scales(how, found, 8, 63, scales)
-            m = round_scales(how, v.from_index(found, _SUBS), 8, 63, minima)
+            d = round_scales(how, fits, 8, 63, scales)
+            m = round_scales(how, v.from_index(fits, _SUBS), 8, 63, minima)
         _pack_header(d, m, scales, minima, 255 if weighted and not five else 63, header)
         for block in range(count):
             base = (first + block) * (low_bits + 128)
@@ -121,9 +121,9 @@ def quantize(
                 s = j * LANES + block
                 at = block * STEP + j * 32
                 inverse, lowest = 2 * _SUBS + s, 3 * _SUBS + s
-                even = _round(how, batch, at, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                even = _round(how, batch, at, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 s, inverse, lowest = s + LANES, inverse + LANES, lowest + LANES
-                odd = _round(how, batch, at + 32, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                odd = _round(how, batch, at + 32, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 if five:
                     high = ((even >> 4) << j) | ((odd >> 4) << (j + 1))
                     v.store(blocks, base + 16, high if j == 0 else v.load(blocks, base + 16, 32) | high)

@@ -23,7 +23,7 @@ def search_range(
     x: Any,
     weights: Any,
     levels: Any,
-    found: Any,
+    fits: Any,
     step: Any,
     n: Any,
     nmax: Any,
@@ -32,7 +32,7 @@ def search_range(
 ) -> None:
     """Find scale and minimum of LANES sub-blocks of `n` weights; `x`, `weights` and `levels` are float32 [n, LANES].
 
-    `candidates` are the numerators of the inverse scales to try. The result, `found`, is float32 [4, LANES] with rows
+    `candidates` are the numerators of the inverse scales to try. The output `fits` is float32 [4, LANES] with rows
     `step` apart: scale, minimum, and the inverse scale and lower end that rounded the weights best. `levels` is scratch
     memory. `by_magnitude` compares absolute instead of squared differences.
     """
@@ -102,7 +102,7 @@ def search_range(
         scale = v.select(better, new_scale, scale)
         lowest = v.select(better, new_lowest, lowest)
 
-    v.store(found, 0, v.select(flat, 0.0, scale))
-    v.store(found, step, v.select(flat, flat_minimum, lowest) * -1.0)
-    v.store(found, 2 * step, v.select(flat, 0.0, best_inverse))
-    v.store(found, 3 * step, best_lowest)
+    v.store(fits, 0, v.select(flat, 0.0, scale))
+    v.store(fits, step, v.select(flat, flat_minimum, lowest) * -1.0)
+    v.store(fits, 2 * step, v.select(flat, 0.0, best_inverse))
+    v.store(fits, 3 * step, best_lowest)
