@@ -250,8 +250,8 @@ def write(folder: Path, name: str) -> Path:
         path.unlink()
     n_rows = family.write(made)
     tensors = load_safetensors(made / "model.safetensors")
-    for one in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
-        tensors[one] = Weights(tensors[one].dtype, np.resize(tensors[one].array, (n_rows, config["hidden_size"])))
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
+        tensors[name] = Weights(tensors[name].dtype, np.resize(tensors[name].array, (n_rows, config["hidden_size"])))
     save_safetensors(made / "model.safetensors", tensors)
     toys.write_json(made / "config.json", config | {"vocab_size": n_rows} | dict(family.config))
     if family.generation is not None:
@@ -262,13 +262,13 @@ def write(folder: Path, name: str) -> Path:
 def described(path: Path) -> Json:
     """Return what `data/families.json` says of the GGUF file at `path`."""
     header = gguf_check.read_header(path)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for tensor in sorted(header.tensors, key=lambda one: one.name):  # llama-quantize sorts them by layer
-            found.update(f"{tensor.name} {tensor.type.name} {tensor.shape}\n".encode())
+        for tensor in sorted(header.tensors, key=lambda tensor: tensor.name):  # llama-quantize sorts them by layer
+            digest.update(f"{tensor.name} {tensor.type.name} {tensor.shape}\n".encode())
             file.seek(tensor.offset)
-            found.update(file.read(tensor.nbytes))
-    return {"keys": keys_of(path, prefix=""), "tensors": found.hexdigest()}
+            digest.update(file.read(tensor.nbytes))
+    return {"keys": keys_of(path, prefix=""), "tensors": digest.hexdigest()}
 
 
 def _record() -> None:

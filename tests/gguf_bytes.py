@@ -53,7 +53,7 @@ def _value(kind: int, value: Any) -> bytes:
         return _string(value)
     if kind == ARRAY:
         head = struct.pack("<IQ", value.type, len(value.values) if value.claimed is None else value.claimed)
-        return head + b"".join(_value(value.type, one) for one in value.values)
+        return head + b"".join(_value(value.type, element) for element in value.values)
     return value if isinstance(value, bytes) else struct.pack("<" + FORMS[kind], value)
 
 

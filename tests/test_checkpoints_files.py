@@ -81,7 +81,7 @@ def test_links_that_nothing_needs_do_not_matter(tmp_path: Path, target: str) -> 
 
 
 @links
-@pytest.mark.parametrize("name", [one for one in READ if not one.startswith("model.")])
+@pytest.mark.parametrize("name", [file for file in READ if not file.startswith("model.")])
 def test_a_link_to_nothing_where_a_file_is_read_is_named(tmp_path: Path, name: str) -> None:
     folder = whole_checkpoint(tmp_path / "model")
     (folder / name).unlink()

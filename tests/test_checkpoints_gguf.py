@@ -74,10 +74,10 @@ def test_a_quantized_file_is_quantized_again_only_when_asked_to(folder: Path, tm
         convert(source, tmp_path / "ours.gguf", qtype="Q3_K_M")
     assert not (tmp_path / "ours.gguf").exists()
     expected = by_llama_cpp(source, tmp_path / "theirs.gguf", "Q3_K_M", allow_requantize=True)
-    found = convert(
+    result = convert(
         source, tmp_path / "ours.gguf", qtype="Q3_K_M", params=QuantizeParams(allow_requantize=True)
     ).path.read_bytes()
-    assert found == expected
+    assert result == expected
 
 
 def test_tensors_that_keep_their_type_keep_their_bytes(folder: Path, tmp_path: Path) -> None:

@@ -65,11 +65,14 @@ def test_shards_are_joined_to_the_tensors_of_the_hugging_face_form(tmp_path: Pat
     with open_checkpoint(meta) as checkpoint:
         assert not checkpoint.permuted
         assert checkpoint.tensors.keys() == whole.keys()
-        for name, one in whole.items():
-            assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == (one.dtype, one.array.shape)
+        for name, tensor in whole.items():
+            assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == (
+                tensor.dtype,
+                tensor.array.shape,
+            )
             if "q_proj" in name or "k_proj" in name:
                 continue  # their rows are in another order: compared in finished files below
-            assert read_all(checkpoint, name, step=37) == one.raw, name
+            assert read_all(checkpoint, name, step=37) == tensor.raw, name
 
 
 @pytest.mark.parametrize("layout", ["7B", "65B", "2-70B", "3-70B"])

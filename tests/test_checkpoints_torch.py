@@ -60,23 +60,23 @@ def test_every_dtype_comes_out_as_it_was_written(tmp_path: Path, legacy: bool) -
     with contextlib.closing(SourceFile(path)) as file:
         tensors = torch_pickle.read_tensors(file)
         assert list(tensors) == list(weights)
-        for name, one in weights.items():
-            assert (tensors[name].dtype, tensors[name].shape) == (one.dtype, one.array.shape)
-            assert bytes_of(tensors[name], step=3) == one.raw
+        for name, weight in weights.items():
+            assert (tensors[name].dtype, tensors[name].shape) == (weight.dtype, weight.array.shape)
+            assert bytes_of(tensors[name], step=3) == weight.raw
 
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_views_of_one_storage_are_read_as_torch_sees_them(tmp_path: Path, step: int) -> None:
     base = np.arange(48, dtype="<f4").reshape(8, 6)
-    one = storage("0", "F32", 48)
+    shared = storage("0", "F32", 48)
     views = {
-        "whole": (tensor(one, (8, 6)), base),
-        "rows": (tensor(one, (3, 6), offset=12), base[2:5]),
-        "left half": (tensor(one, (8, 3), (6, 1)), base[:, :3]),
-        "every other row": (tensor(one, (4, 6), (12, 1)), base[::2]),
-        "transposed": (tensor(one, (6, 8), (1, 6)), base.T),
-        "one row": (tensor(one, (1, 6), (999, 1), offset=6), base[1:2]),
-        "vector": (tensor(one, (6,), offset=42), base[7]),
+        "whole": (tensor(shared, (8, 6)), base),
+        "rows": (tensor(shared, (3, 6), offset=12), base[2:5]),
+        "left half": (tensor(shared, (8, 3), (6, 1)), base[:, :3]),
+        "every other row": (tensor(shared, (4, 6), (12, 1)), base[::2]),
+        "transposed": (tensor(shared, (6, 8), (1, 6)), base.T),
+        "one row": (tensor(shared, (1, 6), (999, 1), offset=6), base[1:2]),
+        "vector": (tensor(shared, (6,), offset=42), base[7]),
     }
     path = save_archive(
         tmp_path / "views.bin", {name: view for name, (view, _) in views.items()}, {"0": base.tobytes()}
@@ -93,7 +93,7 @@ def test_module_versions_and_parameters_of_a_state_dict_are_no_obstacle(tmp_path
     state = emit(Call(Global("collections", "OrderedDict"))) + b"(" + emit("norm.weight") + emit(parameter) + b"u"
     metadata = emit({"_metadata": {"": {"version": 1}}})
     path = save_archive(tmp_path / "m.bin", state + metadata + b"b", {"0": bytes(8)})
-    assert {name: one.shape for name, one in read(path).items()} == {"norm.weight": (2,)}
+    assert {name: tensor.shape for name, tensor in read(path).items()} == {"norm.weight": (2,)}
 
 
 # -- nothing runs -----------------------------------------------------------------------------------------------------
@@ -415,6 +415,6 @@ def test_our_hand_made_files_are_read_by_torch(tmp_path: Path) -> None:
     weights = {"w": random_weights((3, 4)), "n": Weights("I64", np.arange(3))}
     for legacy in (False, True):
         loaded = torch.load(save_torch(tmp_path / f"{legacy}.bin", weights, legacy=legacy), weights_only=True)
-        for name, one in weights.items():
-            np.testing.assert_array_equal(loaded[name].numpy(), one.array)
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(loaded[name].numpy(), weight.array)
     assert pickled({})  # the emitter is the one that the other tests use

@@ -177,10 +177,10 @@ def test_a_report_has_the_warnings_of_its_own_conversion_alone(checkpoint: Path,
     _edit_config(other, architectures=["MistralForCausalLM"], sliding_window=16)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         futures = [pool.submit(convert, folder, tmp_path / f"{folder.name}.gguf") for folder in (checkpoint, other)]
-    quiet, told = (future.result().warnings for future in futures)
+    quiet, warned = (future.result().warnings for future in futures)
     assert quiet == ()
-    assert len(told) == 1
-    assert told[0].startswith("config.json: sliding_window is 16, but llama.cpp attends to the whole context of")
+    assert len(warned) == 1
+    assert warned[0].startswith("config.json: sliding_window is 16, but llama.cpp attends to the whole context of")
     assert convert(checkpoint, tmp_path / "again.gguf").warnings == ()
 
 
@@ -571,10 +571,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     norm = next(line for line in lines if line.startswith("blk.0.attn_norm.weight"))
     assert "1.00 KiB" in norm  # no size is 0.00 of something
     files = convert(checkpoint, tmp_path, qtype=["Q4_K_M", "F16"]).outputs
-    total = sum(one.n_bytes for one in files)
+    total = sum(output.n_bytes for output in files)
     assert lines[-1].startswith(f"It takes {total / 2**20:.2f} MiB on disk.")
-    for one in files:
-        assert any(line.startswith(f"{one.qtype}: ") and f"{one.bits_per_weight:.2f} bits" in line for line in lines)
+    for output in files:
+        assert any(
+            line.startswith(f"{output.qtype}: ") and f"{output.bits_per_weight:.2f} bits" in line for line in lines
+        )
     assert sum("memory to run it" in line for line in lines) == 2
 
 
@@ -591,8 +593,8 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     assert sorted(listed) == sorted(tensor.name for tensor in plan_of(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
-    told = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
-    assert f"  token_embd.weight {told} " in done.stdout
+    fallback = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
+    assert f"  token_embd.weight {fallback} " in done.stdout
 
 
 def test_a_dry_run_checks_the_metadata_and_counts_it(

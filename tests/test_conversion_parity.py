@@ -134,16 +134,16 @@ def hold_equal(
     if importance is not None:
         options["imatrix"] = native_importance(importance.rows)
     theirs = folder / "theirs"
-    for one in report.outputs:
-        quantize.model_file(first_step, theirs, file_type(one.qtype), 2, **options)
+    for output in report.outputs:
+        quantize.model_file(first_step, theirs, file_type(output.qtype), 2, **options)
         if importance is None:
-            assert one.path.read_bytes() == theirs.read_bytes(), one.qtype
+            assert output.path.read_bytes() == theirs.read_bytes(), output.qtype
             continue
-        ours, expected = gguf_check.read_header(one.path), gguf_check.read_header(theirs)
+        ours, expected = gguf_check.read_header(output.path), gguf_check.read_header(theirs)
         assert [(t.name, t.type, t.shape) for t in ours.tensors] == [
             (t.name, t.type, t.shape) for t in expected.tensors
-        ], one.qtype
-        assert one.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], one.qtype
+        ], output.qtype
+        assert output.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], output.qtype
         assert set(ours.metadata) - set(expected.metadata) == {
             "quantize.imatrix.file", "quantize.imatrix.dataset", "quantize.imatrix.entries_count",
             "quantize.imatrix.chunks_count",

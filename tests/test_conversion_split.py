@@ -190,7 +190,7 @@ def test_in_the_models_folder_a_set_is_replaced_with_what_is_kept_beside_it(
     ran = [
         llamalite_command("convert", source, "-t", "F32", "--split-max-size", size, "--force") for size in ("1M", "2M")
     ]
-    assert [one.returncode for one in ran] == [0, 0], ran
+    assert [run.returncode for run in ran] == [0, 0], ran
     first, second = sorted(path.name for path in models_folder.glob("*.gguf"))
     assert (first, second) == ("toy-F32-00001-of-00002.gguf", "toy-F32-00002-of-00002.gguf")
     assert [path.name for path in models_folder.glob("*.source")] == [f"{first}.source"]

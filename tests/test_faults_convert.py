@@ -170,11 +170,11 @@ def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on
     assert first.stdout is not None
     assert first.stdout.readline() == "writing\n"
     second = command(["convert", source, "-o", out])
-    told = f"{out}.part is being written by another conversion: wait for it, or write elsewhere (convert -o)"
-    assert_one_line(second, told)
+    refusal = f"{out}.part is being written by another conversion: wait for it, or write elsewhere (convert -o)"
+    assert_one_line(second, refusal)
     assert (made / "out.gguf.part").exists()
-    _, told = first.communicate("\n", timeout=60)
-    assert first.returncode == 0, told
+    _, errors = first.communicate("\n", timeout=60)
+    assert first.returncode == 0, errors
     whole = out.read_bytes()
     assert command(["convert", source, "-o", out, "--force"]).returncode == 0
     assert out.read_bytes() == whole

@@ -83,12 +83,12 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_that_does_not_fit_is_refused(case: str, path: Path, tmp_path: Path) -> None:
     file, model = adapter(), checked_header(path)
-    edit, told = CASES[case]
+    edit, message = CASES[case]
     (tmp_path / "a.gguf").write_bytes(file.dump())
     assert check_adapter(tmp_path / "a.gguf", model).tensors[0].shape == (64, 2)
     edit(file)
     (tmp_path / "a.gguf").write_bytes(file.dump())
-    with pytest.raises(GGUFError, match=re.escape(told)):
+    with pytest.raises(GGUFError, match=re.escape(message)):
         check_adapter(tmp_path / "a.gguf", model)
 
 

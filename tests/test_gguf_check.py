@@ -385,20 +385,20 @@ def split(file: GgufBytes, folder: Path) -> list[Path]:
 
 def test_a_split_model_is_one(good: GgufBytes, toy_path: Path, tmp_path: Path) -> None:
     paths = split(good, tmp_path)
-    whole, one = checked_header(paths[0]), checked_header(toy_path)
+    whole, single = checked_header(paths[0]), checked_header(toy_path)
     assert [header.path for header in whole.rest] == paths[1:]
-    assert {t.name for t in whole.all_tensors} == {t.name for t in one.tensors}
-    assert (whole.n_params, whole.tensor_bytes) == (one.n_params, one.tensor_bytes)
+    assert {t.name for t in whole.all_tensors} == {t.name for t in single.tensors}
+    assert (whole.n_params, whole.tensor_bytes) == (single.n_params, single.tensor_bytes)
 
 
 def test_a_split_model_loads_and_its_memory_is_that_of_all_its_files(
     good: GgufBytes, toy_path: Path, tmp_path: Path
 ) -> None:
     paths = split(good, tmp_path)
-    need, of_one = (hardware.memory_needed(checked_header(path), n_ctx=256) for path in (paths[0], toy_path))
-    assert need == of_one
-    with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as one:
-        assert model.generate("once", max_tokens=8, temperature=0).text == one.generate(
+    needed, needed_single = (hardware.memory_needed(checked_header(path), n_ctx=256) for path in (paths[0], toy_path))
+    assert needed == needed_single
+    with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as single:
+        assert model.generate("once", max_tokens=8, temperature=0).text == single.generate(
             "once", max_tokens=8, temperature=0
         ).text  # fmt: skip
 
@@ -504,12 +504,12 @@ def llama3_vocabulary(shared: Path, tmp_path: Path) -> Path:
 
     model = json.loads((shared / "llama3" / "tokenizer.json").read_bytes())
     vocabulary = sorted(model["model"]["vocab"], key=model["model"]["vocab"].__getitem__)
-    added = [one["content"] for one in model["added_tokens"]]
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["model"]["merges"]]
+    added = [entry["content"] for entry in model["added_tokens"]]
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["model"]["merges"]]
     file = GgufBytes()
     file.set("general.architecture", STRING, b"llama")
-    file.set(TOKENS, ARRAY, Array(STRING, [one.encode() for one in vocabulary + added]))
-    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, [one.encode() for one in merges]))
+    file.set(TOKENS, ARRAY, Array(STRING, [entry.encode() for entry in vocabulary + added]))
+    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, [entry.encode() for entry in merges]))
     path = tmp_path / "llama3.gguf"
     path.write_bytes(file.dump())
     return path

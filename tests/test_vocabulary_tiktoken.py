@@ -36,10 +36,10 @@ def test_llama_3s_ranks_give_the_vocabulary_of_its_tokenizer_json(tmp_path: Path
     tokenizer = json.loads((shared / "llama3" / "tokenizer.json").read_text(encoding="utf-8"))
     folder = write_ranks(tmp_path / "meta", ranks_of(tokenizer))
     config = CONFIG | {"vocab_size": 128256}
-    found = read_vocabulary(folder, config)
-    assert (found.pre, len(found.merges)) == ("llama-bpe", 280147)
-    same(found, read_vocabulary(shared / "llama3", config))
-    assert found.special.ids["eos"] == 128001  # Meta's files do not say whether they are an instruct model's
+    vocabulary = read_vocabulary(folder, config)
+    assert (vocabulary.pre, len(vocabulary.merges)) == ("llama-bpe", 280147)
+    same(vocabulary, read_vocabulary(shared / "llama3", config))
+    assert vocabulary.special.ids["eos"] == 128001  # Meta's files do not say whether they are an instruct model's
 
 
 def test_ids_are_those_of_tiktokens_rule(tmp_path: Path) -> None:

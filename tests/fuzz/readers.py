@@ -133,8 +133,8 @@ SESSION_FACTS = {"model": "f00", "cache_type": "F16"}
 def _session(content: bytes, folder: Path) -> None:
     path = folder / "session"
     path.write_bytes(content)
-    found = session.read(path, SESSION_FACTS)
-    assert found.facts.items() >= SESSION_FACTS.items()
+    held = session.read(path, SESSION_FACTS)
+    assert held.facts.items() >= SESSION_FACTS.items()
 
 
 def _config(content: bytes, folder: Path) -> None:
@@ -217,7 +217,7 @@ def _somewhere(rng: random.Random, tree: Any) -> tuple[Any, Any]:
         if isinstance(tree, list):
             holder, key = tree, rng.randrange(len(tree))
         else:  # the large vocabularies last: what lies beside them is more telling
-            keys = [one for one in tree if not isinstance(tree[one], (dict, list)) or len(tree[one]) < 50]
+            keys = [entry for entry in tree if not isinstance(tree[entry], (dict, list)) or len(tree[entry]) < 50]
             holder, key = tree, rng.choice(keys if keys and rng.random() < 0.7 else list(tree))
         tree = holder[key]
         if rng.random() < 0.3:

@@ -26,14 +26,14 @@ def checked(path: Path, content: bytes) -> bool:
     """Tell whether the file passes; anything but GGUFError, and more than two seconds, fails the test."""
     path.write_bytes(content)
     start = time.process_time()
-    told = ""
+    message = ""
     try:
         checked_header(path)
     except GGUFError as refusal:
-        told = str(refusal)
+        message = str(refusal)
     assert time.process_time() - start < 2
-    assert "\n" not in told
-    return not told
+    assert "\n" not in message
+    return not message
 
 
 @EASY
