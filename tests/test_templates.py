@@ -235,10 +235,8 @@ def test_real_templates_render_as_transformers_renders_them(shared: Path) -> Non
                         with pytest.raises(TemplateError):
                             ours.render(chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>")
                         continue
-                    rendered = ours.render(
-                        chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>"
-                    )
-                    assert rendered == want, path.name
+                    text = ours.render(chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>")
+                    assert text == want, path.name
                     rendered += 1
     assert rendered > 50
 
