@@ -20,6 +20,7 @@ from pathlib import Path
 from llamalite import gguf_check, hardware
 from llamalite.converters import header, output, pipeline, preflight
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
+from llamalite.converters.importance import Importance
 from llamalite.converters.plan import ConversionPlan, QuantizeParams, make_plan
 from llamalite.converters.provenance import SourceNotes
 from llamalite.converters.vocabulary import probe, read_vocabulary
@@ -116,7 +117,7 @@ def convert(
     allow_token_mismatch: bool = False,
     progress: pipeline.Progress | None = None,
 ) -> ConversionReport:
-    """Convert the checkpoint at `source` to the GGUF file `out`, or to one file a type in the folder `out`.
+    """Convert the checkpoint at `source` to the GGUF file `out`, or to one file per type in the folder `out`.
 
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
@@ -146,13 +147,42 @@ def convert(
         paths = output_paths(checkpoint.name, Path(out), file_types, is_folder=is_folder)
         ready = preflight.prepare(checkpoint, file_types, params, paths, split_max_bytes, force=force)
         keys = header.keys_of(checkpoint, ready.plan, ready.vocabulary, Path(metadata) if metadata else None)
+        tokens = _write(
+            checkpoint, ready, keys, params.importance, notes,
+            n_threads=n_threads, allow_token_mismatch=allow_token_mismatch, progress=progress,
+        )  # fmt: skip
+        return ConversionReport(
+            source=checkpoint.folder,
+            source_bytes=ready.plan.source_bytes,
+            n_params=ready.plan.n_params,
+            n_tensors=len(ready.plan.tensors),
+            seconds=time.perf_counter() - started,
+            outputs=tuple(_report(ready.plan, i, layout) for i, layout in enumerate(ready.layouts)),
+            tokens=tokens,
+            warnings=tuple(warnings),
+        )
+
+
+def _write(
+    checkpoint: Checkpoint,
+    ready: preflight.Preparation,
+    keys: header.Keys,
+    importance: Importance | None,
+    notes: SourceNotes,
+    *,
+    n_threads: int,
+    allow_token_mismatch: bool,
+    progress: pipeline.Progress | None,
+) -> probe.ProbeReport | None:
+    """Write all files, compare the tokens meanwhile, and rename the files when both have succeeded."""
+    tokens = None
+    with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(output.part_files(layout)) for layout in ready.layouts]
-        tokens = None
         if ready.vocabulary is not None and allow_token_mismatch:
-            outputs[0].write(keys, params.importance)
+            outputs[0].write(keys, importance)
             tokens = _compare_tokens(checkpoint, stack.enter_context(_vocabulary_file(outputs[0], keys)))
             keys = [*keys, *_mismatch_key(tokens)]
-        places = [files.write(keys, params.importance) for files in outputs]
+        places = [files.write(keys, importance) for files in outputs]
         to_compare = None
         if ready.vocabulary is not None and tokens is None:
             to_compare = stack.enter_context(_vocabulary_file(outputs[0], keys))
@@ -170,18 +200,8 @@ def convert(
         for files in outputs:
             files.finish()
         output.remove_old(ready.replaced)
-        types = {layout.paths[0]: kind.name for layout, kind in zip(ready.layouts, file_types, strict=True)}
-        notes.write(types, ready.replaced)
-        return ConversionReport(
-            source=checkpoint.folder,
-            source_bytes=ready.plan.source_bytes,
-            n_params=ready.plan.n_params,
-            n_tensors=len(ready.plan.tensors),
-            seconds=time.perf_counter() - started,
-            outputs=tuple(_report(ready.plan, i, layout) for i, layout in enumerate(ready.layouts)),
-            tokens=tokens,
-            warnings=tuple(warnings),
-        )
+        notes.write({layout.paths[0]: layout.file_type.name for layout in ready.layouts}, ready.replaced)
+    return tokens
 
 
 def output_paths(name: str, out: Path, file_types: Sequence[FileType], *, is_folder: bool) -> list[Path]:

@@ -25,6 +25,7 @@ from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.converters.warning_log import warn
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
+from llamalite.quant_types import FileType
 
 _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), in which llama-quantize passes these keys
 
@@ -37,6 +38,10 @@ class Layout:
     i_output: int
     paths: tuple[Path, ...]
     shards: tuple[tuple[PlannedTensor, ...], ...]
+
+    @property
+    def file_type(self) -> FileType:
+        return self.plan.file_types[self.i_output]
 
     @property
     def n_data_bytes(self) -> int:
@@ -168,7 +173,7 @@ class PartFiles:
         """Write the headers, give the files their full length, and return each tensor's place."""
         self.close()
         layout, places = self._layout, []
-        n_tensors, ftype = len(layout.plan.tensors), layout.plan.file_types[layout.i_output].ftype
+        n_tensors, ftype = len(layout.plan.tensors), layout.file_type.ftype
         for i, (part, tensors) in enumerate(zip(self.parts, layout.shards, strict=True)):
             split = header.Split(i, len(layout.shards), n_tensors) if len(layout.shards) > 1 else None
             last = _importance_keys(importance)

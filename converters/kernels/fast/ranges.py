@@ -18,6 +18,39 @@ from llamalite.converters.kernels.fast.vectors import LANES
 
 
 @v.inlined
+def _extremes_and_sums(how: Any, x: Any, weights: Any, n: Any) -> Any:
+    """Return the smallest and largest x, and the sums of w and w · x."""
+    lowest = v.load(x, 0, LANES)
+    highest = lowest
+    sum_w = v.load(weights, 0, LANES)
+    sum_x = sum_w * lowest
+    for i in range(1, n):
+        value = v.load(x, i * LANES, LANES)
+        w = v.load(weights, i * LANES, LANES)
+        lowest = v.select(value < lowest, value, lowest)
+        highest = v.select(value > highest, value, highest)
+        sum_w = sum_w + w
+        sum_x = mul_add(how, STATEMENT, w, value, sum_x)
+    return lowest, highest, sum_w, sum_x
+
+
+@v.inlined
+def _least_squares(how: Any, sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) -> Any:
+    """Return the determinant, and the scale and lower end (at most 0) that fit x to the levels best."""
+    determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
+    if contracts(how, SECOND):
+        new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
+    else:
+        new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
+    new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
+    above = new_lowest > 0.0
+    if v.bits(above):
+        new_lowest = v.select(above, 0.0, new_lowest)
+        new_scale = v.select(above, sum_xl / sum_l2, new_scale)
+    return determinant, new_scale, new_lowest
+
+
+@v.inlined
 def search_range(
     how: Any,
     x: Any,
@@ -38,17 +71,7 @@ def search_range(
     """
     zero = MAGIC
     top = MAGIC + nmax
-    lowest = v.load(x, 0, LANES)
-    highest = lowest
-    sum_w = v.load(weights, 0, LANES)
-    sum_x = sum_w * lowest
-    for i in range(1, n):
-        value = v.load(x, i * LANES, LANES)
-        w = v.load(weights, i * LANES, LANES)
-        lowest = v.select(value < lowest, value, lowest)
-        highest = v.select(value > highest, value, highest)
-        sum_w = sum_w + w
-        sum_x = mul_add(how, STATEMENT, w, value, sum_x)
+    lowest, highest, sum_w, sum_x = _extremes_and_sums(how, x, weights, n)
     lowest = v.select(lowest > 0.0, 0.0, lowest)
     flat = highest == lowest
     flat_minimum = lowest
@@ -79,16 +102,7 @@ def search_range(
             sum_l = mul_add(how, LEVELS, w, level, sum_l)
             sum_l2 = mul_add(how, RANGES, weighted, level, sum_l2)
             sum_xl = mul_add(how, RANGES, weighted, value, sum_xl)
-        determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
-        if contracts(how, SECOND):
-            new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
-        else:
-            new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
-        new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
-        above = new_lowest > 0.0
-        if v.bits(above):
-            new_lowest = v.select(above, 0.0, new_lowest)
-            new_scale = v.select(above, sum_xl / sum_l2, new_scale)
+        determinant, new_scale, new_lowest = _least_squares(how, sum_w, sum_x, sum_l, sum_l2, sum_xl)
         error = v.splat(0.0, LANES)
         for i in range(n):
             difference = mul_add(how, STATEMENT, new_scale, v.load(levels, i * LANES, LANES), new_lowest)
