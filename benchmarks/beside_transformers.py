@@ -1,10 +1,10 @@
-"""llamalite beside transformers on the CPU: the speed of an answer, of reading a prompt, and peak memory.
+"""llamalite beside transformers on the CPU: the speed of answers and of reading prompts, and peak memory.
 
     python benchmarks/beside_transformers.py CHECKPOINT MODEL.gguf [--pairs 3]
 
-MODEL is made of CHECKPOINT (a Q4_K_M is what one runs); transformers computes in the checkpoint's own dtype. Each side
-loads the model, reads a prompt of so many tokens, and says so many greedily, in a process of its own; what is timed are
-the second prompt and answer, after a warm-up.
+MODEL is made from CHECKPOINT (usually as Q4_K_M); transformers computes in the checkpoint's own dtype. Each side runs
+in a process of its own: it loads the model, reads a prompt and generates greedily. The second prompt and answer are
+timed, after a warm-up.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ print("FOUND" + json.dumps([totals.prompt_tok_per_s, totals.tok_per_s]))
 def measure(
     checkpoint: Path, model: Path, pairs: int, *, n_threads: int, n_prompt: int = 128, n_new: int = 32
 ) -> Iterator[Figure]:
-    found: dict[str, tuple[list[float], list[float]]] = {"prompt": ([], []), "answer": ([], []), "peak": ([], [])}
+    values: dict[str, tuple[list[float], list[float]]] = {"prompt": ([], []), "answer": ([], []), "peak": ([], [])}
 
     def side(index: int, script: str, path: Path) -> float:
         ran = bench.process([sys.executable, "-c", script, path, n_threads, n_prompt, n_new])
         prompt, answer = json.loads(ran.output.rpartition("FOUND")[2].splitlines()[0])
         for name, value in (("prompt", prompt), ("answer", answer), ("peak", ran.peak_mib)):
-            found[name][index].append(value)
+            values[name][index].append(value)
         return float(answer)
 
     bench.in_turns(pairs, lambda: side(0, OURS, model), lambda: side(1, THEIRS, checkpoint), "answer")
-    yield Figure(f"an answer of {n_new} tokens", "transformers", "tok/s", *found["answer"])
-    yield Figure(f"a prompt of {n_prompt} tokens", "transformers", "tok/s", *found["prompt"])
-    yield Figure("peak memory of both", "transformers", "MiB", *found["peak"])
+    yield Figure(f"an answer of {n_new} tokens", "transformers", "tok/s", *values["answer"])
+    yield Figure(f"a prompt of {n_prompt} tokens", "transformers", "tok/s", *values["prompt"])
+    yield Figure("peak memory of both", "transformers", "MiB", *values["peak"])
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""Did anything become slower? A minute of small measurements beside peers, held against the ratios of reference.json.
+"""Did anything become slower? A minute of small measurements beside peers, compared with the ratios in reference.json.
 
-    python benchmarks/check.py                    # exit code 1 when a ratio is more than 25% worse than the reference
+    python benchmarks/check.py                    # exit code 1 if a ratio is more than 25% worse than the reference
     python benchmarks/check.py --write            # record this machine's ratios
 
-The peers are those that an installation has: `llama_model_quantize` and ggml's kernels of the installed library,
-llama-cpp-python's `Llama`, and Python itself. Both sides run on one thread and are measured in CPU time, which says the
-same on a busy machine as on a quiet one, nearly. A figure whose median is worse is measured once more, with more
-pairs, and then counts by the best quarter of all pairs: what has become slower is slower in each of them. Ratios belong
-to a processor: on another one than the reference's a figure may be twice as bad.
+The peers are in every installation: `llama_model_quantize` and ggml's kernels of the installed library,
+llama-cpp-python's `Llama`, and Python itself. Both sides run on one thread and are measured in CPU time, which is
+nearly the same on a busy machine as on a quiet one. A figure whose median is worse is measured again, with more pairs,
+and then judged by the best quarter of all pairs: a real slowdown shows in every pair. Ratios depend on the processor:
+on another one than the reference's, a figure may be twice as bad.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cpu_time(action: Callable[[], object]) -> float:
 
 
 class Small:
-    """What is measured on: a checkpoint of some ten million weights, and files made of it."""
+    """A checkpoint of ten million weights, files made from it, and the measurements on them."""
 
     def __init__(self, folder: Path) -> None:
         sys.path.insert(0, str(ROOT / "tests"))
@@ -91,15 +91,15 @@ class Small:
             bias = dict.fromkeys(ends, -100.0)
             ids = [10 + i % 200 for i in range(300)]
 
-            def one() -> None:
+            def answer() -> None:
                 model.clear()
                 model.generate(prompts[0], max_tokens=64, temperature=0, logit_bias=ends)
 
-            def other() -> None:
+            def answer_theirs() -> None:
                 theirs.reset()
                 theirs(prompts[0], max_tokens=64, temperature=0.0, logit_bias=bias)
 
-            yield self._figure("an answer of 64 tokens", "llama-cpp-python", pairs + 2, one, other)
+            yield self._figure("an answer of 64 tokens", "llama-cpp-python", pairs + 2, answer, answer_theirs)
 
             def read() -> None:
                 model.clear()
@@ -140,17 +140,17 @@ class Small:
 
 
 def worse(measured: Mapping[str, float], reference: Mapping[str, float], allowed: float) -> list[str]:
-    """Return a line for each figure that is worse than `allowed` times its reference, or that nobody measured."""
-    found = []
+    """Return a line for each figure that is worse than `allowed` times its reference, or that was not measured."""
+    lines = []
     for name, expected in reference.items():
         if name not in measured:
-            found.append(f"{name}: not measured")
+            lines.append(f"{name}: not measured")
         elif measured[name] > expected * allowed:
-            found.append(
+            lines.append(
                 f"{name}: {measured[name]:.3f} of its peer, and the reference is {expected:.3f} "
                 f"({measured[name] / expected - 1:+.0%})"
             )
-    return found
+    return lines
 
 
 def main() -> None:
@@ -172,14 +172,14 @@ def main() -> None:
                 figures = {figure.name: figure for figure in group(options.pairs)}
                 expected = {name: reference["ratios"][name] for name in figures if name in reference.get("ratios", {})}
                 limit = allowed(cpu, reference)
-                found = {name: figure.ratio for name, figure in figures.items()}
-                if worse(found, expected, limit):
+                measured = {name: figure.ratio for name, figure in figures.items()}
+                if worse(measured, expected, limit):
                     print("worse than the reference: once more, with more pairs")
                     for figure in group(2 * options.pairs + 1):
                         both = figures[figure.name].ratios + figure.ratios
-                        found[figure.name] = statistics.quantiles(both, n=4)[0]
-                failed += worse(found, expected, limit)
-                ratios |= found
+                        measured[figure.name] = statistics.quantiles(both, n=4)[0]
+                failed += worse(measured, expected, limit)
+                ratios |= measured
                 for figure in figures.values():
                     print(figure, flush=True)
             failed += [line for line in worse(ratios, reference.get("ratios", {}), limit) if "not measured" in line]

@@ -1,11 +1,11 @@
-"""`llamalite convert` beside llama.cpp's two steps, in turns: time, peak memory, the same bytes.
+"""`llamalite convert` beside llama.cpp's two steps, in turns: time and peak memory, for files of the same bytes.
 
     python benchmarks/conversion.py CHECKPOINT --llama-cpp FOLDER [-t Q4_K_M -t Q8_0] [--pairs 3]
 
 llama.cpp's converter needs torch and transformers. A step is a process, timed from start to exit; memory is its peak
-RSS, mapped files included. Both sides flush what they wrote to the disk (ours by itself, theirs by `sync`), and find
-the checkpoint in the page cache. With several types, all of them in one read are also measured beside all two-step
-conversions added.
+RSS, including mapped files. Both sides flush their files to the disk (ours by itself, theirs by `sync`), with the
+checkpoint in the page cache. With several types, one run for all of them is also measured beside the sum of their
+two-step conversions.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SHORT = {"bfloat16": "bf16", "float16": "f16"}
 
 
 def digest(path: Path) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def measure(
     checkpoint: Path, peers: Peers, types: Sequence[str], pairs: int, scratch: Path | None = None
 ) -> Iterator[Figure]:
-    """Yield time and memory for each of `types`, then for all in one read; stop where bytes differ."""
+    """Yield time and memory for each of `types`, then for all in one read; exit if bytes differ."""
     config = json.loads((checkpoint / "config.json").read_text())
     stored = SHORT.get(config.get("torch_dtype") or config.get("dtype"), "f32")
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in (*types, "all")}
@@ -52,18 +52,18 @@ def measure(
             for qtype in types:
                 second = bench.process([peers.program("llama-quantize"), step1, step2, qtype])
                 synced = bench.process(["sync", step2])
-                one = bench.process(bench.llamalite("-q", "convert", checkpoint, "-t", qtype, "-o", ours, "--force"))
+                mine = bench.process(bench.llamalite("-q", "convert", checkpoint, "-t", qtype, "-o", ours, "--force"))
                 if digest(step2) != digest(ours):
                     sys.exit(f"{qtype}: the two files differ")
                 both = first.seconds + second.seconds + synced.seconds
                 together += both
-                times[qtype][0].append(one.seconds)
+                times[qtype][0].append(mine.seconds)
                 times[qtype][1].append(both)
-                peaks[qtype][0].append(one.peak_mib)
+                peaks[qtype][0].append(mine.peak_mib)
                 peaks[qtype][1].append(max(first.peak_mib, second.peak_mib))
                 print(
-                    f"  pair {pair + 1} {qtype}: {one.seconds:.1f} / {first.seconds:.1f} + "
-                    f"{second.seconds + synced.seconds:.1f} s = {one.seconds / both:.3f}, same bytes",
+                    f"  pair {pair + 1} {qtype}: {mine.seconds:.1f} / {first.seconds:.1f} + "
+                    f"{second.seconds + synced.seconds:.1f} s = {mine.seconds / both:.3f}, same bytes",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 ours.unlink()
@@ -71,8 +71,8 @@ def measure(
             step2.unlink()
             if len(types) > 1:
                 asked = [word for qtype in types for word in ("-t", qtype)]
-                one = bench.process(bench.llamalite("-q", "convert", checkpoint, *asked, "-o", Path(folder) / "all"))
-                times["all"][0].append(one.seconds)
+                mine = bench.process(bench.llamalite("-q", "convert", checkpoint, *asked, "-o", Path(folder) / "all"))
+                times["all"][0].append(mine.seconds)
                 times["all"][1].append(together)
                 for made in (Path(folder) / "all").iterdir():
                     made.unlink()

@@ -1,4 +1,4 @@
-"""Speed of llamalite beside its peers on one machine, as ratios, the two sides taking turns.
+"""Generation speed and memory beside peers on one machine, in turns.
 
     python benchmarks/generation.py MODEL.gguf --llama-cpp FOLDER [--pairs 7] [--only tg,pp,batch,rss]
 
@@ -32,13 +32,13 @@ ALL = ("tg", "pp", "batch", "rss")
 
 
 def llama_bench(program: Path, model: Path, n_threads: int, *args: str) -> float:
-    """Return the tokens a second that llama-bench prints for one test, run once."""
+    """Return the tokens per second that llama-bench prints for one test, run once."""
     ran = bench.process([program, "-m", model, "-t", n_threads, "-r", "1", "-o", "json", *args])
     return float(json.loads(ran.output[ran.output.index("[\n") :])[-1]["avg_ts"])
 
 
 def measure_single(path: Path, n_threads: int, pairs: int, peers: Peers, only: Collection[str]) -> Iterator[Figure]:
-    """tg128 and pp512 as llama-bench defines them: an empty context, tokens of the vocabulary at random."""
+    """Yield tg128 and pp512 as llama-bench defines them: an empty context, random tokens of the vocabulary."""
     from llamalite.model import Model
     from llamalite.sampling import SamplingParams
 
@@ -48,7 +48,7 @@ def measure_single(path: Path, n_threads: int, pairs: int, peers: Peers, only: C
         endless = SamplingParams(max_tokens=129, temperature=0, logit_bias=ends)
 
         def tg128() -> float:
-            # The first of 129 tokens comes with the prompt; the 128 after it are what is timed.
+            # The first of 129 tokens comes with the prompt; the 128 after it are timed.
             model.clear()
             return model.generate([1], endless).totals.tok_per_s
 
@@ -57,7 +57,7 @@ def measure_single(path: Path, n_threads: int, pairs: int, peers: Peers, only: C
             ids = [random.randrange(model.native.n_vocab) for _ in range(512)]
             return model.generate(ids, endless, max_tokens=0).totals.prompt_tok_per_s
 
-        pp512()  # both sides are measured warm: llama-bench runs each test once before
+        pp512()  # a warm-up, as llama-bench does before each test
         if "tg" in only:
             times = bench.in_turns(
                 pairs, tg128, lambda: llama_bench(program, path, n_threads, "-p", "0", "-n", "128"), "tg128"
@@ -73,7 +73,7 @@ def measure_single(path: Path, n_threads: int, pairs: int, peers: Peers, only: C
 def measure_batch(
     path: Path, n_threads: int, pairs: int, sizes: Sequence[int], prompts: Sequence[str] = PROMPTS
 ) -> Iterator[Figure]:
-    """All prompts at once beside `llama_cpp.Llama`, one after another, with so many new tokens each."""
+    """Yield, for each of `sizes` new tokens, all prompts at once beside `llama_cpp.Llama` one after another."""
     import llama_cpp
 
     from llamalite.model import Model
@@ -86,10 +86,10 @@ def measure_batch(
 
             def ours(new: int = new) -> float:
                 began = time.perf_counter()
-                found = model.generate_batch(prompts, max_tokens=new, temperature=0, logit_bias=ends, parallel=16)
+                completions = model.generate_batch(prompts, max_tokens=new, temperature=0, logit_bias=ends, parallel=16)
                 took = time.perf_counter() - began
-                model.native.thread.close()  # its OpenMP threads go, and do not slow the other side down
-                return sum(len(one.tokens) for one in found) / took
+                model.native.thread.close()  # ends its OpenMP threads, which would slow down the other side
+                return sum(len(completion.tokens) for completion in completions) / took
 
             def one_by_one(new: int = new) -> float:
                 return bench.in_a_thread(lambda: answers(new))
@@ -97,8 +97,8 @@ def measure_batch(
             def answers(new: int) -> float:
                 began, made = time.perf_counter(), 0
                 for prompt in prompts:
-                    told = theirs(prompt, max_tokens=new, temperature=0.0, logit_bias=bias)
-                    made += told["usage"]["completion_tokens"]
+                    completion = theirs(prompt, max_tokens=new, temperature=0.0, logit_bias=bias)
+                    made += completion["usage"]["completion_tokens"]
                 return made / (time.perf_counter() - began)
 
             name = f"{len(prompts)} prompts at once, {new} tokens each"
@@ -109,7 +109,7 @@ def measure_batch(
 
 
 def measure_rss(path: Path, n_threads: int, peers: Peers) -> Iterator[Figure]:
-    """Peak memory of one answer of 8 tokens, in a process of its own on either side."""
+    """Yield the peak memory of a process that makes one answer of 8 tokens."""
     script = (
         "import sys\nfrom llamalite.model import Model\n"
         f"with Model(sys.argv[1], n_ctx=2048, n_threads={n_threads}) as m:\n"

@@ -2,10 +2,10 @@
 
     python benchmarks/kernels.py [-t Q4_K ...] [--dtype BF16] [--pairs 9] [--json FILE] [--cold]
 
-A pair quantizes the same rows once with ggml's kernel and once with ours; its ratio is our time over ggml's.
-Times are CPU time of the one thread that works, so that a busy machine disturbs little. From BF16 or F16 rows the
-widening is counted on both sides: NumPy's before ggml's kernel, ours within. `--cold` also measures, in processes of
-their own, what loading the kernels costs with an empty cache, when they are compiled, and what with a warm one.
+A pair quantizes the same rows once with ggml's kernel and once with ours; its ratio is our time over ggml's. Times are
+the CPU time of the working thread, which a busy machine hardly changes. For BF16 or F16 rows both sides include the
+widening: NumPy's before ggml's kernel, ours inside the kernel. `--cold` also measures, in separate processes, the time
+to load the kernels with an empty cache, when they are compiled, and with a warm one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure_one(name: str, dtype: str, weighted: bool, n_rows: int, rounds: int)
 
 
 def measure(types: Sequence[str], dtype: str, n_rows: int, rounds: int) -> Iterator[Figure]:
-    """Yield a figure for each type, and one with importance weights where the kernels have them."""
+    """Yield a figure for each type, and one with importance if the kernel takes it."""
     before = os.environ.get("LLAMALITE_KERNELS")
     try:
         for name in types:
@@ -90,7 +90,7 @@ def measure(types: Sequence[str], dtype: str, n_rows: int, rounds: int) -> Itera
 
 
 def loading(names: list[str]) -> dict[str, dict[str, float]]:
-    """CPU and wall-clock seconds to load `names`: first with an empty cache, then from it; Numba's import included."""
+    """Return CPU and wall-clock seconds to load `names`, including Numba: with an empty cache, then with a warm one."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for state in ("empty cache", "warm cache"):
@@ -105,7 +105,7 @@ def loading(names: list[str]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = bench.arguments(__doc__, pairs=9, peers=False)
     parser.add_argument("-t", "--type", dest="types", action="append", choices=TYPES)
-    parser.add_argument("--dtype", choices=list(fast.SOURCES), default="BF16", help="what the rows are held in")
+    parser.add_argument("--dtype", choices=list(fast.SOURCES), default="BF16", help="the dtype of the rows")
     parser.add_argument("--rows", type=int, default=256, help=f"rows of {N_COLUMNS} weights (default: 256)")
     parser.add_argument("--cold", action="store_true", help="also measure loading and compiling")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Multiple choice as the evaluation harness asks it: all requests together beside one request at a time.
+"""Multiple choice as in the evaluation harness: all requests together beside one request at a time.
 
     python benchmarks/likelihoods.py MODEL.gguf [--questions 6] [--pairs 3]
 
@@ -34,21 +34,21 @@ def measure(path: Path, n_threads: int, pairs: int, n_questions: int) -> Iterato
         for _ in range(n_questions):
             context = tokens(N_CONTEXT)
             requests += [Request(context, tokens(rng.randint(2, 12))) for _ in range(N_CHOICES)]
-        found: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
 
         def together() -> float:
             began = time.perf_counter()
-            found["together"] = [one.log_likelihood for one in scorer.score(requests)]
+            scores["together"] = [score.log_likelihood for score in scorer.score(requests)]
             return len(requests) / (time.perf_counter() - began)
 
         def one_by_one() -> float:
             began = time.perf_counter()
-            found["alone"] = [scorer.score([request])[0].log_likelihood for request in requests]
+            scores["alone"] = [scorer.score([request])[0].log_likelihood for request in requests]
             return len(requests) / (time.perf_counter() - began)
 
         scorer.score(requests[:N_CHOICES])  # warm
         times = bench.in_turns(pairs, together, one_by_one, "likelihoods")
-        apart = max(abs(a - b) for a, b in zip(found["together"], found["alone"], strict=True))
+        apart = max(abs(a - b) for a, b in zip(scores["together"], scores["alone"], strict=True))
         if apart > TOLERANCE:
             raise SystemExit(f"log-likelihoods are up to {apart:.3f} apart")
         name = f"multiple choice, {N_CHOICES} continuations of {N_CONTEXT} tokens"

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [-t Q4_K_M] [--shape 1.1B] [--shape 7B] [--scratch FOLDER]
 
-The checkpoints are sparse files of zeros with real headers: they take next to no disk and no time to make, and reading
-them costs what reading costs. Peak memory is VmHWM of the process that converts (Linux); disk is the largest sum of
-all files in the output's folder while it runs. A ratio near 1 between the shapes says that memory does not grow with
-the model.
+The checkpoints are sparse files of zeros with real headers: they take almost no disk and no time to make, and reading
+them costs as much as reading real ones. Peak memory is VmHWM of the converting process (Linux); disk is the largest sum
+of all files in the output's folder while it runs. A ratio near 1 between the shapes shows that memory does not grow
+with the model.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def n_bytes(shape: tuple[int, ...]) -> int:
 
 
 def write_checkpoint(folder: Path, size: str, form: str) -> None:
-    """Write a BF16 checkpoint of zeros of this size: "safetensors" or "bin", in shards of 1.9 GiB with their index."""
+    """Write a BF16 checkpoint of zeros in the `form` "safetensors" or "bin", in shards of 1.9 GiB with an index."""
     import toy_checkpoint
 
     hidden, ffn, layers, heads, kv_heads = SHAPES[size]
@@ -70,7 +70,7 @@ def write_checkpoint(folder: Path, size: str, form: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     for name, shape in tensors(*SHAPES[size]):
-        if sum(n_bytes(one) for _, one in shards[-1]) + n_bytes(shape) > SHARD_BYTES:
+        if sum(n_bytes(earlier) for _, earlier in shards[-1]) + n_bytes(shape) > SHARD_BYTES:
             shards.append([])
         shards[-1].append((name, shape))
     stem, suffix = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
@@ -121,7 +121,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 
 def convert(folder: Path, qtype: str) -> tuple[float, int, int]:
-    """Convert and return (peak MiB, largest bytes on disk on the way, bytes of the result)."""
+    """Convert, and return peak MiB, the largest number of bytes on disk meanwhile, and the bytes of the result."""
     out = folder.parent / "out"
     out.mkdir()
     target = out / "model.gguf"
@@ -143,7 +143,7 @@ def convert(folder: Path, qtype: str) -> tuple[float, int, int]:
 
 
 def measure(qtype: str, shapes: Sequence[str], forms: Sequence[str], scratch: Path | None = None) -> Iterator[Figure]:
-    """Yield, for each form, the peak of each larger shape beside that of the first one."""
+    """Yield, for each form, the peak of each shape beside that of the first one."""
     for form in forms:
         first: float | None = None
         for size in shapes:

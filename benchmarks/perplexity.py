@@ -1,8 +1,8 @@
-"""Wall time and peak memory of `llamalite perplexity` beside llama-perplexity, in turns, and the same figures.
+"""Wall time and peak memory of `llamalite perplexity` beside llama-perplexity, in turns, for the same result.
 
     python benchmarks/perplexity.py model-Q4_K_M.gguf wiki.test.raw --llama-cpp FOLDER [--chunks 8]
 
-Both run on the same model, text and protocol. The perplexities must be the same to their last digit, or it stops.
+Both use the same model, text and protocol. It fails unless the perplexities are the same to the last digit.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def measure(
     peer = [peers.program("llama-perplexity"), "-m", model, *shared, "-c", n_ctx, "-t", n_threads]
     mine = bench.llamalite("perplexity", model, *shared, "--ctx", n_ctx, "--threads", n_threads)
     peaks: tuple[list[float], list[float]] = ([], [])
-    found: dict[str, set[str]] = {"ours": set(), "theirs": set()}
+    ppl: dict[str, set[str]] = {"ours": set(), "theirs": set()}
 
     def ours() -> float:
         ran = bench.process(mine)
-        found["ours"] |= set(re.findall(r"PPL +([\d.]+) ±", ran.output))
+        ppl["ours"] |= set(re.findall(r"PPL +([\d.]+) ±", ran.output))
         peaks[0].append(ran.peak_mib)
         return ran.seconds
 
     def theirs() -> float:
         ran = bench.process(peer)
-        found["theirs"] |= set(re.findall(r"PPL = ([\d.]+) \+/-", ran.output))
+        ppl["theirs"] |= set(re.findall(r"PPL = ([\d.]+) \+/-", ran.output))
         peaks[1].append(ran.peak_mib)
         return ran.seconds
 
     times = bench.in_turns(pairs, ours, theirs, "perplexity")
-    if found["ours"] != found["theirs"] or len(found["ours"]) != 1:
-        sys.exit(f"the figures differ: {found}")
-    note = f"PPL {found['ours'].pop()} on both sides"
+    if ppl["ours"] != ppl["theirs"] or len(ppl["ours"]) != 1:
+        sys.exit(f"the perplexities differ: {ppl}")
+    note = f"PPL {ppl['ours'].pop()} on both sides"
     yield Figure("perplexity", "llama-perplexity", "s", *times, None, note)
     yield Figure("perplexity, peak memory", "llama-perplexity", "MiB", *peaks)
 

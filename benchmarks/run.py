@@ -1,17 +1,17 @@
-"""All that this project claims about speed and memory, measured: one command, resumable, and the tables made of it.
+"""Measures everything that this project claims about speed and memory, resumably, and writes the tables.
 
     python benchmarks/run.py --checkpoint FOLDER --llama-cpp FOLDER --work FOLDER [--only conversion,generation]
-    python benchmarks/run.py --quick --llama-cpp FOLDER --work FOLDER          # a small model, minutes: does it all run
+    python benchmarks/run.py --quick --llama-cpp FOLDER --work FOLDER          # a small model: a test of some minutes
     python benchmarks/run.py --tables benchmarks/README.md README.md --work FOLDER
 
-Every figure is a ratio to a peer that took turns with llamalite: llama.cpp's own tools, llama-cpp-python's `Llama`,
-transformers on the CPU. `side_by_side.py` says how the tools are built. A group of figures that is done stands in
-WORK/figures.json, with the machine's description, and is not measured again (`--again` does); a run that was stopped
-goes on where it was. `--tables` writes those figures between the markers ``<!-- figures: GROUP -->`` and
-``<!-- end -->`` of Markdown files; the group "summary" is the README's choice of them.
+Every figure is a ratio to a peer that takes turns with llamalite: llama.cpp's own tools, llama-cpp-python's `Llama`,
+transformers on the CPU. `side_by_side.py` says how to build the tools. Finished groups of figures are kept in
+WORK/figures.json, with the machine's description, and not measured again without `--again`, so that a run can be
+resumed. `--tables` writes them between the markers ``<!-- figures: GROUP -->`` and ``<!-- end -->`` of Markdown files;
+the group "summary" is the README's selection.
 
-The files that are measured on are made of the checkpoint, in WORK. FOLDER of the checkpoint is any LLaMA in Hugging
-Face's form that llama.cpp's converter takes; the weights' values do not matter.
+The models are made from the checkpoint, in WORK. The checkpoint is any LLaMA in Hugging Face's form that llama.cpp's
+converter accepts; the values of its weights do not matter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXT = DEMO / "heldout.txt"
 
 @dataclass(frozen=True)
 class Bench:
-    """What the groups measure on, and how long."""
+    """What the groups measure with: checkpoint, peers, folder, threads, and the number of pairs."""
 
     checkpoint: Path
     peers: Peers
@@ -57,7 +57,7 @@ class Bench:
         return self.pairs or (1 if self.quick else usual)
 
     def model(self, qtype: str, checkpoint: Path | None = None) -> Path:
-        """Return a GGUF of this type, made of the checkpoint once."""
+        """Return the checkpoint's GGUF file of this type, which is made once."""
         source = checkpoint or self.checkpoint
         path = self.work / f"{source.name}-{qtype}.gguf"
         if not path.exists():
@@ -100,7 +100,7 @@ def measure_perplexity(on: Bench) -> Iterator[Figure]:
 
 
 def measure_compare(on: Bench) -> Iterator[Figure]:
-    """Perplexity and divergence of Q4_K_M against Q8_0: in lockstep, beside logits on the disk and a second run."""
+    """Yield perplexity and divergence of Q4_K_M against Q8_0: in lockstep, beside two runs with logits on the disk."""
     chunks = 2 if on.quick else 4
     reference, candidate, logits = on.model("Q8_0"), on.model("Q4_K_M"), on.work / "logits.kld"
     shared = ["-f", TEXT, "--chunks", chunks]
@@ -124,7 +124,7 @@ def measure_compare(on: Bench) -> Iterator[Figure]:
 
 
 def measure_startup(on: Bench) -> Iterator[Figure]:
-    """The help text in processor time, and the first token from the start of a process on."""
+    """Yield the CPU time of the help text, and the time from the start of a process to its first token."""
     mine, pass_ = [str(word) for word in bench.llamalite()], [sys.executable, "-c", "pass"]
     times = bench.in_turns(
         5 * on.n_pairs(3),
@@ -149,7 +149,7 @@ def measure_types(on: Bench) -> Iterator[Figure]:
 
 
 def measure_verify(on: Bench) -> Iterator[Figure]:
-    """All checks of a file against its checkpoint, beside the minute and the 2 GiB that are promised for 1.1B."""
+    """Yield all checks of a file against its checkpoint, beside the minute and the 2 GiB promised for 1.1B."""
     command = bench.llamalite("-q", "verify", on.model("Q4_K_M"), "--against", on.checkpoint, "--threads", on.n_threads)
     ran = bench.process(command)
     yield Figure("verify a file against its checkpoint", "the promised minute", "s", [ran.seconds], [60.0], 1.0)
@@ -169,7 +169,7 @@ def measure_speculation(on: Bench) -> Iterator[Figure]:
 
 
 def measure_demo(on: Bench) -> Iterator[Figure]:
-    """The demo model's own answers with lookup, and with a smaller quantization of itself as the draft."""
+    """Yield the demo model's own answers with lookup."""
     asked, per_kind = DEMO / "heldout.jsonl", 3 if on.quick else 20
     yield from speculation.measure_asked(
         on.model("Q8_0", DEMO), asked, on.n_pairs(3), n_threads=on.n_threads, per_kind=per_kind
@@ -201,7 +201,7 @@ SUMMARY = ("conversion", "generation", "speculation", "perplexity", "transformer
 
 
 def small_checkpoint(work: Path) -> Path:
-    """Write a checkpoint of 70 million weights, once: what `--quick` measures on."""
+    """Return the checkpoint of 70 million weights for `--quick`, which is written once."""
     folder = work / "small"
     if not (folder / "config.json").exists():
         sys.path.insert(0, str(ROOT / "tests"))
@@ -212,8 +212,8 @@ def small_checkpoint(work: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return document
 
 
 def as_figures(rows: list[dict[str, Any]]) -> list[Figure]:
@@ -221,7 +221,7 @@ def as_figures(rows: list[dict[str, Any]]) -> list[Figure]:
 
 
 def write_tables(document: dict[str, Any], files: list[Path]) -> None:
-    """Put the tables of all groups that were measured, and the machine, between the markers of `files`."""
+    """Write the tables of all measured groups, and the machine, between the markers of `files`."""
     machine = document["machine"]
     groups = {name: as_figures(rows) for name, rows in document.get("groups", {}).items()}
     texts = {name: bench.table(figures) for name, figures in groups.items()}
@@ -239,18 +239,18 @@ def write_tables(document: dict[str, Any], files: list[Path]) -> None:
         text = path.read_text(encoding="utf-8")
         for name, table in texts.items():
             pattern = rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)"
-            text = re.sub(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+            text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
 
 
 def main() -> None:
     parser = bench.arguments(__doc__, pairs=0)
-    next(one for one in parser._actions if one.dest == "llama_cpp").required = False
+    next(action for action in parser._actions if action.dest == "llama_cpp").required = False
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="GGUF files and figures.json")
     parser.add_argument("--only", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}, profile")
-    parser.add_argument("--again", action="store_true", help="measure what is measured already")
+    parser.add_argument("--again", action="store_true", help="measure finished groups again")
     parser.add_argument("--quick", action="store_true", help="a small model and one pair")
     parser.add_argument("--tables", type=Path, nargs="+", metavar="FILE", help="only write the tables into FILEs")
     options = parser.parse_args()
@@ -264,7 +264,7 @@ def main() -> None:
         parser.error("give --llama-cpp, and --checkpoint or --quick")
     names = options.only.split(",") if options.only else [*GROUPS, "profile"]
     if unknown := set(names) - {*GROUPS, "profile"}:
-        parser.error(f"there is no group {', '.join(unknown)}")
+        parser.error(f"unknown group {', '.join(unknown)}")
     on = Bench(
         options.checkpoint or small_checkpoint(options.work),
         Peers.given(options),
@@ -277,7 +277,7 @@ def main() -> None:
     groups = document.setdefault("groups", {})
     for name in names:
         if not options.again and (name in groups or (name == "profile" and name in document)):
-            print(f"{name}: measured already (--again measures it anew)")
+            print(f"{name}: already measured (--again measures it again)")
             continue
         began = time.perf_counter()
         print(f"\n== {name}", flush=True)

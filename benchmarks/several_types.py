@@ -3,7 +3,7 @@
     python benchmarks/several_types.py CHECKPOINT [-t F16 -t Q8_0 -t Q4_0] [--pairs 5]
 
 A run is a process, timed from start to exit with its files on the disk; the checkpoint is in the page cache. The time
-of the separate runs is their sum, their memory the largest of them. The files of both sides must be the same bytes.
+of the separate runs is their sum, their memory that of the largest. The files of both sides must be the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIME_TARGET, MEMORY_TARGET = 0.45, 1.3
 
 
 def measure(checkpoint: Path, types: Sequence[str], pairs: int, scratch: Path | None = None) -> Iterator[Figure]:
-    """Yield the ratio of time and that of peak memory; leave where bytes differ."""
+    """Yield a figure for time and one for peak memory; exit if bytes differ."""
     peaks: tuple[list[float], list[float]] = ([], [])
     asked = [word for qtype in types for word in ("-t", qtype)]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:

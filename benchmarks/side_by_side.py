@@ -1,11 +1,11 @@
-"""What every benchmark here does: two sides take turns on one machine, and the ratio of each pair is what counts.
+"""The method of every benchmark here: two sides take turns on one machine, and the ratio of each pair counts.
 
     mine, theirs = in_turns(5, lambda: run_ours(), lambda: run_theirs())
     figure = Figure("convert to Q4_K_M", "llama.cpp's two steps", "s", mine, theirs)
     print(figure)          # convert to Q4_K_M: 0.200 of llama.cpp's two steps (0.191 to 0.208 of 5), 9.2 and 46 s
 
-A machine's speed drifts with its heat and its neighbours; the two halves of a pair, minutes apart at the most, share
-that, and so a ratio holds where a time does not. The first side of a pair alternates.
+A machine's speed drifts with its temperature and its load. Both halves of a pair, at most minutes apart, share that
+drift, so that their ratio is reliable where a time is not. The side that goes first alternates.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ LOWER_IS_BETTER = {"s", "s of CPU", "MiB", "ns a weight"}
 
 @dataclass(frozen=True)
 class Figure:
-    """llamalite beside `peer`: what each pair gave, in `unit`. `ratio` is the median of ours over theirs.
+    """llamalite beside `peer`: the values of each pair, in `unit`. `ratio` is the median of ours over theirs.
 
-    `target` is what was promised for it: a ratio to stay below where less is better (time, memory), above elsewhere.
+    `target` is the promised ratio: an upper bound if less is better (time, memory), else a lower bound.
     """
 
     name: str
@@ -96,27 +96,28 @@ def table(figures: Iterable[Figure]) -> str:
 
 
 def short_table(figures: Iterable[Figure]) -> str:
-    """Return a table for readers who want to know how much, not how sure."""
+    """Return a table of the ratios alone, without their spread."""
     lines = ["| | llamalite | the other | ratio | beside |", "| --- | ---: | ---: | ---: | --- |"]
-    for one in figures:
-        mine, other = _short(statistics.median(one.ours)), _short(statistics.median(one.theirs))
-        lines.append(f"| {one.name} | {mine} {one.unit} | {other} {one.unit} | {one.ratio:.2f} | {one.peer} |")
+    for figure in figures:
+        mine, other = _short(statistics.median(figure.ours)), _short(statistics.median(figure.theirs))
+        cells = [figure.name, f"{mine} {figure.unit}", f"{other} {figure.unit}", f"{figure.ratio:.2f}", figure.peer]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def in_a_thread(call: Callable[[], float]) -> float:
-    """Return what `call` gives in a thread that ends with it: the OpenMP threads that llama.cpp keeps for it end, too.
+    """Return the result of `call`, made in a new thread, so that llama.cpp's OpenMP threads end with it.
 
-    As long as another side's stand by, GCC's OpenMP lets all of them sleep at barriers instead of spinning.
+    While another side's OpenMP threads exist, GCC's OpenMP lets all of them sleep at barriers instead of spinning.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
 
 def in_turns(
-    n: int, ours: Callable[[], float], theirs: Callable[[], float], told: str = ""
+    n: int, ours: Callable[[], float], theirs: Callable[[], float], name: str = ""
 ) -> tuple[list[float], list[float]]:
-    """Call both sides `n` times in turn and return what each returned; `told` names the pairs on standard error."""
+    """Call both sides `n` times in turn and return their results; with a `name`, print each pair on standard error."""
     mine, other = [], []
     for i in range(n):
         if i % 2:
@@ -125,13 +126,13 @@ def in_turns(
             b, a = theirs(), ours()
         mine.append(a)
         other.append(b)
-        if told:
-            print(f"  {told}, pair {i + 1} of {n}: {a:.4g} / {b:.4g} = {a / b:.3f}", file=sys.stderr, flush=True)
+        if name:
+            print(f"  {name}, pair {i + 1} of {n}: {a:.4g} / {b:.4g} = {a / b:.3f}", file=sys.stderr, flush=True)
     return mine, other
 
 
 class Ran(NamedTuple):
-    """A process that ended well: its time from start to exit, its CPU time, its peak of memory, what it wrote."""
+    """A process that succeeded: its time from start to exit, its CPU time, its peak memory, its output."""
 
     seconds: float
     cpu_s: float
@@ -145,31 +146,31 @@ began = time.perf_counter()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)
 with open(sys.argv[1], "w") as file:
-    told = time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
-    json.dump([*told, os.waitstatus_to_exitcode(status)], file)
+    measured = time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+    json.dump([*measured, os.waitstatus_to_exitcode(status)], file)
 """
 
 
 def process(command: Sequence[object], environment: dict[str, str] | None = None) -> Ran:
-    """Run `command` to its end; when it fails, leave with what it wrote.
+    """Run `command` to its end; if it fails, exit with its output.
 
-    A small process starts it and measures: Linux counts what the parent held at the start as the child's peak memory
-    (``exec_mmap``, fs/exec.c), and this one may hold a model. What was written or removed before is settled with the
-    disk first, so that no run pays for another.
+    A small process starts and measures it: Linux counts the parent's memory at the start as the child's peak memory
+    (``exec_mmap``, fs/exec.c), and this process may hold a model. Earlier writes are flushed to the disk first, so that
+    no run pays for another.
     """
     os.sync()
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
-        told, output = Path(folder) / "told", Path(folder) / "output"
+        measured, output = Path(folder) / "measured", Path(folder) / "output"
         with output.open("wb") as file:
-            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(told), *words]
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(measured), *words]
             environment = {**os.environ, **(environment or {})}
             subprocess.run(launcher, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
-        said = output.read_text(errors="replace")
-        seconds, cpu_s, peak, code = json.loads(told.read_text()) if told.exists() else (0.0, 0.0, 0, "none")
+        text = output.read_text(errors="replace")
+        seconds, cpu_s, peak, code = json.loads(measured.read_text()) if measured.exists() else (0.0, 0.0, 0, "none")
     if code != 0:
-        raise SystemExit(f"{' '.join(words)}: exit code {code}\n{said[-3000:]}")
-    return Ran(seconds, cpu_s, peak / (1024 if sys.platform == "linux" else 1 << 20), said)
+        raise SystemExit(f"{' '.join(words)}: exit code {code}\n{text[-3000:]}")
+    return Ran(seconds, cpu_s, peak / (1024 if sys.platform == "linux" else 1 << 20), text)
 
 
 def llamalite(*args: object) -> list[object]:
@@ -178,7 +179,7 @@ def llamalite(*args: object) -> list[object]:
 
 @dataclass(frozen=True)
 class Peers:
-    """llama.cpp as the pinned llama-cpp-python's sdist carries it: its sources, and the programs built from them.
+    """llama.cpp as in the sdist of the pinned llama-cpp-python: its sources, and the programs built from them.
 
     pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36 && tar xf llama_cpp_python-*.tar.gz
     cd llama_cpp_python-*/vendor/llama.cpp && cmake -B build
@@ -189,10 +190,10 @@ class Peers:
     programs: Path
 
     def program(self, name: str) -> Path:
-        found = self.programs / name
-        if not found.is_file():
-            raise SystemExit(f"{found} does not exist: build it as the docstring of {__file__} says")
-        return found
+        path = self.programs / name
+        if not path.is_file():
+            raise SystemExit(f"{path} does not exist: build it as the docstring of Peers in {__file__} says")
+        return path
 
     @classmethod
     def given(cls, options: argparse.Namespace) -> Peers:
@@ -200,7 +201,7 @@ class Peers:
 
 
 def arguments(doc: str | None, *, pairs: int, peers: bool = True) -> argparse.ArgumentParser:
-    """Return a parser with what all benchmarks take."""
+    """Return a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=pairs, help=f"pairs in turns (default: {pairs})")
     parser.add_argument("--threads", type=int, help="default: the physical cores")
@@ -220,14 +221,14 @@ def threads(options: argparse.Namespace) -> int:
 
 
 def report(figures: Iterable[Figure], to: Path | None) -> None:
-    """Print each figure as it comes, then all as a table; write them to `to` with the machine's description."""
-    found = []
+    """Print each figure as it comes, then a table of all; write all and the machine's description to the file `to`."""
+    measured = []
     for figure in figures:
         print(figure, flush=True)
-        found.append(figure)
-    print(f"\n{table(found)}")
+        measured.append(figure)
+    print(f"\n{table(measured)}")
     if to:
-        write_json(to, {"machine": machine(), "figures": [asdict(figure) for figure in found]})
+        write_json(to, {"machine": machine(), "figures": [asdict(figure) for figure in measured]})
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -238,7 +239,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a reader needs to know to place a figure."""
+    """The machine and versions that figures were measured with."""
 
     cpu: str
     cores: int
@@ -260,9 +261,9 @@ def machine() -> dict[str, Any]:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     wanted = {"llama-cpp-python", "llama_cpp_python", "numpy", "numba", "torch", "transformers"}
-    installed = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    installed = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in sorted(wanted & set(installed))}
-    found = Machine(
+    description = Machine(
         cpu,
         physical_cores(),
         round(memory, 1),
@@ -272,4 +273,4 @@ def machine() -> dict[str, Any]:
         time.strftime("%Y-%m-%d", time.gmtime()),
         versions,
     )
-    return asdict(found)
+    return asdict(description)

@@ -1,12 +1,12 @@
-"""Tokens guessed ahead beside one token a decode, on the same model, in turns.
+"""Tokens guessed ahead beside one token per decode, on the same model, in turns.
 
     python benchmarks/speculation.py MODEL.gguf -f TEXT [--tokens 200] [--pairs 3]
     python benchmarks/speculation.py DEMO.gguf --asked models/demo/heldout.jsonl [--draft SMALL.gguf]
 
-With a text the answer is prescribed, so that any model of the right size will do, one with random weights too: a copy
-of the prompt's text, an edited copy (each 20th token another one), and the text that follows, which repeats nothing
-on purpose. Everything is computed as for a real answer; only what the sampler has chosen is replaced. With `--asked`
-the model answers in its own words, greedily: the questions of that file, kind by kind.
+With a text, the answer is prescribed, so that any model of the right size will do, even with random weights: a copy of
+the prompt's text, an edited copy (every 20th token replaced), and the text that follows the prompt, which does not
+repeat it. Everything is computed as for a real answer; only the sampler's choice is replaced. With `--asked` the model
+answers greedily in its own words: the questions of that file, kind by kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HELPS, HARMLESS = 1.5, 0.95
 
 
 class Prescribed:
-    """A sampler that chooses as any other does, and says the next token of `answer` instead."""
+    """A sampler that does its work, and then returns the next token of `answer` instead of its choice."""
 
     def __init__(self, sampler: Any, answer: Sequence[int]) -> None:
         self._sampler, self._answer = sampler, iter(answer)
@@ -55,11 +55,11 @@ def measure_prescribed(path: Path, text: str, pairs: int, *, n_threads: int, n_t
                 model._engine.make_sampler = lambda params, prompt: Prescribed(make(params, prompt), answer)
                 try:
                     model.clear()
-                    found = model.generate(given, max_tokens=len(answer), temperature=0, speculate=how)
+                    completion = model.generate(given, max_tokens=len(answer), temperature=0, speculate=how)
                 finally:
                     model._engine.make_sampler = make
-                assert list(found.tokens) == list(answer)
-                return found.totals.tok_per_s
+                assert list(completion.tokens) == list(answer)
+                return completion.totals.tok_per_s
 
             times = bench.in_turns(pairs, lambda: speed("lookup"), lambda: speed("off"), name)
             yield Figure(f"{name}, lookup", "one token a decode", "tok/s", *times, target)
@@ -72,8 +72,8 @@ def measure_asked(
 
     questions: dict[str, list[str]] = {}
     for line in asked.read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
-        questions.setdefault(one["kind"], []).append(one["prompt"])
+        question = json.loads(line)
+        questions.setdefault(question["kind"], []).append(question["prompt"])
     how = "draft" if draft else "lookup"
     with Model(path, n_ctx=1024, n_threads=n_threads, draft=draft) as model:
         for kind, prompts in questions.items():
@@ -83,16 +83,16 @@ def measure_asked(
             def speed(
                 how: str, prompts: Sequence[str] = prompts[:per_kind], answers: Any = answers, counts: Any = counts
             ) -> float:
-                n_tokens, seconds, said = 0, 0.0, []
+                n_tokens, seconds, tokens = 0, 0.0, []
                 for prompt in prompts:
-                    found = model.generate(
+                    completion = model.generate(
                         [{"role": "user", "content": prompt}], max_tokens=200, temperature=0, speculate=how
                     )
-                    n_tokens, seconds = n_tokens + len(found.tokens), seconds + found.totals.generation_s
-                    counts[0] += found.totals.n_drafted
-                    counts[1] += found.totals.n_accepted
-                    said.append(found.tokens)
-                answers[how] = said
+                    n_tokens, seconds = n_tokens + len(completion.tokens), seconds + completion.totals.generation_s
+                    counts[0] += completion.totals.n_drafted
+                    counts[1] += completion.totals.n_accepted
+                    tokens.append(completion.tokens)
+                answers[how] = tokens
                 return n_tokens / seconds
 
             times = bench.in_turns(pairs, lambda speed=speed: speed(how), lambda speed=speed: speed("off"), kind)

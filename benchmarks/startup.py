@@ -1,10 +1,10 @@
-"""How long a user waits before anything happens: `llamalite --help` beside `python -c pass`, and the first token.
+"""How long a user waits for the first output: `llamalite --help` beside `python -c pass`, and the first token.
 
     python benchmarks/startup.py [MODEL LLAMA_COMPLETION] [--runs 20]
 
-Interleaved, the median of each: seconds from the start of the process to the first byte that it prints, and the
-processor's seconds of the whole process, which other programs on the machine disturb less. With MODEL (a GGUF file) and
-llama.cpp's llama-completion that first byte is the first token of `llamalite run MODEL -n 1`, beside
+Medians of interleaved runs: seconds from the start of the process to its first byte of output, and the CPU seconds of
+the whole process, which other programs disturb less. With MODEL (a GGUF file) and llama.cpp's llama-completion, the
+first byte is also that of the first token of `llamalite run MODEL -n 1`, beside
 `llama-completion -m MODEL -n 1 --no-display-prompt`.
 """
 
@@ -23,19 +23,19 @@ PROMPT = "Once upon a time"
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
-    """Return the time to the first byte on standard output (to the end if there is none), and the processor's time."""
+    """Return the time to the first byte on standard output (or to the end if there is none), and the CPU time."""
     before, started = os.times(), time.perf_counter()
     with (
-        tempfile.TemporaryFile() as told,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=told) as process,
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
     ):
         assert process.stdout is not None
         process.stdout.read(1)
         first = time.perf_counter() - started
         process.stdout.read()
         if process.wait():
-            told.seek(0)
-            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{told.read()[-1000:].decode()}")
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{errors.read()[-1000:].decode()}")
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return first, spent

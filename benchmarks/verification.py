@@ -1,10 +1,10 @@
-"""`llamalite verify` of a file against its checkpoint: seconds and peak memory, beside what is promised for 1.1B.
+"""Time and peak memory of `llamalite verify` of a file against its checkpoint, beside the promise for 1.1B.
 
     python benchmarks/verification.py CHECKPOINT [-t Q4_K_M] [--runs 3]
 
-The file is converted first, into a temporary folder. A run is a process with all checks (keys, template, every tensor,
-tokens, logits), timed from start to exit, the checkpoint in the page cache; memory is its peak RSS. Promised are less
-than a minute on two cores and less than 2 GiB.
+The file is first converted, into a temporary folder. A run is a process with all checks (keys, template, every tensor,
+tokens, logits), timed from start to exit, with the checkpoint in the page cache; memory is its peak RSS. The promise is
+less than a minute on two cores and less than 2 GiB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     threads = bench.threads(options)
-    found = {}
+    measured = {}
     for qtype in options.types or ["Q4_K_M"]:
         with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
             made = Path(folder) / "made.gguf"
@@ -47,9 +47,9 @@ def main() -> None:
             f"{'hold' if report['ok'] else 'do NOT hold'}",
             flush=True,
         )
-        found[qtype] = {"seconds": seconds, "peak_mib": peak, "threads": threads, "ok": report["ok"]}
+        measured[qtype] = {"seconds": seconds, "peak_mib": peak, "threads": threads, "ok": report["ok"]}
     if options.json:
-        bench.write_json(options.json, {"machine": bench.machine(), "verify": found})
+        bench.write_json(options.json, {"machine": bench.machine(), "verify": measured})
 
 
 if __name__ == "__main__":

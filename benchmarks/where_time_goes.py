@@ -1,11 +1,11 @@
-"""Where the time of `run`, `batch`, `perplexity` and `convert` goes, and what is left above the machine's limits.
+"""Where the time of `run`, `batch`, `perplexity` and `convert` goes, and how far it is from the machine's limits.
 
     python benchmarks/where_time_goes.py CHECKPOINT MODEL.gguf -f TEXT
 
-The functions in which time is spent are wrapped with a clock, in this process: llama.cpp's decodes, sampling, what
-Python does around them; reading, quantizing and writing in the threads of a conversion. A token's decode has a limit:
-the bytes of weights that it reads, at the memory bandwidth measured in the same run (`llamalite bench` measures both in
-the same way). Prints a table in Markdown.
+Functions are wrapped with a clock in this process: llama.cpp's decodes, sampling, and Python's work around them;
+reading, quantizing and writing in the threads of a conversion. The limit of a token's decode is the bytes of weights
+that it reads, at the memory bandwidth measured in the same run (`llamalite bench` measures both in the same way).
+Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEAD = "| verb | what | seconds | share |\n| --- | --- | ---: | ---: |"
 
 
 class Clock:
-    """Seconds by name, added up over all threads."""
+    """Measures seconds by name, summed over all threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -60,21 +60,21 @@ class Clock:
 
 
 def rows(verb: str, whole: float, parts: dict[str, float]) -> list[str]:
-    """Return the lines of one verb; what the parts leave of the whole is the rest."""
+    """Return the lines of one verb: the whole, its `parts`, and the rest."""
     parts = {**parts, "the rest": max(0.0, whole - sum(parts.values()))}
-    found = [f"| `{verb}` | all | {whole:.2f} | |"]
-    return found + [f"| | {name} | {seconds:.3f} | {seconds / whole:.1%} |" for name, seconds in parts.items()]
+    first = f"| `{verb}` | all | {whole:.2f} | |"
+    return [first, *(f"| | {name} | {seconds:.3f} | {seconds / whole:.1%} |" for name, seconds in parts.items())]
 
 
 def generating(model: Path, n_threads: int) -> list[str]:
     from llamalite.benchmark import bytes_a_token, memory_bandwidth
     from llamalite.generation.completion import Answer
-    from llamalite.gguf_check import check
+    from llamalite.gguf_check import checked_header
     from llamalite.model import Model
     from llamalite.native.context import NativeContext
     from llamalite.native.sampler import NativeSampler
 
-    found: list[str] = []
+    lines: list[str] = []
     with Model(model, n_ctx=1024, n_threads=n_threads) as loaded:
         ends = {i: -float("inf") for i in range(loaded.native.n_vocab) if loaded.native.is_eog(i)}
         ids = [i % loaded.native.n_vocab for i in range(10, 74)]
@@ -88,7 +88,7 @@ def generating(model: Path, n_threads: int) -> list[str]:
             }
             loaded.clear()
             if verb == "run":
-                loaded.generate(ids, max_tokens=0)  # the prompt is read, all but its last token
+                loaded.generate(ids, max_tokens=0)  # reads the prompt except its last token
             with clock.on(**timed):
                 began = time.perf_counter()
                 if verb == "run":
@@ -103,17 +103,17 @@ def generating(model: Path, n_threads: int) -> list[str]:
                 "sampling (llama.cpp's chain, from Python)": seconds["sample"],
                 "text, stop strings, pieces": seconds["take"] - seconds["sample"],
             }
-            n = sum(len(one.tokens) for one in answers)
-            told = f"{verb}: {n} tokens" if verb == "run" else f"{verb}: {len(answers)} answers, {n} tokens"
-            found += rows(told, whole, parts)
+            n = sum(len(completion.tokens) for completion in answers)
+            title = f"{verb}: {n} tokens" if verb == "run" else f"{verb}: {len(answers)} answers, {n} tokens"
+            lines += rows(title, whole, parts)
             if verb == "run":
-                bandwidth, size = memory_bandwidth(n_threads), bytes_a_token(check(model))
+                bandwidth, size = memory_bandwidth(n_threads), bytes_a_token(checked_header(model))
                 a_token = seconds["decode"] / n
-                found.append(
+                lines.append(
                     f"| | the limit of a decode: {size / 1e6:,.0f} MB a token at {bandwidth / 1e9:.1f} GB/s | "
                     f"{size / bandwidth * n:.3f} | {size / bandwidth / a_token:.0%} of what it takes |"
                 )
-    return found
+    return lines
 
 
 def measuring(model: Path, text: Path, n_threads: int, chunks: int = 4) -> list[str]:
@@ -128,7 +128,7 @@ def measuring(model: Path, text: Path, n_threads: int, chunks: int = 4) -> list[
 
 def converting(checkpoint: Path, n_threads: int, qtype: str = "Q4_K_M") -> list[str]:
     import llamalite
-    from llamalite.converters import pipeline
+    from llamalite.converters import output, pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
@@ -136,8 +136,8 @@ def converting(checkpoint: Path, n_threads: int, qtype: str = "Q4_K_M") -> list[
             "run": (pipeline, "run"),
             "rows": (pipeline._Worker, "_rows"),
             "pack": (pipeline._Worker, "_pack"),
-            "write": (pipeline.OutputFile, "write_at"),
-            "flush": (pipeline.OutputFile, "flush"),
+            "write": (output.OutputFile, "write_at"),
+            "flush": (output.OutputFile, "flush"),
         }
         llamalite.convert(checkpoint, Path(folder) / "warm.gguf", qtype=qtype, n_threads=n_threads)
         (Path(folder) / "warm.gguf").unlink()

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from llamalite.converters.conversion import ConversionReport, OutputReport, convert, preview
 from llamalite.converters.importance import Importance
-from llamalite.converters.planning import ConversionPlan, QuantizeParams
+from llamalite.converters.plan import ConversionPlan, QuantizeParams
 
 __all__ = ["ConversionPlan", "ConversionReport", "Importance", "OutputReport", "QuantizeParams", "convert", "preview"]

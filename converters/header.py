@@ -1,10 +1,10 @@
-"""What stands in a GGUF file before its weights: keys and the table of tensors, in llama.cpp's order.
+"""The header of a GGUF file: keys and the table of tensors, in llama.cpp's order.
 
     magic  version  n_tensors  n_keys | key  type  value | ... | name  dims  type  offset | ... | zeros up to the data
 
-The keys are those of llama.cpp's two steps: its converter's, or those of a GGUF source, and then the two that
-llama-quantize sets anew (src/llama-quant.cpp, ``llama_model_quantize_impl``). A split model's first file has them all,
-the others only their number (tools/gguf-split/gguf-split.cpp).
+The keys are those of llama.cpp's two steps: first those of its converter, or of a GGUF source, and then the two that
+llama-quantize sets anew (src/llama-quant.cpp, ``llama_model_quantize_impl``). The first file of a split model has them
+all, the others only the ``split.*`` keys (tools/gguf-split/gguf-split.cpp).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import yaml
 from llamalite.converters.checkpoints import Checkpoint
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.converters.vocabulary import Vocabulary
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError
 from llamalite.gguf_check.value_types import ARRAY, BOOL, FLOAT32, INT32, STRING, UINT16, UINT32
 
@@ -35,18 +35,18 @@ _VERSION = 3
 _MAX_CARD_BYTES = 8 << 20
 _MAX_CARD_VALUES = 1_000_000
 _MAX_CARD_DEPTH = 100
-# What follows from the conversion, and what a reader relies on.
+# Keys that the conversion sets and that readers rely on.
 _DERIVED = frozenset(
     f"general.{name}" for name in ("architecture", "type", "file_type", "quantization_version", "alignment")
 )
 
 Keys = Sequence[tuple[bytes, bytes]]
-"""Names, and the bytes of types and values."""
+"""Pairs of a name and the bytes of its type and value."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which file of how many this is, and the tensors that all of them hold."""
+    """This file's number in a split model, the number of files, and the number of tensors in all of them."""
 
     index: int
     count: int
@@ -59,24 +59,27 @@ def padded(n_bytes: int) -> int:
 
 
 def keys_of(
-    checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None, metadata: Path | None = None
+    checkpoint: Checkpoint, plan: ConversionPlan, vocabulary: Vocabulary | None, metadata: Path | None = None
 ) -> Keys:
-    """Return the keys of a file made of `checkpoint`, but for its type; the file `metadata` overrides ``general.*``."""
-    keys = _keys_of(checkpoint, planned, vocabulary)
+    """Return the keys for a conversion of `checkpoint`, without its file type.
+
+    The JSON file `metadata` overrides ``general.*`` keys.
+    """
+    keys = _keys_of(checkpoint, plan, vocabulary)
     return keys if metadata is None else _overridden(keys, metadata)
 
 
-def _keys_of(checkpoint: Checkpoint, planned: ConversionPlan, vocabulary: Vocabulary | None) -> Keys:
+def _keys_of(checkpoint: Checkpoint, plan: ConversionPlan, vocabulary: Vocabulary | None) -> Keys:
     if checkpoint.carried is not None:
         return checkpoint.carried.pairs
-    assert planned.config is not None
+    assert plan.config is not None
     assert vocabulary is not None
     writer = gguf.GGUFWriter(path=None, arch="llama")
-    for tensor in planned.tensors:  # the model's size label counts them
+    for tensor in plan.tensors:  # gguf-py counts their weights for the model's size label
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), 0)
     writer.add_type(gguf.GGUFType.MODEL)
     _metadata(checkpoint, writer).set_gguf_meta_model(writer)
-    planned.config.write_keys(writer)
+    plan.config.write_keys(writer)
     vocabulary.write_keys(writer)
     return _packed_keys(writer)
 
@@ -90,9 +93,9 @@ def write(
     i_output: int,
     split: Split | None = None,
 ) -> int:
-    """Write everything before the weights of `tensors` into `path`, and return where the weights start.
+    """Write the header of a file with `tensors` to `path`, and return the offset at which the weights start.
 
-    The keys are `keys`, those that follow from `ftype`, and `last`; in a split model only in its first file.
+    The keys are `keys`, those that follow from `ftype`, and `last`; of a split model, only the first file has them.
     """
     pairs: list[tuple[bytes, bytes]] = []
     if split is None or split.index == 0:
@@ -124,12 +127,12 @@ def write(
 
 
 def string(value: str) -> bytes:
-    """The type and value of a string key."""
+    """Return the type and value of a string key as bytes."""
     return struct.pack("<I", STRING) + _text(value.encode())
 
 
 def uint32(value: int) -> bytes:
-    """The type and value of an unsigned key."""
+    """Return the type and value of an unsigned 32-bit key as bytes."""
     return struct.pack("<II", UINT32, value)
 
 
@@ -138,12 +141,12 @@ def _text(raw: bytes) -> bytes:
 
 
 def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
-    """Return what ``general.*`` says of the model: from its card, config and folder name, as llama.cpp's converter."""
+    """Return the ``general.*`` keys as llama.cpp's converter finds them: from model card, config and folder name."""
     counts = writer.get_total_parameter_count()
     folder = checkpoint.folder.resolve()
     try:
-        metadata = _said_of(checkpoint, folder, counts[0])
-        _pairs(metadata)  # a card says anything: a license may be a date, a name a list
+        metadata = _load_metadata(checkpoint, folder, counts[0])
+        _pairs(metadata)  # a card may hold anything: a license may be a date, a name a list
     except (
         ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error, yaml.YAMLError
     ) as error:  # fmt: skip
@@ -155,8 +158,8 @@ def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
     return metadata
 
 
-def _said_of(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metadata:
-    for name in ("README.md", "config.json", "generation_config.json"):  # gguf-py opens them by their names
+def _load_metadata(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metadata:
+    for name in ("README.md", "config.json", "generation_config.json"):  # gguf-py opens them by name
         member(folder, name, max_bytes=None)
     card_file = folder / "README.md"
     if card_file.is_file() and card_file.stat().st_size > _MAX_CARD_BYTES:
@@ -166,7 +169,7 @@ def _said_of(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metada
     card = gguf.Metadata.load_model_card(folder)
     _refuse_unfolding(card)
     metadata = gguf.Metadata.load(None, folder, None, n_params)
-    if folder.name != checkpoint.name:  # the hub's cache calls folders after revisions
+    if folder.name != checkpoint.name:  # the hub's cache names folders after revisions
         config = gguf.Metadata.load_hf_parameters(folder)
         named = folder.with_name(checkpoint.name)
         renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, n_params)
@@ -179,7 +182,7 @@ def _said_of(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.Metada
 
 
 def _refuse_deep(text: str) -> None:
-    """Raise `ValueError` for brackets in brackets in the card's head, which PyYAML takes quadratic time for."""
+    """Raise `ValueError` for deeply nested brackets in the card's YAML: PyYAML takes quadratic time for them."""
     depth = 0
     for bracket in re.findall(r"[\[{}\]]", text.partition("\n---")[0]):
         depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
@@ -188,15 +191,15 @@ def _refuse_deep(text: str) -> None:
 
 
 def _refuse_unfolding(card: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where YAML's references make a small text a huge or an endless structure."""
+    """Raise `ValueError` if YAML's references turn a small text into a huge or endless structure."""
     stack: list[Any] = [card]
     n = 0
     while stack:
-        one = stack.pop()
+        value = stack.pop()
         n += 1
         if n > _MAX_CARD_VALUES:
             raise ValueError(f"README.md unfolds to more than {_MAX_CARD_VALUES:,} values")
-        stack.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        stack.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
 def _pairs(metadata: gguf.Metadata) -> Keys:
@@ -206,26 +209,25 @@ def _pairs(metadata: gguf.Metadata) -> Keys:
 
 
 def _packed_keys(writer: gguf.GGUFWriter) -> Keys:
-    return [
-        (
-            key.encode(),
-            _packed_array(one) or bytes(writer._pack_val(one.value, one.type, add_vtype=True, sub_type=one.sub_type)),
+    def packed(entry: Any) -> bytes:
+        return _packed_array(entry) or bytes(
+            writer._pack_val(entry.value, entry.type, add_vtype=True, sub_type=entry.sub_type)
         )
-        for key, one in writer.kv_data[0].items()
-    ]
+
+    return [(key.encode(), packed(entry)) for key, entry in writer.kv_data[0].items()]
 
 
-def _packed_array(one: Any) -> bytes | None:
-    """Return an array of texts, integers or numbers as the writer packs it, None for what it packs otherwise.
+def _packed_array(entry: Any) -> bytes | None:
+    """Return an array of texts, integers or floats as the writer would pack it; None for any other value.
 
-    Its own loop takes a second for a vocabulary of 128,000 tokens.
+    The writer's own loop takes a second for a vocabulary of 128,000 tokens.
     """
-    values = one.value
-    if one.type != ARRAY or one.sub_type is not None or not isinstance(values, list | tuple) or not values:
+    values = entry.value
+    if entry.type != ARRAY or entry.sub_type is not None or not isinstance(values, list | tuple) or not values:
         return None
     n, kinds = len(values), set(map(type, values))
     if kinds <= {str, bytes}:
-        texts = [_text(one.encode() if isinstance(one, str) else one) for one in values]
+        texts = [_text(text.encode() if isinstance(text, str) else text) for text in values]
         return struct.pack("<IIQ", ARRAY, STRING, n) + b"".join(texts)
     if kinds == {float}:
         return struct.pack(f"<IIQ{n}f", ARRAY, FLOAT32, n, *values)
@@ -235,13 +237,13 @@ def _packed_array(one: Any) -> bytes | None:
 
 
 def _overridden(keys: Keys, path: Path) -> Keys:
-    """Put the ``general.*`` keys of the JSON file at `path` in place of those in `keys`, or after the last of them."""
+    """Return `keys` with the ``general.*`` keys of the JSON file at `path`: new ones follow the last of that kind."""
     changed = list(keys)
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise CheckpointError(f"{path} is a device or a folder, expected a JSON file of general.* keys")
     for name, value in read_object(path).items():
         if not re.fullmatch(r"general\.[ -~]{1,200}", name) or name in _DERIVED:
-            raise CheckpointError(f"{path}: {name!r} cannot be set; what can are general.* keys such as general.author")
+            raise CheckpointError(f"{path}: {name!r} cannot be set: only general.* keys can, such as general.author")
         pair = (name.encode(), _packed(path, name, value))
         at = [i for i, (key, _) in enumerate(changed) if key == pair[0]]
         if at:
@@ -268,6 +270,6 @@ def _packed_value(path: Path, name: str, value: Any) -> bytes:
         return struct.pack("<If", FLOAT32, value)
     if isinstance(value, str):
         return string(value)
-    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_text(one.encode()) for one in value)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_text(text.encode()) for text in value)
     raise CheckpointError(f"{path}: {name} is {value!r}, expected a text, a number, true, false or a list of texts")

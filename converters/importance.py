@@ -1,10 +1,10 @@
-"""Importance matrices, as llama-imatrix writes them: how much each column of a matrix matters to the model's output.
+"""Importance matrices of llama-imatrix: how much each column of a matrix matters to the model's output.
 
     importance = Importance.load("imatrix.gguf")
     importance.rows["blk.0.attn_q.weight"]           # float32 [n_columns]
 
 Both forms are read: GGUF (sums of squared activations and their counts) and the older ``.dat`` (sums times calls).
-The mean is taken as llama-quantize takes it (tools/quantize/quantize.cpp ``load_imatrix``, common/imatrix-loader.cpp).
+The mean is computed as in llama-quantize (tools/quantize/quantize.cpp ``load_imatrix``, common/imatrix-loader.cpp).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_DAT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Importance:
-    """A matrix's `rows` by tensor name (float32 [n_columns]), and what files made with it say of it."""
+    """The matrix's `rows` by tensor name (float32 [n_columns]), and what is recorded of it in files made with it."""
 
     rows: Mapping[str, Floats]
     file: str
@@ -38,7 +38,7 @@ class Importance:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Importance:
-        """Read either form from `path`; `GGUFError` says what is wrong with the file."""
+        """Read the file at `path`, of either form; `GGUFError` says what is wrong with it."""
         source = Path(path)
         if source.exists() and not source.is_file():  # a device or a pipe may never end
             raise GGUFError(f"{source} is a device or a folder, expected the file of an importance matrix")
@@ -56,7 +56,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
     keys = header.metadata
     lacking = [key for key in ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size") if key not in keys]
     if lacking:
-        raise GGUFError(f"{path} lacks the key {lacking[0]}: it is a GGUF file, but no importance matrix")
+        raise GGUFError(f"{path} lacks the key {lacking[0]}: it is a GGUF file, but not an importance matrix")
     values = {}
     with path.open("rb") as file:
         for tensor in header.tensors:
@@ -65,7 +65,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
             file.seek(tensor.offset)
             values[tensor.name] = np.frombuffer(file.read(tensor.nbytes), "<f4").astype(np.float32)
     rows = {}
-    for name in sorted({one.rpartition(".")[0] for one in values}):
+    for name in sorted({key.rpartition(".")[0] for key in values}):
         sums, counts = values.get(f"{name}.in_sum2"), values.get(f"{name}.counts")
         if sums is None or counts is None or counts.size != 1:
             raise GGUFError(f"{path}: {name} lacks in_sum2 or counts, or is of a mixture of experts")
@@ -80,7 +80,7 @@ def _read_dat(path: Path) -> tuple[dict[str, Floats], str | None, int]:
     data, at = path.read_bytes(), 0
 
     def refuse(what: str) -> NoReturn:
-        raise GGUFError(f"{path} is no importance matrix, neither GGUF nor .dat: {what} at byte {at}")
+        raise GGUFError(f"{path} is not an importance matrix, neither GGUF nor .dat: {what} at byte {at}")
 
     def take(n: int, what: str) -> bytes:
         nonlocal at

@@ -1,11 +1,11 @@
-"""The LLaMA family: a Hugging Face config → GGUF keys, tensor names, row order and rope factors.
+"""The LLaMA family: from a Hugging Face config to GGUF keys, tensor names, row order and rope factors.
 
     model.layers.3.self_attn.q_proj.weight  →  blk.3.attn_q.weight, rows regrouped head by head
     {"rms_norm_eps": 1e-5, ...}             →  llama.attention.layer_norm_rms_epsilon = 1e-5
 
 Follows llama.cpp's converter (conversion/llama.py ``LlamaModel``, conversion/base.py ``TextModel``), key by key and in
-its order, with the defaults that transformers' ``LlamaConfig`` and ``MistralConfig`` give to what a config leaves out.
-This module reads no weights and knows nothing of quantization.
+its order, with the defaults of transformers' ``LlamaConfig`` and ``MistralConfig`` for keys that a config lacks. This
+module reads no weights and knows nothing of quantization.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from llamalite.converters.checkpoints.json_file import number, whole_number
 from llamalite.converters.mix import ModelShape
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 from llamalite.gguf_check.llama import MAX_CONTEXT, MAX_LAYERS
 
@@ -30,7 +30,7 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
 _ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 
-# What transformers fills in where config.json is silent (LlamaConfig, MistralConfig).
+# transformers' defaults for keys that config.json lacks (LlamaConfig, MistralConfig).
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
     "MistralForCausalLM": {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "num_key_value_heads": 8},
@@ -39,7 +39,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What becomes of one tensor: its names in checkpoint and GGUF, its shape, and its heads if rows are regrouped.
+    """The mapping of one tensor: its names in checkpoint and GGUF, its shape, and its heads if rows are regrouped.
 
     `n_head` is set for q and k projections of Hugging Face checkpoints, whose rotary pairs lie half a head apart.
     """
@@ -53,7 +53,7 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A validated config.json: the sizes that tensors and keys follow from."""
+    """A validated config.json: the sizes that determine tensors and keys."""
 
     n_vocab: int
     n_embd: int
@@ -74,8 +74,8 @@ class LlamaConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """Read a parsed config.json as transformers 4 or 5 writes it.
 
-        Raises `UnsupportedArchitectureError` for another family, a quantized checkpoint or a rope scaling that
-        llama.cpp cannot express, and `CheckpointError` for a size that is missing or makes no sense.
+        Raises `UnsupportedArchitectureError` for another family, a quantized checkpoint or a rope scaling that GGUF
+        cannot express, and `CheckpointError` for a size that is missing or invalid.
         """
         architecture = _architecture(config)
         _refuse_quantized(config)
@@ -88,7 +88,7 @@ class LlamaConfig:
                 "num_attention_heads must be a multiple of num_key_value_heads"
             )
         if "head_dim" not in known and n_embd % n_head:
-            raise CheckpointError(f"config.json: hidden_size {n_embd} is no multiple of {n_head} attention heads")
+            raise CheckpointError(f"config.json: hidden_size {n_embd} is not a multiple of {n_head} attention heads")
         head_dim = _size(known, "head_dim", n_embd // n_head)
         if head_dim % 2:
             raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number for rotary positions")
@@ -110,7 +110,7 @@ class LlamaConfig:
         )
 
     def tensor_rules(self, *, permuted: bool = True) -> Iterator[TensorRule]:
-        """Yield a rule for each tensor that a checkpoint may hold; `permuted`: in Hugging Face's order."""
+        """Yield a rule for each tensor that a checkpoint may hold; `permuted` as in `Checkpoint`."""
         q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         q_heads, k_heads = (self.n_head, self.n_head_kv) if permuted else (None, None)
         embd, ff = self.n_embd, self.n_ff
@@ -134,7 +134,7 @@ class LlamaConfig:
                 yield TensorRule(f"{source}{theirs}.bias", f"{target}{ours}.bias", (n_out,), heads, optional=True)
 
     def write_keys(self, writer: gguf.GGUFWriter) -> None:
-        """Add the ``llama.*`` keys, in the order of llama.cpp's converter; neither file type nor tokenizer."""
+        """Add the ``llama.*`` keys, in the order of llama.cpp's converter, without file type and tokenizer."""
         writer.add_block_count(self.n_layer)
         writer.add_context_length(self.n_ctx_train)
         writer.add_embedding_length(self.n_embd)
@@ -170,18 +170,18 @@ class LlamaConfig:
                     add(rope[key])
             usual = 0.1 * math.log(rope["factor"]) + 1
             if rope.get("attention_factor") not in (None, usual):
-                # llama.cpp computes with the usual factor whatever yarn_attn_factor says (src/llama-context.cpp), and
-                # multiplies it by this key, which its own converter never writes.
+                # Whatever yarn_attn_factor says, llama.cpp uses the usual factor (src/llama-context.cpp), times the
+                # value of this key, which its own converter never writes.
                 writer.add_rope_scaling_attn_factors(rope["attention_factor"] / usual)
 
     @property
     def _has_own_ramp(self) -> bool:
-        """Whether YaRN's ramp is another than the usual: llama.cpp reads its ends for other families only."""
+        """Whether YaRN's ramp has unusual ends, which llama.cpp reads for other families only."""
         ends = self.rope.get("beta_fast", 32.0), self.rope.get("beta_slow", 1.0)
         return self.rope["rope_type"] == "yarn" and ends != (32.0, 1.0)
 
     def _yarn_factors(self) -> npt.NDArray[np.float32]:
-        """YaRN's frequencies as divisors of the plain ones (transformers, ``_compute_yarn_parameters``)."""
+        """Return YaRN's frequencies as divisors of the plain ones (transformers, ``_compute_yarn_parameters``)."""
         width, base = self.head_dim, math.log(self.rope["rope_theta"])
         n_ctx_old = self.rope["original_max_position_embeddings"]
         low, high = (
@@ -194,20 +194,20 @@ class LlamaConfig:
         return divisors
 
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
-        """Return float32 [head_dim / 2], by which Llama 3 divides each rotary frequency, or None without that scaling.
+        """Return the divisor of each rotary frequency, float32 [head_dim / 2], for the tensor ``rope_freqs.weight``.
 
-        So are YaRN's frequencies expressed where its ramp is not the usual one.
+        Llama 3's scaling has them, and so has YaRN's with an unusual ramp; None for any other.
 
-        transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of llama.cpp's
+        They are transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of llama.cpp's
         converter (``generate_extra_tensors``), where PyTorch divides a scalar by a tensor as a product with its
-        reciprocal: the tensor ``rope_freqs.weight`` is the same to the bit.
+        reciprocal: so that the tensor is the same to the bit.
         """
         if self._has_own_ramp:
             return self._yarn_factors()
         if self.rope["rope_type"] != "llama3":
             return None
         f32, one = np.float32, np.float32(1)
-        with np.errstate(all="ignore"):  # `blended` may overflow where one of the others is taken
+        with np.errstate(all="ignore"):  # `blended` may overflow where it is not used
             exponents = np.arange(0, self.head_dim, 2, dtype=f32) / f32(self.head_dim)
             powers = np.power(np.float64(self.rope["rope_theta"]), exponents.astype(np.float64)).astype(f32)
             wavelengths = f32(2 * math.pi) * (one / (one / powers))
@@ -228,24 +228,24 @@ class LlamaConfig:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     listed = config.get("architectures")
-    found = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
-    if found == "llama":
-        found = "LlamaForCausalLM"
-    if found == "mistral":
-        found = "MistralForCausalLM"
-    if found not in ARCHITECTURES:
-        named = found or "unknown"
+    name = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
+    if name == "llama":
+        name = "LlamaForCausalLM"
+    if name == "mistral":
+        name = "MistralForCausalLM"
+    if name not in ARCHITECTURES:
+        shown = name or "unknown"
         raise UnsupportedArchitectureError(
-            f"this checkpoint is of the architecture {named!s:.80}; supported are {' and '.join(ARCHITECTURES)}"
+            f"this checkpoint has the architecture {shown!s:.80}; supported are {' and '.join(ARCHITECTURES)}"
         )
-    return cast(str, found)
+    return cast(str, name)
 
 
 def _warn_of_window(architecture: str, config: Mapping[str, Any]) -> None:
-    """Say it where the model looks back less far than its context is long, which llama.cpp's "llama" graph does not do.
+    """Warn if the model's attention window is shorter than its context: llama.cpp's "llama" graph has no window.
 
-    llama.cpp's converter is silent (conversion/llama.py writes no window, src/models/llama.cpp reads none). Only
-    transformers' Mistral has one, at the layers' full width: LlamaConfig has no such key.
+    llama.cpp's converter is silent about it (conversion/llama.py writes no window, src/models/llama.cpp reads none). In
+    transformers only Mistral has a window; LlamaConfig has no such key.
     """
     window, n_ctx_train = config.get("sliding_window"), config.get("max_position_embeddings")
     if architecture != "MistralForCausalLM" or not isinstance(window, int) or not isinstance(n_ctx_train, int):
@@ -253,7 +253,7 @@ def _warn_of_window(architecture: str, config: Mapping[str, Any]) -> None:
     if 0 < window < n_ctx_train:
         warn(
             "config.json: sliding_window is %d, but llama.cpp attends to the whole context of %d tokens: beyond the "
-            "window its results are not the original's",
+            "window its results differ from the original's",
             window,
             n_ctx_train,
         )
@@ -278,9 +278,9 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None, *
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge what transformers 5 writes (``rope_parameters``) and 4 (``rope_scaling`` and ``rope_theta``).
+    """Read what transformers 5 (``rope_parameters``) or 4 (``rope_scaling`` and ``rope_theta``) writes.
 
-    Every number of the scaling's kind is held against its bounds here: what comes out can be computed with.
+    All numbers that the kind of scaling uses are checked against their bounds.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, dict):
@@ -305,14 +305,14 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope["rope_theta"] = _number(rope, "rope_theta", least=_ABOVE_ONE, kind="a number above 1")
     if kind != "default":
-        # Below 1 it would shorten the context; transformers warns of it, and none is known to have been trained so.
+        # A factor below 1 would shorten the context: transformers warns of it, and no such model is known.
         usual = 8.0 if kind == "llama3" else None
-        rope["factor"] = _number(rope, "factor", usual, least=1.0, kind="a number from 1 on")
+        rope["factor"] = _number(rope, "factor", usual, least=1.0, kind="a number of at least 1")
     if kind == "llama3":
         low, high = (_number(rope, key, usual) for key, usual in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)))
         if not np.float32(low) < np.float32(high):
             raise CheckpointError(
-                f"config.json: low_freq_factor is {low} and high_freq_factor {high}, expected the first to be smaller"
+                f"config.json: low_freq_factor is {low} and high_freq_factor {high}, expected the former to be smaller"
             )
         rope |= {"low_freq_factor": low, "high_freq_factor": high}
         rope["original_max_position_embeddings"] = _size(rope, "original_max_position_embeddings", 8192)
@@ -324,7 +324,7 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_yarn(rope: dict[str, Any]) -> None:
-    """Put the numbers that only YaRN has in `rope`, as transformers reads them (``_compute_yarn_parameters``)."""
+    """Add YaRN's own numbers to `rope`, as transformers reads them (``_compute_yarn_parameters``)."""
     if rope.get("truncate", True) is not True:
         raise UnsupportedArchitectureError(
             f"config.json: a YaRN ramp with truncate = {rope['truncate']!r:.40} cannot be expressed in GGUF for this "

@@ -1,8 +1,8 @@
-"""Which tensor gets which type: what a file type's name, such as Q4_K_M, means tensor by tensor.
+"""Which tensor gets which type: the meaning of a file type such as Q4_K_M, tensor by tensor.
 
     Q4_K_M, 22 layers:  blk.0.attn_v.weight  → Q6_K      blk.3.attn_v.weight → Q4_K
                         blk.0.ffn_down.weight → Q6_K     output.weight       → Q6_K
-                        blk.0.attn_norm.weight → F32     (one-dimensional, kept as it is)
+                        blk.0.attn_norm.weight → F32     (one-dimensional, not quantized)
 
 The rules are llama.cpp's (src/llama-quant.cpp, ``llama_tensor_get_type_impl``, ``tensor_type_fallback``,
 ``tensor_allows_quantization``), for the dense LLaMA architecture: experts and other families' exceptions are left out.
@@ -23,7 +23,7 @@ from llamalite.quant_types import TENSOR_TYPES, FileType, TensorType
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _MAX_PATTERN = 1000
 
-# tensor_type_fallback: where rows do not fill blocks of 256 (Q2_0: 64).
+# tensor_type_fallback: for rows that do not fill blocks of 256 (Q2_0: 64).
 _FALLBACK = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
@@ -44,7 +44,7 @@ _NEEDS_IMPORTANCE = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M",
 
 @dataclass(frozen=True)
 class TensorShape:
-    """A tensor as it would stand in the unquantized GGUF: its name, its shape as NumPy has it, its stored type."""
+    """A tensor of the unquantized GGUF: its name, its shape in NumPy's order, its stored type."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class TensorShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that the rules look at."""
+    """The numbers of a model that the rules depend on."""
 
     n_layer: int
     n_head: int
@@ -69,31 +69,31 @@ class ModelShape:
 
     @property
     def is_70b(self) -> bool:
-        """Llama 2 70B and its kin (src/models/llama.cpp, ``load_arch_hparams``): 80 layers, grouped key-value heads."""
+        """Whether it is like Llama 2 70B: 80 layers, grouped heads (src/models/llama.cpp, ``load_arch_hparams``)."""
         return self.n_layer == 80 and self.n_head != self.n_head_kv
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The type that a tensor gets, and the type that its row length ruled out, if one did."""
+    """A tensor's type, and the type that it should have had if its row length ruled that out."""
 
     type: TensorType
     instead_of: TensorType | None = None
 
 
 def layer_order(name: str) -> tuple[int, bytes]:
-    """Sort key of llama.cpp's loader (``weight_name_comparer``): by layer, tensors without one first, then by bytes."""
+    """The sort key of llama.cpp's loader (``weight_name_comparer``): by layer (none comes first), then by bytes."""
     match = _LAYER.match(name)
     return (int(match[1]) if match else -1, name.encode())
 
 
 def allows_quantization(tensor: TensorShape) -> bool:
-    """Whether llama.cpp would quantize this tensor at all: matrices called ``weight`` that are no norms."""
+    """Whether llama.cpp quantizes this tensor at all: a matrix whose name ends in ``weight`` and that is not a norm."""
     return len(tensor.shape) >= 2 and tensor.name.endswith("weight") and "_norm.weight" not in tensor.name
 
 
 def requires_importance(name: str, chosen: TensorType, file_type: FileType) -> bool:
-    """Whether llama.cpp refuses to make this tensor without an importance matrix (``tensor_requires_imatrix``)."""
+    """Whether llama.cpp refuses to quantize so without an importance matrix (``tensor_requires_imatrix``)."""
     if name in ("token_embd.weight", "output.weight"):
         return False
     return chosen.name in _NEEDS_IMPORTANCE or (chosen.name == "Q2_K" and file_type.name == "Q2_K_S")
@@ -110,8 +110,8 @@ def choose_types(
 ) -> dict[str, Choice]:
     """Return the type of every tensor of a file of type `file_type`, in llama.cpp's order of tensors.
 
-    `overrides` are (pattern, type) pairs (`name_pattern`); the first that is found in a tensor's name decides, in place
-    of the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
+    `overrides` are pairs of a pattern (`name_pattern`) and a type; the first pattern that is found in a tensor's name
+    replaces the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
     """
     rules = _Rules(file_type, model, has_importance, tensors)
     patterns = [(name_pattern(pattern), kind) for pattern, kind in overrides]
@@ -130,42 +130,42 @@ def choose_types(
 
 
 def name_pattern(source: str) -> re.Pattern[str]:
-    """Compile a pattern of ``--tensor-type``, which is searched in tensors' names; ``ValueError`` says why it is none.
+    """Compile a pattern of ``--tensor-type``, to be searched for in tensors' names; ``ValueError`` if it is invalid.
 
-    llama-quantize searches with ``std::regex`` (ECMAScript), whose usual patterns Python reads alike. Not
-    ``[[:digit:]]``, which would silently be a set of other characters here: it is refused.
+    llama-quantize uses ``std::regex`` (ECMAScript), whose usual patterns mean the same in Python. An exception is
+    ``[[:digit:]]``, which Python reads as a set of other characters: it is refused.
     """
     if len(source) > _MAX_PATTERN:
         raise ValueError(f"the pattern has {len(source):,} characters, expected at most {_MAX_PATTERN:,}")
     if "[:" in source:
-        raise ValueError("named classes are not read: write [0-9] for [[:digit:]]")
+        raise ValueError("named classes are not supported: write [0-9] for [[:digit:]]")
     try:
         return re.compile(source, re.ASCII)
     except RecursionError:
-        raise ValueError("too many parentheses in one another") from None
+        raise ValueError("too many nested parentheses") from None
     except (re.error, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 
 def idle_overrides(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str, TensorType]]) -> list[str]:
-    """Return a line for each override that decides no tensor's type: what it matches nothing, or is behind another."""
+    """Return a message for each override that changes no tensor: it matches none, or earlier ones match all of them."""
     patterns = [name_pattern(pattern) for pattern, _ in overrides]
-    matched: list[list[int]] = [  # of each matrix that any pattern matches: which, in the order given
-        found
+    matches = [  # for each matrix, the patterns that match it, in the order given
+        [i for i, pattern in enumerate(patterns) if pattern.search(tensor.name)]
         for tensor in tensors
-        if allows_quantization(tensor) and (found := [i for i, one in enumerate(patterns) if one.search(tensor.name)])
+        if allows_quantization(tensor)
     ]
-    told = []
-    for i, (pattern, kind) in enumerate(overrides):
-        before = {found[0] for found in matched if i in found}
-        if not before:
-            told.append(f"{pattern}={kind.name} matches no matrix of this model")
-        elif i not in before:
-            first = overrides[min(before)]
-            told.append(
-                f"{pattern}={kind.name} matches only what earlier ones decide, such as {first[0]}={first[1].name}"
+    messages = []
+    for i, (source, kind) in enumerate(overrides):
+        deciding = {matching[0] for matching in matches if i in matching}
+        if not deciding:
+            messages.append(f"{source}={kind.name} matches no matrix of this model")
+        elif i not in deciding:
+            first = overrides[min(deciding)]
+            messages.append(
+                f"{source}={kind.name} matches only what earlier ones decide, such as {first[0]}={first[1].name}"
             )
-    return told
+    return messages
 
 
 def _fit(tensor: TensorShape, kind: TensorType) -> Choice:
@@ -181,7 +181,7 @@ def _fit(tensor: TensorShape, kind: TensorType) -> Choice:
 
 
 class _Rules:
-    """``llama_tensor_get_type_impl`` for a dense LLaMA: counters that advance tensor by tensor, in layer order."""
+    """``llama_tensor_get_type_impl`` for a dense LLaMA; its counters advance tensor by tensor, in layer order."""
 
     def __init__(self, file_type: FileType, model: ModelShape, has_importance: bool, tensors: Sequence[TensorShape]):
         names = [tensor.name for tensor in tensors]
@@ -260,7 +260,7 @@ class _Rules:
         elif ftype in ("Q4_K_M", "Q5_K_M") and _wants_more_bits(i, self.n_attn_v):
             kind = "Q6_K"
         if self.model.is_70b and kind in ("Q3_K", "Q4_K"):
-            # Eight query heads share one value head there, so that more bits cost next to nothing.
+            # Eight query heads share one value head there, so that more bits cost almost nothing.
             kind = "Q5_K"
         return kind
 
@@ -300,7 +300,7 @@ def _wants_more_bits(i_layer: int, n_layers: int) -> bool:
 def importance_missing(
     choices: Mapping[str, Choice], file_type: FileType, available: Sequence[str] | frozenset[str] = ()
 ) -> list[str]:
-    """Return the tensors that cannot be made without a row of an importance matrix that `available` lacks."""
+    """Return the tensors that need a row of an importance matrix and have none in `available`."""
     return [
         name
         for name, choice in choices.items()

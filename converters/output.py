@@ -1,14 +1,17 @@
-"""Where the tensors of one result go: one file, or shards that llama.cpp loads as one model.
+"""Where the tensors of one output go: one file, or shards that llama.cpp loads as one model.
 
     lay_out(plan, 0, Path("big.gguf"), 2 * 10**9).paths    # big-00001-of-00004.gguf, ...
 
-A `Layout` is arithmetic only. `part_files` holds the files on disk, as ``NAME.part`` until they are finished, locked
-against a second conversion to the same name, and removed if it comes to nothing.
+A `Layout` is arithmetic only. `part_files` holds the files on disk: named ``NAME.part`` until they are finished, locked
+against a second conversion to the same name, and removed if the conversion fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +20,28 @@ from llamalite import shards
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
-from llamalite.converters.notices import warn
-from llamalite.converters.pipeline import OutputFile, Place, named_errors
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.pipeline import Bytes, Place
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
+from llamalite.converters.warning_log import warn
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import read_header
+from llamalite.quant_types import FileType
 
-_MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on
+_MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), in which llama-quantize passes these keys
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one output: `paths`, and for each the tensors that it holds, in llama.cpp's order."""
+    """The files of one output: `paths`, and the tensors in each of them, in llama.cpp's order."""
 
     plan: ConversionPlan
     i_output: int
     paths: tuple[Path, ...]
     shards: tuple[tuple[PlannedTensor, ...], ...]
+
+    @property
+    def file_type(self) -> FileType:
+        return self.plan.file_types[self.i_output]
 
     @property
     def n_data_bytes(self) -> int:
@@ -44,9 +52,9 @@ class Layout:
 
 
 def lay_out(plan: ConversionPlan, i_output: int, path: Path, split_max_bytes: int | None) -> Layout:
-    """Return the layout of one file, or of shards of at most `split_max_bytes`; a larger tensor stands alone.
+    """Return the layout of one file, or of shards of at most `split_max_bytes`; a larger tensor gets its own shard.
 
-    Named as ``llama_split_path`` names them (llama.cpp), and filled in order, as llama-gguf-split fills them.
+    Shards are named as by ``llama_split_path`` (llama.cpp), and filled in order, as by llama-gguf-split.
     """
     parts: list[list[PlannedTensor]] = [[]]
     filled = 0
@@ -65,38 +73,91 @@ def lay_out(plan: ConversionPlan, i_output: int, path: Path, split_max_bytes: in
 
 
 def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
-    """Return the files of split models that are called as `path` is, of another number of files than those `wanted`.
+    """Return the shards of an older split model of the name `path`, in another number of files than `wanted`.
 
-    They would lie beside the new ones as a second model of that name. ``FileExistsError`` for a file that is called so
-    and is no such shard by its own keys: it is somebody else's, and not to be removed.
+    Beside the new files they would be a second model of that name. ``FileExistsError`` for a file that has a shard's
+    name but not its keys: it may be somebody else's, and is not removed.
     """
-    found = []
-    for one in shards.lying_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
-        name = shards.parse(one.stem)
-        if one in wanted or name is None:
+    old = []
+    for file in shards.lying_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
+        shard = shards.parse(file.stem)
+        if file in wanted or shard is None:
             continue
         try:
-            metadata = read_header(one).metadata
+            metadata = read_header(file).metadata
             keys = metadata.get("split.no"), metadata.get("split.count")
-            is_shard = keys == (name.number - 1, name.count)
+            is_shard = keys == (shard.number - 1, shard.count)
         except GGUFError:
             is_shard = False
         if not is_shard:
             raise FileExistsError(
-                f"{one} is called as a shard of {path}, and is none by its own keys: move it away, or write elsewhere "
+                f"{file} is named like a shard of {path}, but its keys say otherwise: move it away, or write elsewhere "
                 "(convert -o)"
             )
-        found.append(one)
-    return found
+        old.append(file)
+    return old
 
 
-def remove_old(shards: Iterable[Path]) -> None:
-    """Remove files of a model that has been replaced; one that cannot be is told, as the new model stands."""
-    for path in shards:
+def remove_old(files: Iterable[Path]) -> None:
+    """Remove the files of a replaced model; a failure is only a warning, as the new model is complete."""
+    for path in files:
         try:
             path.unlink()
         except OSError as error:  # noqa: PERF203 - each for itself
-            warn("%s belongs to the model that is replaced, but cannot be removed: %s", path, error.strerror)
+            warn("%s belongs to the replaced model, but cannot be removed: %s", path, error.strerror)
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an ``OSError`` of the block (a full disk, say): the system's error does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class OutputFile:
+    """A file of known size that several threads can write at once, each at its own position.
+
+    On Linux each piece starts to go to the disk as soon as it is written, so that `flush` has little left to wait for;
+    an error of such a write is raised by `flush`.
+    """
+
+    def __init__(self, path: Path, data_start: int) -> None:
+        self.path = path
+        self.data_start = data_start
+        self._file = path.open("r+b", buffering=0)
+        self._lock = threading.Lock()
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        view = data.data.cast("B")
+        start, n_bytes = self.data_start + offset, view.nbytes
+        with named_errors(self.path):
+            while view:
+                if hasattr(os, "pwrite"):
+                    n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
+                else:
+                    with self._lock:  # Windows has no positioned write
+                        self._file.seek(self.data_start + offset)
+                        n = self._file.write(view) or 0
+                offset += n
+                view = view[n:]
+        if sys.platform == "linux":  # starts to write these pages, and drops none before it is written (mm/fadvise.c)
+            with contextlib.suppress(OSError):  # it is a hint, and a file system may refuse it
+                os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
+
+    def reserve(self, n_bytes: int) -> None:
+        """Give the file its full length, all zeros at first; padding stays zero."""
+        with named_errors(self.path):
+            self._file.truncate(self.data_start + n_bytes)
+
+    def flush(self) -> None:
+        """Wait until everything written is on the disk."""
+        with named_errors(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class PartFiles:
@@ -112,7 +173,7 @@ class PartFiles:
         """Write the headers, give the files their full length, and return each tensor's place."""
         self.close()
         layout, places = self._layout, []
-        n_tensors, ftype = len(layout.plan.tensors), layout.plan.file_types[layout.i_output].ftype
+        n_tensors, ftype = len(layout.plan.tensors), layout.file_type.ftype
         for i, (part, tensors) in enumerate(zip(self.parts, layout.shards, strict=True)):
             split = header.Split(i, len(layout.shards), n_tensors) if len(layout.shards) > 1 else None
             last = _importance_keys(importance)
@@ -127,10 +188,10 @@ class PartFiles:
         return places
 
     def finish(self) -> None:
-        """Put everything on the disk and give the files their names.
+        """Flush the files to the disk and give them their final names; an interrupt does not leave them half renamed.
 
-        Of several the first, which is the one that is opened, has its name last, and an old one goes first: so that
-        files of two conversions are never taken for one model. An interrupt does not leave them halfway.
+        The first shard is the one that is opened: an old one is removed first, and the new one gets its name last, so
+        that files of two conversions are never taken for one model.
         """
         for file in self._files:
             file.flush()
@@ -152,7 +213,7 @@ class PartFiles:
                 self._named.add(part)
 
     def remove(self, part: Path) -> None:
-        """Remove `part` if it has not become a file: by then another conversion may have one of that name."""
+        """Remove `part` unless it has been renamed: then a file of that name belongs to another conversion."""
         if part not in self._named:
             part.unlink(missing_ok=True)
 
@@ -163,26 +224,26 @@ class PartFiles:
 
 
 def part_path(path: Path) -> Path:
-    """Where `path` is written until it is finished."""
+    """Return the path under which `path` is written until it is finished."""
     return path.with_name(path.name + ".part")
 
 
 @contextlib.contextmanager
 def part_files(layout: Layout) -> Iterator[PartFiles]:
-    """Hold ``PATH.part`` for each path of `layout`, and remove what is left of them at the end."""
+    """Open and lock ``PATH.part`` for each path of `layout`, and remove those that are left at the end."""
     parts = [part_path(path) for path in layout.paths]
     files = PartFiles(layout, parts)
     with contextlib.ExitStack() as stack:
         for part in parts:
             if part.is_symlink() or (part.exists() and not part.is_file()):  # a link would lead the writes elsewhere
                 raise FileExistsError(
-                    f"{part} is in the way and is no plain file: remove it, or write elsewhere (convert -o)"
+                    f"{part} is in the way and is not a plain file: remove it, or write elsewhere (convert -o)"
                 )
             is_left = part.exists()
             handle = stack.enter_context(part.open("ab"))
             _lock(handle.fileno(), part)
             if is_left:
-                warn("%s is left from a conversion that was stopped; it is replaced", part)
+                warn("%s is left over from a conversion that was stopped; it is replaced", part)
             stack.callback(files.remove, part)
         stack.callback(files.close)
         yield files
@@ -202,7 +263,7 @@ def _lock(descriptor: int, part: Path) -> None:
 
 
 def _importance_keys(importance: Importance | None) -> header.Keys:
-    """What llama-quantize records of an importance matrix (tools/quantize/quantize.cpp), in its order."""
+    """Return the keys in which llama-quantize records an importance matrix, in its order (quantize.cpp)."""
     if importance is None:
         return []
     keys = [(b"quantize.imatrix.file", header.string(importance.file[:_MAX_KEY_TEXT]))]

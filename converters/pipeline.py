@@ -4,22 +4,18 @@
     worker 2   read rows 512-1023                widen   regroup   quantize   write at its place
     ...
 
-A chunk is some rows of one tensor. As the size of every tensor is known beforehand, a worker writes its chunk where it
-belongs, and nobody waits for a slow tensor; chunks are handed out in the file's order, so that the writes move forward
-through it. Each worker owns its buffers, so that memory depends on the number of workers and not on the model. The
-bytes do not depend on how a tensor is cut: quantization never looks beyond a row.
+A chunk is some rows of one tensor. The size of every tensor is known in advance, so a worker writes each chunk to its
+final place and no worker waits for another. Chunks are handed out in the file's order, so that writes move forward
+through the file. Each worker owns its buffers: memory depends on the number of workers, not on the model. The result
+does not depend on how a tensor is cut, as quantization never looks beyond a row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +24,7 @@ import numpy.typing as npt
 from llamalite.converters import kernels
 from llamalite.converters.checkpoints import DTYPE_BYTES
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
-from llamalite.converters.planning import ConversionPlan, PlannedTensor
+from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.errors import QuantizationError
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
@@ -40,20 +36,20 @@ Progress = Callable[[int, int], None]
 """Called in the caller's thread with (source bytes done, source bytes in all); an exception from it cancels."""
 
 _F32 = TENSOR_TYPES["F32"]
-_EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # the bits of the exponent
+_EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # mask of the exponent's bits
 _EXPONENTS_OF_2_15 = {"F32": 142 << 23, "F16": 30 << 10, "BF16": 142 << 7}
-# Without importance, what these hold as 16-bit floats is never larger than twice the largest weight.
+# Without importance, the 16-bit floats in these are never larger than twice the largest weight.
 _NEVER_LARGER = frozenset({"F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"})
 
 
 class Sink(Protocol):
-    """What takes the bytes of tensors: a file, or something that compares them with one."""
+    """Receives the bytes of tensors: a file, or something that compares them with a file."""
 
     def write_at(self, offset: int, data: Bytes) -> None: ...
 
 
 class Place(NamedTuple):
-    """Where the bytes of a tensor go: a file, and their distance from the start of its data."""
+    """Where the bytes of a tensor go: a file, and the offset from the start of its data."""
 
     file: Sink
     offset: int
@@ -67,59 +63,6 @@ class _Chunk:
     n_rows: int
 
 
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Name `path` in an ``OSError`` of the block, of a full disk, say: the system does not tell the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-class OutputFile:
-    """A file of known size that is written at positions, from several threads at once.
-
-    Where the system can be asked to, it puts each piece on the disk while the next one is made, so that `flush` has
-    little left to wait for. What goes wrong then is told by `flush`.
-    """
-
-    def __init__(self, path: Path, data_start: int) -> None:
-        self.path = path
-        self.data_start = data_start
-        self._file = path.open("r+b", buffering=0)
-        self._lock = threading.Lock()
-
-    def write_at(self, offset: int, data: Bytes) -> None:
-        view = data.data.cast("B")
-        start, n_bytes = self.data_start + offset, view.nbytes
-        with named_errors(self.path):
-            while view:
-                if hasattr(os, "pwrite"):
-                    n = os.pwrite(self._file.fileno(), view, self.data_start + offset)
-                else:
-                    with self._lock:  # Windows has no positioned write
-                        self._file.seek(self.data_start + offset)
-                        n = self._file.write(view) or 0
-                offset += n
-                view = view[n:]
-        if sys.platform == "linux":  # begins to write these pages, and forgets none that is not written (mm/fadvise.c)
-            with contextlib.suppress(OSError):  # a hint, which a file system need not take
-                os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
-
-    def reserve(self, n_bytes: int) -> None:
-        """Give the file its full length, zeros until they are written over: the padding stays zero."""
-        with named_errors(self.path):
-            self._file.truncate(self.data_start + n_bytes)
-
-    def flush(self) -> None:
-        """Return when what was written is on the disk."""
-        with named_errors(self.path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def run(
     plan: ConversionPlan,
     places: Sequence[Sequence[Place]],
@@ -127,10 +70,10 @@ def run(
     n_threads: int,
     progress: Progress | None = None,
 ) -> None:
-    """Write the tensors of `plan`; `places` says where each of them goes, for each of its file types.
+    """Write the tensors of `plan`; for each file type, `places` says where each tensor goes.
 
-    Raises `QuantizationError` for NaN, infinity or overflow, as llama.cpp refuses them, and whatever reading, writing
-    or `progress` raises; the workers have ended by then.
+    Raises `QuantizationError` for NaN, infinity or overflow, which llama.cpp refuses too, and whatever reading, writing
+    or `progress` raises, once the workers have ended.
     """
     chunks = _chunks(plan, places)
     kernels.expect(plan.n_params)
@@ -174,7 +117,7 @@ def run(
 
 
 def _chunks(plan: ConversionPlan, places: Sequence[Sequence[Place]]) -> Iterator[_Chunk]:
-    """Cut the tensors into runs of rows of about `CHUNK_WEIGHTS` weights; regrouped ones at the borders of heads."""
+    """Cut the tensors into chunks of about `CHUNK_WEIGHTS` weights; regrouped tensors are cut between heads."""
     for tensor, *where in zip(plan.tensors, *places, strict=True):
         n_columns = tensor.shape[-1]
         n_rows = tensor.n_weights // n_columns
@@ -189,14 +132,14 @@ def _chunks(plan: ConversionPlan, places: Sequence[Sequence[Place]]) -> Iterator
 
 
 class _Worker:
-    """The steps of one chunk, over buffers that live as long as the worker."""
+    """Converts chunks, in buffers that live as long as the worker."""
 
     def __init__(self, importance: Mapping[str, Floats]) -> None:
         self._importance = importance
         self._buffers: dict[str, Bytes] = {}
 
     def convert(self, chunk: _Chunk) -> int:
-        """Read, quantize and write one chunk; return the number of source bytes that it took."""
+        """Read, quantize and write one chunk; return the number of source bytes read."""
         tensor = chunk.tensor
         rows, n_read = self._rows(chunk)
         are_small = self._check_finite(chunk, rows)
@@ -213,7 +156,7 @@ class _Worker:
         return n_read
 
     def _rows(self, chunk: _Chunk) -> tuple[Bytes, int]:
-        """The chunk's bytes as llama.cpp's first step would have stored them, and the number of bytes read."""
+        """Return the chunk's bytes as llama.cpp's first step would store them, and the number of bytes read."""
         tensor, source = chunk.tensor, chunk.tensor.source
         n_columns = tensor.shape[-1]
         if source is None:
@@ -235,9 +178,9 @@ class _Worker:
         return buffer[:n_bytes]
 
     def _restored(self, rows: Bytes, dtype: str, stored: TensorType) -> Bytes:
-        """Bring weights of another dtype into that of llama.cpp's unquantized file, by way of float32 as it does."""
+        """Convert weights to the type of llama.cpp's unquantized file, by way of float32 as llama.cpp does."""
         n = rows.size // DTYPE_BYTES[dtype]
-        with np.errstate(over="ignore"):  # an overflow is told with the tensor's name
+        with np.errstate(over="ignore"):  # `_check_finite` reports an overflow with the tensor's name
             values = kernels.widen(rows, dtype, self._buffer("widened", 4 * n).view(np.float32))
             if stored is _F32:
                 return values.view(np.uint8)
@@ -246,7 +189,7 @@ class _Worker:
             return values.astype("<f2").view(np.uint8)
 
     def _regrouped(self, rows: Bytes, tensor: PlannedTensor) -> Bytes:
-        """Put rotary pairs, half a head apart in Hugging Face's order, next to each other (``LlamaModel.permute``)."""
+        """Move the rows of each rotary pair, which are half a head apart, side by side (``LlamaModel.permute``)."""
         assert tensor.n_head is not None
         half = tensor.shape[0] // tensor.n_head // 2
         n_weights = tensor.shape[1] if len(tensor.shape) > 1 else 1  # a bias: its elements are regrouped
@@ -256,7 +199,7 @@ class _Worker:
         return out
 
     def _check_finite(self, chunk: _Chunk, rows: Bytes) -> bool:
-        """Raise for NaN and infinity, and return whether all weights are smaller than 2**15."""
+        """Raise `QuantizationError` for NaN and infinity; return whether all weights are smaller than 2**15."""
         tensor, stored = chunk.tensor, chunk.tensor.stored
         if tensor.source is None:
             return False
@@ -271,14 +214,14 @@ class _Worker:
         return largest < _EXPONENTS_OF_2_15[stored.name]
 
     def _largest_exponent(self, floats: Bytes, kind: TensorType) -> int:
-        """The largest exponent among `floats`, in its place among their bits: all ones is NaN or infinity."""
+        """Return the largest exponent among `floats`, masked but not shifted: all ones means NaN or infinity."""
         exponent, width = _EXPONENTS[kind.name], kind.block_bytes
-        # The largest of the numbers that have a sign bit are the most negative floats, if there are any; of the same
-        # bits taken as signed integers, the largest are the most positive ones.
+        # The most negative float has the largest bits as an unsigned integer, the most positive one the largest bits
+        # as a signed integer.
         return max(int(floats.view(f"<{sign}{width}").max()) & exponent for sign in "ui")
 
     def _check_overflow(self, tensor: PlannedTensor, target: TensorType, packed: Bytes) -> None:
-        """Raise if a 16-bit float or a block's scale has overflowed (``ggml_validate_row_data``, which prints it)."""
+        """Raise `QuantizationError` if a 16-bit float or a block's scale overflowed (``ggml_validate_row_data``)."""
         if target.name in ("F16", "BF16"):
             fits = self._largest_exponent(packed.reshape(-1), target) < _EXPONENTS[target.name]
         else:
@@ -305,7 +248,7 @@ class _Worker:
         return packed
 
     def _blocks(self, source: QuantizedTensor, chunk: _Chunk) -> Bytes:
-        """The chunk as it stands in a GGUF source, for a file in which the tensor keeps its type."""
+        """Return the chunk's blocks of a GGUF source unchanged, for a file in which the tensor keeps its type."""
         blocks = np.empty((chunk.n_rows, source.block_row_bytes), np.uint8)
         source.read_blocks(chunk.first, chunk.n_rows, blocks)
         return blocks

@@ -1,9 +1,9 @@
-"""What a conversion leaves in writing: beside each file that it puts into the models folder, which checkpoint it is of.
+"""Notes beside the files that a conversion puts into the models folder: which checkpoint each was made from.
 
-    notes = SourceNotes(source, folder, plain=True)     # before anything is read: what changes meanwhile is noticed
-    notes.write({folder / "toy-Q8_0.gguf": "Q8_0"})     # when the files stand
+    notes = SourceNotes(source, folder, plain=True)     # before anything is read, so that later changes are noticed
+    notes.write({folder / "toy-Q8_0.gguf": "Q8_0"})     # when the files are complete
 
-In other folders nothing is written: what lies there is the user's, who moves and deletes it without knowing of notes.
+In other folders no notes are written: users move and delete files there without knowing of notes.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamalite import source_note
-from llamalite.converters.notices import warn
+from llamalite.converters.warning_log import warn
 from llamalite.source_note import SourceNote
 from llamalite.user_folders import is_models_folder
 
 
 class SourceNotes:
-    """The notes of one conversion of `source` into `folder`; `plain` as `llamalite.source_note.SourceNote` has it."""
+    """The notes of one conversion of `source` into `folder`; `plain` as in `llamalite.source_note.SourceNote`."""
 
     def __init__(self, source: Path, folder: Path, *, plain: bool) -> None:
         self._is_models_folder = is_models_folder(folder)
         self._note: SourceNote | None = None
         if self._is_models_folder and source.is_dir():
-            with contextlib.suppress(OSError):  # opening the checkpoint says it better
+            with contextlib.suppress(OSError):  # opening the checkpoint reports it better
                 self._note = SourceNote.of(source, "", plain=plain)
 
     def write(self, models: Mapping[Path, str], replaced: Iterable[Path] = ()) -> None:
-        """Write the note of each of `models`, type by path, and remove those of the files `replaced`.
+        """Write a note for each of `models` (type by path), and remove the notes of the files `replaced`.
 
-        A GGUF source has no note, and that of a file it replaces goes. What cannot be written is told, as the models
-        stand.
+        A file made from a GGUF source has no note, and loses that of the file it replaced. A note that cannot be
+        written is only a warning, as the models are complete.
         """
         if not self._is_models_folder:
             return
@@ -44,4 +44,4 @@ class SourceNotes:
             for model in (*replaced, *(models if self._note is None else ())):
                 source_note.path_of(model).unlink(missing_ok=True)
         except OSError as error:
-            warn("the models stand, but the note of what they were made of cannot be written: %s", error)
+            warn("the models are complete, but the note of their source cannot be written: %s", error)

@@ -1,12 +1,12 @@
-"""The LLaMA forward pass in plain NumPy: slow, readable, the oracle.
+"""The LLaMA forward pass in plain NumPy: slow and readable, to test llama.cpp's results against.
 
     with open_checkpoint(Path("TinyLlama-1.1B")) as checkpoint:
         logits = forward(checkpoint, [1, 9038, 2501])              # float32 [3, n_vocab]
 
-One sequence, float32 throughout, from the checkpoint's own weights in the checkpoint's own row order: nothing of what
-the converter does to names, rows or types is used here. Weights are read layer by layer and forgotten, so that memory
-holds one layer and the activations. What it knows: RMSNorm, rotary positions (plain, linear, llama3 and yarn scaling),
-grouped key-value heads, SwiGLU, biases, tied embeddings (transformers, modeling_llama.py and modeling_rope_utils.py).
+One sequence, float32 throughout, from the checkpoint's own weights in their own row order: none of the converter's
+changes to names, rows or types is used here. Weights are read layer by layer and dropped, so that memory holds one
+layer and the activations. It covers RMSNorm, rotary positions (plain, linear, llama3 and yarn scaling), grouped
+key-value heads, SwiGLU, biases, tied embeddings (transformers, modeling_llama.py and modeling_rope_utils.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llamalite.converters.llama import LlamaConfig
 
 Floats = npt.NDArray[np.float32]
 
-_VOCAB_ROWS = 4096  # rows of the output matrix that are in memory at a time
+_VOCAB_ROWS = 4096  # rows of the output matrix in memory at a time
 
 
 def forward(checkpoint: Checkpoint, tokens: Sequence[int]) -> Floats:
@@ -67,7 +67,7 @@ class _Weights:
         return values
 
     def linear(self, name: str, x: Floats) -> Floats:
-        """``x @ W.T + b``; the bias is left out where the checkpoint has none."""
+        """``x @ W.T + b``, without the bias if the checkpoint has none."""
         matrix = f"{name}.weight"
         y: Floats = x @ self.rows(matrix, 0, self._tensors[matrix].n_rows).T
         return y + self.vector(f"{name}.bias") if f"{name}.bias" in self._tensors else y
@@ -99,7 +99,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 def silu(x: Floats) -> Floats:
     """``x · sigmoid(x)``."""
-    with np.errstate(over="ignore"):  # exp of a very negative gate's negative: the quotient is 0, as it should be
+    with np.errstate(over="ignore"):  # exp(-x) overflows for a very negative x, and the quotient is rightly 0
         share = 1 / (1 + np.exp(-x))
     return np.multiply(x, share, dtype=np.float32)
 
@@ -107,7 +107,7 @@ def silu(x: Floats) -> Floats:
 def rotate(x: Floats, cos: Floats, sin: Floats, *, pairs: bool) -> Floats:
     """Turn each pair of `x` ([n_head, n, head_dim]) by its position's angle ([n, head_dim / 2]).
 
-    A pair lies half a head apart in Hugging Face's order, and side by side (`pairs`) in Meta's.
+    The two values of a pair are half a head apart in Hugging Face's order, side by side (`pairs`) in Meta's.
     """
     half = x.shape[-1] // 2
     a, b = (x[..., 0::2], x[..., 1::2]) if pairs else (x[..., :half], x[..., half:])
@@ -119,14 +119,14 @@ def rotate(x: Floats, cos: Floats, sin: Floats, *, pairs: bool) -> Floats:
 
 
 def rotary(rope: Mapping[str, Any], width: int, n: int) -> tuple[Floats, Floats]:
-    """Return cosine and sine (float32 [n, width / 2]) of the angles of positions 0 to n - 1."""
+    """Return cosine and sine (float32 [n, width / 2]) of the rotary angles at positions 0 to n - 1."""
     frequencies, scale = _frequencies(rope, width)
     angles = np.arange(n, dtype=np.float64)[:, None] * frequencies
     return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
 
 
 def _frequencies(rope: Mapping[str, Any], width: int) -> tuple[npt.NDArray[np.float64], float]:
-    """Return the rotary frequencies (float64 [width / 2]) and the factor on cosine and sine."""
+    """Return the rotary frequencies (float64 [width / 2]), and the factor for cosine and sine."""
     plain = float(rope["rope_theta"]) ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     kind = rope["rope_type"]
     if kind == "linear":
@@ -145,7 +145,7 @@ def _frequencies(rope: Mapping[str, Any], width: int) -> tuple[npt.NDArray[np.fl
 
 
 def _yarn_share(rope: Mapping[str, Any], width: int) -> npt.NDArray[np.float64]:
-    """How much of each frequency is kept (1) rather than divided by the factor (0): arXiv:2309.00071, section 3.2."""
+    """Return each frequency's share that is kept, not divided by the factor: 0 to 1 (arXiv:2309.00071, section 3.2)."""
 
     def dimension(turns: float) -> float:
         n_ctx = rope["original_max_position_embeddings"]

@@ -4,9 +4,9 @@
     pip install PySide6-Essentials
     python examples/desktop.py [MODEL.gguf]
 
-The model works in a thread of its own and hands its text over by signals: the window stays alive while a model is
-loaded, while a long prompt is read and while an answer is written. Stop is `Model.cancel`, which ends the reading and
-the writing within moments.
+The model works in a thread of its own and sends its text by signals: the window stays responsive while a model is
+loaded, a long prompt is read or an answer is written. The Stop button calls `Model.cancel`, which ends reading and
+writing within moments.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llamalite.store import list_models
 
 
 class Talker(QObject):
-    """Lives in the working thread: loads models and answers, and tells the window by signals."""
+    """Loads models and answers in the working thread, and sends the results to the window by signals."""
 
     loading = Signal(int)  # percent
     loaded = Signal(str)
@@ -156,12 +156,12 @@ class Window(QMainWindow):
         self.talk.insertPlainText(text)
         self.talk.moveCursor(QTextCursor.MoveOperation.End)
 
-    def finish(self, told: str) -> None:
+    def finish(self, status: str) -> None:
         self.show_text("\n\n")
-        self.ready(told)
+        self.ready(status)
 
-    def ready(self, told: str) -> None:
-        self.tell(told)
+    def ready(self, status: str) -> None:
+        self.tell(status)
         self.busy(False)
 
     def tell(self, text: str) -> None:

@@ -1,10 +1,10 @@
-"""Compare every GGUF file of a folder with a reference overnight, survive a restart, and write one report.
+"""Compare every GGUF file of a folder with a reference, overnight and through restarts, and write one report.
 
     python examples/evaluate_folder.py demo-BF16.gguf models/ wiki.test.raw --chunks 64 --out report/
 
-Each model's figures go to ``OUT/NAME.json`` as soon as they are there. A restart skips what is done: the same file
-(size and time), the same reference and the same settings. A model that fails is noted and does not stop the others.
-After each model ``OUT/report.md`` and ``OUT/report.csv`` hold all that are done, best first.
+Each model's figures are written to ``OUT/NAME.json`` as soon as they are measured. A restart skips models that are done
+with the same file (by size and time), reference and settings. A model that fails is reported and does not stop the
+others. After each model ``OUT/report.md`` and ``OUT/report.csv`` are written anew, with the best model first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def identity(path: Path) -> str:
 
 
 def evaluate(reference: Path, model: Path, text: bytes, settings: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Return the figures of `model`, from an earlier run where nothing has changed since."""
+    """Return the figures of `model`, those of an earlier run if nothing has changed since."""
     digest = hashlib.sha256(text).hexdigest()
     key = [identity(reference), identity(model), digest, json.dumps(settings, sort_keys=True), llamalite.__version__]
     place = out / f"{model.stem}.json"
@@ -39,14 +39,14 @@ def evaluate(reference: Path, model: Path, text: bytes, settings: dict[str, Any]
         if known["key"] == key:
             return dict(known["figures"])
     try:
-        found = llamalite.compare(reference, [model], text, **settings)
-        figures = found.candidates[0].to_json()
+        comparison = llamalite.compare(reference, [model], text, **settings)
+        figures = comparison.candidates[0].to_json()
     except llamalite.LlamaliteError as error:
-        # Not written down: a model that failed is tried again next time.
+        # Not saved: a model that failed is tried again next time.
         return {"name": model.stem, "error": str(error)}
     part = place.with_name(f"{place.name}.part")
     part.write_text(json.dumps({"key": key, "figures": figures}, indent=2), encoding="utf-8")
-    part.replace(place)  # a restart finds a whole file or none
+    part.replace(place)  # a restart finds a complete file or none
     return figures
 
 
@@ -88,8 +88,8 @@ def main() -> None:
         rows.append(evaluate(args.reference, model, text, {"n_ctx": args.ctx, "chunks": args.chunks}, args.out))
         write_report(rows, args.out)
         last = rows[-1]
-        told = last.get("error") or f"mean KLD {last['mean_kld']:.6f}"
-        print(f"{number}/{len(models)} {last['name']}: {told}", flush=True)
+        result = last.get("error") or f"mean KLD {last['mean_kld']:.6f}"
+        print(f"{number}/{len(models)} {last['name']}: {result}", flush=True)
     print(args.out / "report.md")
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Read facts out of a folder of texts as JSON that is sure to parse: many files at once, one JSON line a file.
+"""Extract facts from a folder of texts as JSON that always parses: many files at once, one JSON line per file.
 
     python examples/extract.py MODEL.gguf letters/ --schema letter.schema.json > facts.jsonl
 
-Without --schema it asks for a title, people, and a date. The schema becomes a grammar: the model can write nothing
-else.
+Without --schema it asks for a title, people, and a date. The schema becomes a grammar, so that the model cannot write
+anything else.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def question(model: Model, text: str) -> Any:
 def extract(
     model: Model, folder: Path, schema: Mapping[str, Any] = SCHEMA, *, max_tokens: int = 300
 ) -> Iterator[dict[str, Any]]:
-    """Yield {"file", "facts"} for each ``*.txt`` in `folder`, or {"file", "error"} where the answer came to no end."""
+    """Yield {"file", "facts"} for each ``*.txt`` in `folder`, or {"file", "error"} if the answer was not finished."""
     files = sorted(folder.glob("*.txt"))
     prompts = [question(model, path.read_text(encoding="utf-8")) for path in files]
-    found: list[Completion] = model.generate_batch(
+    completions: list[Completion] = model.generate_batch(
         prompts, parallel=8, max_tokens=max_tokens, temperature=0, json_schema=schema
     )
-    for path, completion in zip(files, found, strict=True):
+    for path, completion in zip(files, completions, strict=True):
         if completion.finish_reason == "stop":
             yield {"file": path.name, "facts": json.loads(completion.text)}
         else:
@@ -58,11 +58,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--schema", type=Path)
     parser.add_argument("--max-tokens", type=int, default=300)
-    asked = parser.parse_args()
-    schema = json.loads(asked.schema.read_text(encoding="utf-8")) if asked.schema else SCHEMA
+    args = parser.parse_args()
+    schema = json.loads(args.schema.read_text(encoding="utf-8")) if args.schema else SCHEMA
     failed = 0
-    with Model(asked.model) as model:
-        for record in extract(model, asked.folder, schema, max_tokens=asked.max_tokens):
+    with Model(args.model) as model:
+        for record in extract(model, args.folder, schema, max_tokens=args.max_tokens):
             failed += "error" in record
             print(json.dumps(record, ensure_ascii=False), flush=True)
     return 1 if failed else 0

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A text service on asyncio, with nothing but the standard library: POST /generate streams the answer as it is made.
+"""A text service on asyncio, with the standard library only: POST /generate streams the answer as it is generated.
 
     python examples/service.py MODEL.gguf --port 8080
     curl -N -d '{"prompt": "Once upon a time", "max_tokens": 64}' http://127.0.0.1:8080/generate
 
-Each line of the answer is a JSON object: {"text": ...} for every piece, and last {"finish_reason", "tok_per_s"}.
-A client that goes away ends its generation; requests wait for their turn, and the event loop is never blocked.
+Each line of the answer is a JSON object: {"text": ...} for every piece, and finally {"finish_reason", "tok_per_s"}. If
+a client disconnects, its generation is cancelled; requests wait for their turn, and the event loop is never blocked.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ async def answer(model: Model, reader: asyncio.StreamReader, writer: asyncio.Str
     try:
         method, path, body = await asyncio.wait_for(read_request(reader), timeout=10)
         if (method, path) != ("POST", "/generate"):
-            writer.write(head("404 Not Found") + line(error="POST /generate is what there is"))
+            writer.write(head("404 Not Found") + line(error="only POST /generate is supported"))
             return
-        asked = json.loads(body)
-        prompt = asked.pop("messages", None) or asked.pop("prompt")
-        pieces = model.astream(prompt, **asked)
-        gone = asyncio.create_task(reader.read())  # ends when the client goes away
+        request = json.loads(body)
+        prompt = request.pop("messages", None) or request.pop("prompt")
+        pieces = model.astream(prompt, **request)
+        gone = asyncio.create_task(reader.read())  # ends when the client disconnects
         started = False
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
@@ -67,7 +67,7 @@ async def answer(model: Model, reader: asyncio.StreamReader, writer: asyncio.Str
     except (LlamaliteError, ValueError, TypeError, KeyError) as error:
         writer.write(head("400 Bad Request") + line(error=str(error)))
     except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-        pass  # nobody is left to tell
+        pass  # there is no client to answer
     finally:
         with contextlib.suppress(ConnectionError):
             await writer.drain()
@@ -83,10 +83,10 @@ async def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
-    asked = parser.parse_args()
-    with Model(asked.model) as model:
-        server = await serve(model, asked.host, asked.port)
-        print(f"{model} answers at http://{asked.host}:{asked.port}/generate", flush=True)
+    args = parser.parse_args()
+    with Model(args.model) as model:
+        server = await serve(model, args.host, args.port)
+        print(f"{model} answers at http://{args.host}:{args.port}/generate", flush=True)
         async with server:
             await server.serve_forever()
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from llamalite import store
-from llamalite.gguf_check import Header, check
+from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
@@ -92,7 +92,7 @@ def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Gener
     """
     plan = plan or Plan()
     path = store.resolve(model)
-    header = check(path)
+    header = checked_header(path)
     for n_gpu in plan.n_gpu_layers:
         start = time.perf_counter()
         with NativeModel(path, n_gpu_layers=n_gpu, device=plan.device if n_gpu else None, header=header) as native:

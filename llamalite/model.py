@@ -27,7 +27,7 @@ from llamalite.generation.completion import Completion, Piece
 from llamalite.generation.engine import Engine, Stream
 from llamalite.generation.prompts import Message, Prompt, Prompts
 from llamalite.generation.speculation import open_draft_model, speculator_factory
-from llamalite.gguf_check import check, check_adapter
+from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.model_options import ModelOptions, context_options
 from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
@@ -73,11 +73,11 @@ class Model:
         self.path = store.resolve(path)
         n_gpu_layers = self._n_gpu_layers = offload(options.n_gpu_layers, options.device)
         # The header of all files of a split model, so that the memory for all of them is known before the load.
-        self._header = check(self.path)
+        self._header = checked_header(self.path)
         adapters = lora_adapters(options.lora)
         for adapter in adapters:
             check_adapter(adapter.path, self._header)
-        draft_header = None if options.draft is None else check(store.resolve(options.draft))
+        draft_header = None if options.draft is None else checked_header(store.resolve(options.draft))
         n_ctx = hardware.planned_n_ctx(
             self._header,
             options.n_ctx,

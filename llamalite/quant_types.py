@@ -1,13 +1,13 @@
-"""One table of GGUF's tensor types and file types: ids, block sizes, bytes a block, bits a weight.
+"""One table of GGUF's tensor types and file types: ids, block sizes, bytes per block, bits per weight.
 
     >>> TENSOR_TYPES["Q4_K"].bits_per_weight
     4.5
     >>> FILE_TYPES["Q4_K_M"].tensor_type.name, FILE_TYPES["Q4_K_M"].ftype
     ('Q4_K', 15)
 
-A *tensor type* says how one tensor's bytes are laid out (``enum ggml_type``, ggml.h). A *file type* is what people ask
-for (``enum llama_ftype``, llama.h): a default tensor type, and rules by which some tensors get another one. Those rules
-are in `llamalite.converters.mix`; this module knows only numbers. A test holds them equal to the installed library's.
+A *tensor type* is a layout of one tensor's bytes (``enum ggml_type``, ggml.h). A *file type* is what users ask for
+(``enum llama_ftype``, llama.h): a default tensor type, and rules by which some tensors get another one. Those rules are
+in `llamalite.converters.mix`; this module has only numbers, which a test compares with the installed library's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorType:
-    """A layout of weights: `block_size` of them lie together in `block_bytes` bytes."""
+    """A layout of weights: blocks of `block_size` weights in `block_bytes` bytes each."""
 
     name: str
     ggml_type: int
     block_size: int
     block_bytes: int
     scales: tuple[int, ...] = ()
-    """Offsets of the block's float16 scales, in bytes: what ``ggml_validate_row_data`` looks at for NaN and Inf."""
+    """Offsets in bytes of the block's float16 scales, which ``ggml_validate_row_data`` checks for NaN and Inf."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -35,7 +35,7 @@ class TensorType:
         return self.block_size > 1
 
     def row_bytes(self, n_columns: int) -> int:
-        """Bytes of a row of `n_columns` weights, as ``ggml_row_size`` (ggml.c); `n_columns` must fill whole blocks."""
+        """Return the bytes of a row (``ggml_row_size``, ggml.c); ``ValueError`` if it does not fill whole blocks."""
         if n_columns % self.block_size:
             raise ValueError(f"a row of {n_columns} weights does not fill blocks of {self.block_size} ({self.name})")
         return n_columns // self.block_size * self.block_bytes
@@ -43,7 +43,7 @@ class TensorType:
 
 @dataclass(frozen=True)
 class FileType:
-    """What a whole file is called: its default tensor type, its number in ``general.file_type``, and its use."""
+    """A type of whole files, such as Q4_K_M: its default tensor type, its number in ``general.file_type``, its use."""
 
     name: str
     ftype: int
@@ -84,7 +84,7 @@ TENSOR_TYPES = _tensor_types(
     ("NVFP4", 40, 64, 36, ()),
     ("Q1_0", 41, 128, 18, (0,)),
     ("Q2_0", 42, 64, 18, (0,)),
-    # No weights of a LLaMA: tables and intermediate forms, which files of other models may hold.
+    # Not for a LLaMA's weights: tables and intermediate forms, which files of other models may hold.
     ("Q8_1", 9, 32, 36, (0, 2)),
     ("Q8_K", 15, 256, 292, ()),
     ("I8", 24, 1, 1, ()),
@@ -95,7 +95,7 @@ TENSOR_TYPES = _tensor_types(
 )
 
 NO_WEIGHTS = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
-"""Types that llama.cpp cannot multiply a matrix of, and that ``ggml_quantize_chunk`` (ggml.c) aborts the process on."""
+"""Types that llama.cpp cannot multiply, and on which ``ggml_quantize_chunk`` (ggml.c) aborts the process."""
 
 WEIGHT_TYPES = tuple(name for name in TENSOR_TYPES if name not in NO_WEIGHTS)
 
@@ -146,16 +146,16 @@ FILE_TYPES = _file_types(
 
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-"""Names of tensor types that llama-quantize takes for a file type (``QUANT_OPTIONS``, quantize.cpp), and so do we."""
+"""Names of tensor types that stand for a file type, as in llama-quantize (``QUANT_OPTIONS``, quantize.cpp)."""
 
 
 def type_name(name: str) -> str:
-    """Return what the table of file types would call `name`: in upper case, an alias by the name it stands for."""
+    """Return `name` as the table of file types spells it: in upper case, an alias replaced by its full name."""
     return ALIASES.get(name.upper(), name.upper())
 
 
 def file_type(name: str) -> FileType:
-    """Return the file type called `name`, in any case, aliases too; ``ValueError`` names the known ones."""
+    """Return the file type `name`, an alias included, in upper or lower case; ``ValueError`` names the known types."""
     try:
         return FILE_TYPES[type_name(name)]
     except KeyError:
@@ -165,15 +165,15 @@ def file_type(name: str) -> FileType:
 
 
 def nearest_type(name: str) -> str | None:
-    """Return the file type that was probably meant by `name`, None where none is near.
+    """Return the file type that `name` was probably meant to be; None if there is no similar one.
 
     >>> nearest_type("q4"), nearest_type("Q6_K_M"), nearest_type("q4km"), nearest_type("gptq")
     ('Q4_K_M', 'Q6_K', 'Q4_K_M', None)
     """
-    import difflib  # for those who mistyped
+    import difflib  # needed for mistyped names only
 
     wanted = name.upper()
-    longer = [one for one in FILE_TYPES if wanted and one.startswith(wanted)]
-    usual = [one for one in longer if one.endswith("_M")]
-    shorter = [one for one in FILE_TYPES if wanted.startswith(one)]
+    longer = [known for known in FILE_TYPES if wanted and known.startswith(wanted)]
+    usual = [known for known in longer if known.endswith("_M")]
+    shorter = [known for known in FILE_TYPES if wanted.startswith(known)]
     return next(iter([*usual, *longer, *shorter, *difflib.get_close_matches(wanted, FILE_TYPES, n=1)]), None)

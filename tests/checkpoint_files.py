@@ -1,8 +1,8 @@
-"""Checkpoints as torch, safetensors and Meta write them, made by hand, so that the default tests need none of them.
+"""Checkpoints as torch, safetensors and Meta write them, made here, so that the default tests need none of them.
 
     save_torch(tmp_path / "pytorch_model.bin", {"w": Weights("F32", np.ones((2, 3), np.float32))})
 
-The pickles are put together instruction by instruction: that is also how the hostile ones are made.
+Pickles are put together instruction by instruction, hostile ones too.
 """
 
 from __future__ import annotations
@@ -140,13 +140,13 @@ def save_archive(
 def save_torch(path: Path, tensors: Mapping[str, Weights], *, legacy: bool = False) -> Path:
     """What ``torch.save(state_dict, path)`` writes, in the zip or the older form."""
     state = {
-        name: tensor(storage(str(i), one.dtype, one.array.size, legacy=legacy), one.array.shape)
-        for i, (name, one) in enumerate(tensors.items())
+        name: tensor(storage(str(i), weights.dtype, weights.array.size, legacy=legacy), weights.array.shape)
+        for i, (name, weights) in enumerate(tensors.items())
     }
-    raw = {str(i): one.raw for i, one in enumerate(tensors.values())}
+    raw = {str(i): weights.raw for i, weights in enumerate(tensors.values())}
     if not legacy:
         return save_archive(path, state, raw)
-    return save_legacy(path, state, raw, {str(i): one.array.size for i, one in enumerate(tensors.values())})
+    return save_legacy(path, state, raw, {str(i): weights.array.size for i, weights in enumerate(tensors.values())})
 
 
 def save_legacy(path: Path, state: Any, storages: Mapping[str, bytes], sizes: Mapping[str, int]) -> Path:
@@ -164,11 +164,15 @@ def save_safetensors(path: Path, tensors: Mapping[str, Weights], header: Mapping
     """A safetensors file; `header` replaces the entries that it would have."""
     entries: dict[str, Any] = {}
     end = 0
-    for name, one in tensors.items():
-        entries[name] = {"dtype": one.dtype, "shape": one.array.shape, "data_offsets": [end, end + len(one.raw)]}
-        end += len(one.raw)
+    for name, weights in tensors.items():
+        entries[name] = {
+            "dtype": weights.dtype,
+            "shape": weights.array.shape,
+            "data_offsets": [end, end + len(weights.raw)],
+        }
+        end += len(weights.raw)
     text = json.dumps(entries if header is None else header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(one.raw for one in tensors.values()))
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(weights.raw for weights in tensors.values()))
     return path
 
 
@@ -177,14 +181,14 @@ def load_safetensors(path: Path) -> dict[str, Weights]:
     raw = path.read_bytes()
     n_header = struct.unpack_from("<Q", raw)[0]
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    found = {}
+    tensors = {}
     for name, entry in json.loads(raw[8 : 8 + n_header]).items():
         if name != "__metadata__":
             begin, end = (8 + n_header + offset for offset in entry["data_offsets"])
-            found[name] = Weights(
+            tensors[name] = Weights(
                 entry["dtype"], np.frombuffer(raw[begin:end], kinds[entry["dtype"]]).reshape(entry["shape"])
             )
-    return found
+    return tensors
 
 
 # -- one model in several forms ---------------------------------------------------------------------------------------
@@ -258,8 +262,8 @@ def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool 
     }
     (out / "params.json").write_text(json.dumps({k: v for k, v in (known | params).items() if v is not None}))
     shards: list[dict[str, Weights]] = [{} for _ in range(n_shards)]
-    for name, one in load_safetensors(folder / "model.safetensors").items():
-        array = one.array
+    for name, weights in load_safetensors(folder / "model.safetensors").items():
+        array = weights.array
         for heads, of in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
             if heads in name:  # rotary pairs, half a head apart in Hugging Face's order, next to each other
                 halves = array.reshape(config[of], 2, -1, array.shape[1])
@@ -273,7 +277,7 @@ def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool 
             array = heads_of.repeat(n_shards // len(heads_of), axis=0).reshape(-1, array.shape[1])
         parts = np.split(array, n_shards, axis) if array.ndim == 2 else [array] * n_shards
         for shard, part in zip(shards, parts, strict=True):
-            shard[name] = Weights(one.dtype, np.ascontiguousarray(part))
+            shard[name] = Weights(weights.dtype, np.ascontiguousarray(part))
     for i, shard in enumerate(shards):
         shard["rope.freqs"] = random_weights((4,))
         save_torch(out / f"consolidated.{i:02}.pth", shard)

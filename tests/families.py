@@ -1,4 +1,4 @@
-"""A toy of each family of models that llamalite converts, as its publisher's files have it, and llama.cpp's file of it.
+"""A toy of each family of models that llamalite converts, in its publisher's form, and llama.cpp's file made from it.
 
 ``data/families.json`` holds what convert_hf_to_gguf.py of llama-cpp-python 0.3.36 wrote for each of `FAMILIES`: every
 key in order (short values as they are, long ones as a SHA-256 of their GGUF bytes), and a SHA-256 of all tensors. It
@@ -7,9 +7,9 @@ was made, with transformers and torch installed, by
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/families.py
 
 where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. config.json and the
-tokenizer's files say what the families' own say; widths, layers and vocabularies are toys', but for the two sizes of
-vocabulary that mean something to llama.cpp. The name of the pre-tokenizer is given (``pre``), since llama.cpp's
-converter knows no toy by its hash.
+tokenizer's files are like the families' own; widths, layers and vocabularies are small, except for the two sizes of
+vocabulary that have a meaning for llama.cpp. The name of the pre-tokenizer is given (``pre``), since llama.cpp's
+converter does not know the hashes of toys.
 """
 
 from __future__ import annotations
@@ -250,8 +250,8 @@ def write(folder: Path, name: str) -> Path:
         path.unlink()
     n_rows = family.write(made)
     tensors = load_safetensors(made / "model.safetensors")
-    for one in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
-        tensors[one] = Weights(tensors[one].dtype, np.resize(tensors[one].array, (n_rows, config["hidden_size"])))
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
+        tensors[name] = Weights(tensors[name].dtype, np.resize(tensors[name].array, (n_rows, config["hidden_size"])))
     save_safetensors(made / "model.safetensors", tensors)
     toys.write_json(made / "config.json", config | {"vocab_size": n_rows} | dict(family.config))
     if family.generation is not None:
@@ -262,13 +262,13 @@ def write(folder: Path, name: str) -> Path:
 def described(path: Path) -> Json:
     """Return what `data/families.json` says of the GGUF file at `path`."""
     header = gguf_check.read_header(path)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for tensor in sorted(header.tensors, key=lambda one: one.name):  # llama-quantize sorts them by layer
-            found.update(f"{tensor.name} {tensor.type.name} {tensor.shape}\n".encode())
+        for tensor in sorted(header.tensors, key=lambda tensor: tensor.name):  # llama-quantize sorts them by layer
+            digest.update(f"{tensor.name} {tensor.type.name} {tensor.shape}\n".encode())
             file.seek(tensor.offset)
-            found.update(file.read(tensor.nbytes))
-    return {"keys": keys_of(path, prefix=""), "tensors": found.hexdigest()}
+            digest.update(file.read(tensor.nbytes))
+    return {"keys": keys_of(path, prefix=""), "tensors": digest.hexdigest()}
 
 
 def _record() -> None:

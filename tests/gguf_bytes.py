@@ -1,10 +1,10 @@
-"""GGUF files taken apart and put together again byte by byte, so that a test can make any fault it likes.
+"""GGUF files taken apart and put together again byte by byte, so that a test can make any fault.
 
     file = GgufBytes.of(toy_path)
     file.set("llama.block_count", UINT32, 7)
     path.write_bytes(file.dump())
 
-It knows the layout and nothing else, and shares no code with what it tests.
+It knows the layout only, and shares no code with what it tests.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _value(kind: int, value: Any) -> bytes:
         return _string(value)
     if kind == ARRAY:
         head = struct.pack("<IQ", value.type, len(value.values) if value.claimed is None else value.claimed)
-        return head + b"".join(_value(value.type, one) for one in value.values)
+        return head + b"".join(_value(value.type, element) for element in value.values)
     return value if isinstance(value, bytes) else struct.pack("<" + FORMS[kind], value)
 
 

@@ -1,4 +1,4 @@
-"""What a conversion would do, from headers and config alone: no tokenizer is needed, nothing is written."""
+"""Plans of conversions, from headers and config alone, without a tokenizer and without writing anything."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llamalite.converters import ConversionPlan, QuantizeParams
 from llamalite.converters.checkpoints import open_checkpoint
-from llamalite.converters.planning import make_plan
+from llamalite.converters.plan import make_plan
 from llamalite.quant_types import file_type
 
 

@@ -1,4 +1,4 @@
-"""Record what llama.cpp's own two steps make of the tests' checkpoints, into tests/data/llama_cpp_digests.json.
+"""Record digests of llama.cpp's files for the tests' checkpoints, in tests/data/llama_cpp_digests.json.
 
     python tests/record_digests.py LLAMA_CPP_SOURCE LLAMA_QUANTIZE
 
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 DATA = Path(__file__).parent / "data" / "llama_cpp_digests.json"
-# The toy vocabularies are in no table of known hashes: this says what their pre-tokenizer is, as Llama 3's would.
+# The toy vocabularies are in no table of known hashes: this gives the name of their pre-tokenizer, which is Llama 3's.
 RUN_CONVERTER = """
 import sys
 sys.argv = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Whatever stands in a folder in the place of a file that is read: links, pipes, what is too long."""
+"""Folders with something else in the place of a file that is read: links, pipes, files that are too long."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_links_that_nothing_needs_do_not_matter(tmp_path: Path, target: str) -> 
 
 
 @links
-@pytest.mark.parametrize("name", [one for one in READ if not one.startswith("model.")])
+@pytest.mark.parametrize("name", [file for file in READ if not file.startswith("model.")])
 def test_a_link_to_nothing_where_a_file_is_read_is_named(tmp_path: Path, name: str) -> None:
     folder = whole_checkpoint(tmp_path / "model")
     (folder / name).unlink()
@@ -120,9 +120,9 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path: Path, name:
         (folder / "pytorch_model.bin.index.json").unlink()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    assert_refused(folder, f"{name} is no regular file")
+    assert_refused(folder, f"{name} is not a regular file")
     os.mkfifo(tmp_path / "model.gguf")
-    with pytest.raises(CheckpointError, match="is no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         convert(tmp_path / "model.gguf", tmp_path / "out.gguf")
     with pytest.raises(GGUFError, match="is a device"):
         Importance.load(tmp_path / "model.gguf")

@@ -1,4 +1,4 @@
-"""One model in every form that people have it in becomes one and the same GGUF file."""
+"""Every form of a model becomes the same GGUF file."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_
     (tmp_path / "tokenizer.model").write_bytes((meta / "tokenizer.model").read_bytes())
     (meta / "tokenizer.model").unlink()  # Meta's first releases have one for the folders of all sizes, beside them
     expected = gguf.GGUFReader(converted(folder, tmp_path / "a.gguf"))
-    found = gguf.GGUFReader(converted(meta, tmp_path / "b.gguf"))
-    assert [t.name for t in found.tensors] == [t.name for t in expected.tensors]
-    for one, other in zip(found.tensors, expected.tensors, strict=True):
-        assert one.tensor_type == other.tensor_type, one.name
-        assert one.data.tobytes() == other.data.tobytes(), one.name
+    actual = gguf.GGUFReader(converted(meta, tmp_path / "b.gguf"))
+    assert [t.name for t in actual.tensors] == [t.name for t in expected.tensors]
+    for made, other in zip(actual.tensors, expected.tensors, strict=True):
+        assert made.tensor_type == other.tensor_type, made.name
+        assert made.data.tobytes() == other.data.tobytes(), made.name
     for key in expected.fields:
         if key.startswith("llama.") and not key.endswith("context_length"):
-            assert found.fields[key].contents() == expected.fields[key].contents(), key
+            assert actual.fields[key].contents() == expected.fields[key].contents(), key
 
 
 @pytest.mark.parity

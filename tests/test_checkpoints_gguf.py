@@ -1,4 +1,4 @@
-"""A GGUF file as the source of another: llama-quantize's bytes, keys carried over, nothing quantized twice unasked."""
+"""A GGUF file as the source of another: llama-quantize's bytes, keys copied, nothing quantized twice unless allowed."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_a_quantized_file_is_quantized_again_only_when_asked_to(folder: Path, tm
         convert(source, tmp_path / "ours.gguf", qtype="Q3_K_M")
     assert not (tmp_path / "ours.gguf").exists()
     expected = by_llama_cpp(source, tmp_path / "theirs.gguf", "Q3_K_M", allow_requantize=True)
-    found = convert(
+    result = convert(
         source, tmp_path / "ours.gguf", qtype="Q3_K_M", params=QuantizeParams(allow_requantize=True)
     ).path.read_bytes()
-    assert found == expected
+    assert result == expected
 
 
 def test_tensors_that_keep_their_type_keep_their_bytes(folder: Path, tmp_path: Path) -> None:
@@ -163,5 +163,5 @@ def test_a_damaged_file_is_refused_before_anything_is_written(folder: Path, tmp_
 
 def test_a_file_that_is_no_gguf_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(struct.pack("<4sI", b"GGML", 3))
-    with pytest.raises(CheckpointError, match="is no GGUF file: pass one, or the folder"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file: pass one, or the folder"):
         open_checkpoint(tmp_path / "model.gguf")

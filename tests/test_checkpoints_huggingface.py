@@ -1,4 +1,4 @@
-"""Hugging Face folders: which files are read, and what is wrong with a folder told before a weight is read."""
+"""Hugging Face folders: which files are read, and that faults are reported before a weight is read."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
     refused(tmp_path, r"neither config.json nor params.json \(found nothing\)")
     (tmp_path / "notes.txt").touch()
     refused(tmp_path, r"found notes.txt")
-    refused(tmp_path / "notes.txt", "is no GGUF file: pass one, or the folder")
+    refused(tmp_path / "notes.txt", "is not a GGUF file: pass one, or the folder")
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, r"no model\*.safetensors and no pytorch_model\*.bin \(found config.json, notes.txt\)")
 
@@ -85,14 +85,14 @@ def test_a_git_lfs_pointer_is_told_from_weights(tmp_path: Path) -> None:
     for name in ("model.safetensors", "pytorch_model.bin"):
         folder = folder_of(tmp_path / name)
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
-        refused(folder, f"{name} is a Git LFS pointer and not the weights: run `git lfs pull`")
+        refused(folder, f"{name} is a Git LFS pointer, not the weights: run `git lfs pull`")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     os.mkfifo(folder / "model.safetensors")
-    refused(folder, "no regular file")
+    refused(folder, "not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, ar
 
 def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, r"is an adapter \(LoRA\) and no whole model: merge it", UnsupportedArchitectureError)
+    refused(tmp_path, r"is an adapter \(LoRA\), not a whole model: merge it", UnsupportedArchitectureError)
 
 
 # -- shards and their index -------------------------------------------------------------------------------------------
@@ -181,15 +181,15 @@ def test_a_name_in_two_shards_is_refused(tmp_path: Path, suffix: str) -> None:
     stem, save = ("model", save_safetensors) if suffix == "safetensors" else ("pytorch_model", save_torch)
     for i in (1, 2):
         save(folder / f"{stem}-0000{i}-of-00002.{suffix}", W)
-    refused(folder, f"w stands in two shards of .*, one of them {stem}-00002-of-00002.{suffix}")
+    refused(folder, f"w is in two shards of .*, one of them {stem}-00002-of-00002.{suffix}")
 
 
 def test_an_index_and_shards_that_differ_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     index(folder, {"w": "model.safetensors", "v": "model.safetensors", "x": "model.safetensors"})
-    refused(folder, "names x that no shard holds")
+    refused(folder, "names x, which no shard holds")
     index(folder, {"w": "model.safetensors"})
-    refused(folder, "the shards hold v that .* does not name")
+    refused(folder, "the shards hold v, which .* does not name")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"w": 1}, {"w": None}, "model.safetensors"])
@@ -205,7 +205,7 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path, name: str, form:
     save_safetensors(tmp_path / "secret.safetensors", W)
     folder = folder_of(tmp_path / "inner")
     index(folder, {"w": name}, form)
-    refused(folder, "must stand in the checkpoint's own folder")
+    refused(folder, "must be in the checkpoint's own folder")
 
 
 # -- links ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Meta's own format: its shards joined, its params.json understood, what does not belong together refused."""
+"""Meta's own format: shards are joined, params.json is understood, and files of different models are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from toy_checkpoint import write_checkpoint
 from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
-# As released: shards, heads for queries and for keys, the embedding split by rows (Llama 3), what params.json adds.
+# As released: shards, query and key heads, whether the embedding is split by rows (Llama 3), additions to params.json.
 LAYOUTS: dict[str, tuple[int, int, int, bool, dict[str, Any]]] = {
     "7B": (1, 8, 8, False, {"n_kv_heads": None, "norm_eps": 1e-6}),
     "13B": (2, 8, 8, False, {"n_kv_heads": None, "norm_eps": 1e-6}),
@@ -65,11 +65,14 @@ def test_shards_are_joined_to_the_tensors_of_the_hugging_face_form(tmp_path: Pat
     with open_checkpoint(meta) as checkpoint:
         assert not checkpoint.permuted
         assert checkpoint.tensors.keys() == whole.keys()
-        for name, one in whole.items():
-            assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == (one.dtype, one.array.shape)
+        for name, tensor in whole.items():
+            assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == (
+                tensor.dtype,
+                tensor.array.shape,
+            )
             if "q_proj" in name or "k_proj" in name:
                 continue  # their rows are in another order: compared in finished files below
-            assert read_all(checkpoint, name, step=37) == one.raw, name
+            assert read_all(checkpoint, name, step=37) == tensor.raw, name
 
 
 @pytest.mark.parametrize("layout", ["7B", "65B", "2-70B", "3-70B"])
@@ -83,8 +86,8 @@ def test_the_config_is_that_of_the_hugging_face_form(tmp_path: Path, layout: str
             assert checkpoint.config[key] == expected[key], key
 
 
-# params.json of the releases, and what Hugging Face's config.json says of each: width of the feed-forward network,
-# context length, and the factor of the rotary scaling.
+# params.json of the releases, and each one's values in Hugging Face's config.json: width of the feed-forward network,
+# context length, and factor of the rotary scaling.
 RELEASES: dict[str, tuple[dict[str, Any], int, tuple[int, int, float | None]]] = {
     "LLaMA 7B": ({"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-6}, 32000,
                  (11008, 2048, None)),
@@ -162,7 +165,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     _, meta = write_pair(tmp_path, "13B")
     save_torch(meta / "consolidated.01.pth", {"norm.weight": random_weights((256,))})
-    with pytest.raises(CheckpointError, match=r"in one of consolidated\.00\.pth and \.01\.pth only"):
+    with pytest.raises(CheckpointError, match=r"in only one of consolidated\.00\.pth and \.01\.pth"):
         open_checkpoint(meta)
 
 
@@ -197,7 +200,9 @@ def test_shards_of_other_sizes_are_refused(tmp_path: Path) -> None:
 def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     _, meta = write_pair(tmp_path, "7B")
     save_torch(meta / "consolidated.00.pth", {name: random_weights((2, 2))})
-    with pytest.raises(UnsupportedArchitectureError, match=f"holds {name}, which is no tensor of a LLaMA text model"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=f"holds {name}, which is not a tensor of a LLaMA text model"
+    ):
         open_checkpoint(meta)
 
 
@@ -210,7 +215,7 @@ def test_tensors_of_other_models_are_refused_by_name(tmp_path: Path, name: str) 
         ({"norm_eps": -1}, "norm_eps is -1, expected a positive number"),
         ({"ffn_dim_multiplier": "1.3"}, "ffn_dim_multiplier is '1.3'"),
         ({"moe": {"num_experts": 8}}, "mixture of experts"),
-        ({"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}, "quantized already"),
+        ({"quantization_args": {"scheme": "int4_weight_int8_dynamic_activation"}}, "already quantized"),
     ],
 )
 def test_params_that_make_no_sense_are_named(tmp_path: Path, params: dict[str, Any], message: str) -> None:

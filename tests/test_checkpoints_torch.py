@@ -1,4 +1,4 @@
-"""Files of torch.save: every tensor comes out bit by bit, and nothing in a file can run or overwhelm the reader."""
+"""Files of torch.save: every tensor is read bit by bit, and nothing in a file can run or overwhelm the reader."""
 
 from __future__ import annotations
 
@@ -60,23 +60,23 @@ def test_every_dtype_comes_out_as_it_was_written(tmp_path: Path, legacy: bool) -
     with contextlib.closing(SourceFile(path)) as file:
         tensors = torch_pickle.read_tensors(file)
         assert list(tensors) == list(weights)
-        for name, one in weights.items():
-            assert (tensors[name].dtype, tensors[name].shape) == (one.dtype, one.array.shape)
-            assert bytes_of(tensors[name], step=3) == one.raw
+        for name, weight in weights.items():
+            assert (tensors[name].dtype, tensors[name].shape) == (weight.dtype, weight.array.shape)
+            assert bytes_of(tensors[name], step=3) == weight.raw
 
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_views_of_one_storage_are_read_as_torch_sees_them(tmp_path: Path, step: int) -> None:
     base = np.arange(48, dtype="<f4").reshape(8, 6)
-    one = storage("0", "F32", 48)
+    shared = storage("0", "F32", 48)
     views = {
-        "whole": (tensor(one, (8, 6)), base),
-        "rows": (tensor(one, (3, 6), offset=12), base[2:5]),
-        "left half": (tensor(one, (8, 3), (6, 1)), base[:, :3]),
-        "every other row": (tensor(one, (4, 6), (12, 1)), base[::2]),
-        "transposed": (tensor(one, (6, 8), (1, 6)), base.T),
-        "one row": (tensor(one, (1, 6), (999, 1), offset=6), base[1:2]),
-        "vector": (tensor(one, (6,), offset=42), base[7]),
+        "whole": (tensor(shared, (8, 6)), base),
+        "rows": (tensor(shared, (3, 6), offset=12), base[2:5]),
+        "left half": (tensor(shared, (8, 3), (6, 1)), base[:, :3]),
+        "every other row": (tensor(shared, (4, 6), (12, 1)), base[::2]),
+        "transposed": (tensor(shared, (6, 8), (1, 6)), base.T),
+        "one row": (tensor(shared, (1, 6), (999, 1), offset=6), base[1:2]),
+        "vector": (tensor(shared, (6,), offset=42), base[7]),
     }
     path = save_archive(
         tmp_path / "views.bin", {name: view for name, (view, _) in views.items()}, {"0": base.tobytes()}
@@ -93,7 +93,7 @@ def test_module_versions_and_parameters_of_a_state_dict_are_no_obstacle(tmp_path
     state = emit(Call(Global("collections", "OrderedDict"))) + b"(" + emit("norm.weight") + emit(parameter) + b"u"
     metadata = emit({"_metadata": {"": {"version": 1}}})
     path = save_archive(tmp_path / "m.bin", state + metadata + b"b", {"0": bytes(8)})
-    assert {name: one.shape for name, one in read(path).items()} == {"norm.weight": (2,)}
+    assert {name: tensor.shape for name, tensor in read(path).items()} == {"norm.weight": (2,)}
 
 
 # -- nothing runs -----------------------------------------------------------------------------------------------------
@@ -178,18 +178,18 @@ DAMAGED = {
     "strides beyond it": ({"w": tensor(FLOATS, (2, 2), (3, 1))}, "ends at element 5"),
     "one element for all": ({"w": tensor(FLOATS, (1 << 40,), (0,))}, r"strides \[0\], a layout that is not read"),
     "a vector with gaps": ({"w": tensor(FLOATS, (2,), (2,))}, r"strides \[2\], a layout that is not read"),
-    "a negative size": ({"w": tensor(FLOATS, (-1,), (1,))}, "sizes are no tuple of counts"),
-    "a negative stride": ({"w": tensor(FLOATS, (2,), (-1,))}, "sizes are no tuple of counts"),
+    "a negative size": ({"w": tensor(FLOATS, (-1,), (1,))}, "sizes are not a tuple of counts"),
+    "a negative stride": ({"w": tensor(FLOATS, (2,), (-1,))}, "sizes are not a tuple of counts"),
     "a negative offset": ({"w": tensor(FLOATS, (1,), offset=-1)}, "without storage or offset"),
     "fewer strides than sizes": ({"w": tensor(FLOATS, (2, 2), (1,))}, "2 sizes and 1 strides"),
-    "nine dimensions": ({"w": tensor(FLOATS, (1,) * 9)}, "sizes are no tuple of counts"),
+    "nine dimensions": ({"w": tensor(FLOATS, (1,) * 9)}, "sizes are not a tuple of counts"),
     "too few arguments": ({"w": Call(REBUILD, (FLOATS,))}, "a tensor of 1 arguments"),
     "no storage": ({"w": Call(REBUILD, (None, 0, (1,), (1,)))}, "without storage or offset"),
     "a storage that is not there": ({"w": tensor(storage("7", "F32", 4), (4,))}, "'7' has nothing, expected 16 bytes"),
     "a storage of another length": ({"w": tensor(storage("0", "F64", 4), (4,))}, "'0' has 16 bytes, expected 32 bytes"),
     "two lengths of one storage": (
         {"v": tensor(storage("0", "F64", 9), (4,)), "w": tensor(FLOATS, (4,))}, "'0' is F64 of 9 .* and F32 of 4"),
-    "a parameter of nothing": (Call(Global("torch._utils", "_rebuild_parameter"), (None,)), "no tensor"),
+    "a parameter of nothing": (Call(Global("torch._utils", "_rebuild_parameter"), (None,)), "not a tensor"),
     "an empty stack": (b"\x93", "empty stack"),
     "a missing mark": (b"t", "a mark"),
     "a memo that was not set": (b"h\x07", "entry 7 of its memo"),
@@ -220,7 +220,7 @@ def test_an_endless_pickle_is_stopped(tmp_path: Path) -> None:
 
 def test_a_pickle_of_unreasonable_size_is_not_read(tmp_path: Path) -> None:
     path = save_archive(tmp_path / "m.bin", bytes(torch_pickle.MAX_PICKLE_BYTES), {})
-    with pytest.raises(CheckpointError, match="a data.pkl of"):
+    with pytest.raises(CheckpointError, match="data.pkl has"):
         read(path)
 
 
@@ -415,6 +415,6 @@ def test_our_hand_made_files_are_read_by_torch(tmp_path: Path) -> None:
     weights = {"w": random_weights((3, 4)), "n": Weights("I64", np.arange(3))}
     for legacy in (False, True):
         loaded = torch.load(save_torch(tmp_path / f"{legacy}.bin", weights, legacy=legacy), weights_only=True)
-        for name, one in weights.items():
-            np.testing.assert_array_equal(loaded[name].numpy(), one.array)
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(loaded[name].numpy(), weight.array)
     assert pickled({})  # the emitter is the one that the other tests use

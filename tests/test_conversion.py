@@ -1,4 +1,4 @@
-"""What a conversion promises beside its bytes: bad input is one clear line, and OUT is absent or whole."""
+"""What a conversion promises beside its bytes: one clear line for bad input, and an OUT that is absent or whole."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "rope scaling without a factor": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "linear"}),
-        "factor is missing, expected a number from 1 on in the range of float32",
+        "factor is missing, expected a number of at least 1 in the range of float32",
     ),
     "yarn numbers that are texts": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "yarn", "factor": 2.0, "beta_fast": "32"}),
@@ -109,11 +109,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "gate_proj.weight has shape [512, 256], config.json implies [640, 256]",
     ),
     "a layer is missing": (lambda folder: _edit_config(folder, num_hidden_layers=3), "model.layers.2.input_layernorm"),
-    "a layer too many": (lambda folder: _edit_config(folder, num_hidden_layers=1), "is no tensor of a LLaMA model"),
+    "a layer too many": (lambda folder: _edit_config(folder, num_hidden_layers=1), "is not a tensor of a LLaMA model"),
     "a missing shard": (_lose_a_shard, "lacks model-00002-of-00002.safetensors of 2 shards"),
     "a truncated shard": (_truncate, "by its header: download it again"),
     "a truncated header": (_cut_into_the_header, "truncated, or not a safetensors file"),
-    "an unknown tensor": (_add_an_unknown_tensor, "model.vision.weight is no tensor of a LLaMA model"),
+    "an unknown tensor": (_add_an_unknown_tensor, "model.vision.weight is not a tensor of a LLaMA model"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.model").unlink(), "tokenizer"),
 }
 
@@ -177,10 +177,10 @@ def test_a_report_has_the_warnings_of_its_own_conversion_alone(checkpoint: Path,
     _edit_config(other, architectures=["MistralForCausalLM"], sliding_window=16)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         futures = [pool.submit(convert, folder, tmp_path / f"{folder.name}.gguf") for folder in (checkpoint, other)]
-    quiet, told = (future.result().warnings for future in futures)
+    quiet, warned = (future.result().warnings for future in futures)
     assert quiet == ()
-    assert len(told) == 1
-    assert told[0].startswith("config.json: sliding_window is 16, but llama.cpp attends to the whole context of")
+    assert len(warned) == 1
+    assert warned[0].startswith("config.json: sliding_window is 16, but llama.cpp attends to the whole context of")
     assert convert(checkpoint, tmp_path / "again.gguf").warnings == ()
 
 
@@ -294,7 +294,7 @@ def test_each_piece_is_sent_to_the_disk_at_once_where_the_file_system_takes_the_
 def _replace_tensor(
     folder: Path, name: str, values: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype = "F32"
 ) -> None:
-    """Overwrite the bytes of the tensor `name`, which is of `dtype`, where they stand."""
+    """Overwrite the bytes of the tensor `name` of `dtype` in the file."""
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     n_header = int.from_bytes(raw[:8], "little")
@@ -365,7 +365,7 @@ def test_the_plan_needs_no_weights(checkpoint: Path) -> None:
 
 
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """The worker's buffers are all that grows; a checkpoint four times as large must not show."""
+    """Memory is the workers' buffers: a checkpoint four times as large must not need more."""
     measure = (
         "import re, sys; from llamalite.converters import convert;"
         "convert(sys.argv[1], sys.argv[2], qtype='Q8_0', n_threads=2);"
@@ -411,7 +411,7 @@ def test_a_second_conversion_to_the_same_file_is_told(
 
     convert(checkpoint, out, progress=again)
     assert refused
-    assert "is left from a conversion that was stopped" not in caplog.text
+    assert "is left over from a conversion that was stopped" not in caplog.text
     assert out.exists()
 
 
@@ -486,7 +486,7 @@ def test_what_is_no_plain_file_is_neither_replaced_nor_written_through(checkpoin
     (tmp_path / "a.gguf.part").symlink_to(precious)
     os.mkfifo(tmp_path / "b.gguf.part")
     for name in ("a.gguf", "b.gguf"):
-        with pytest.raises(FileExistsError, match="is in the way and is no plain file"):
+        with pytest.raises(FileExistsError, match="is in the way and is not a plain file"):
             convert(checkpoint, tmp_path / name)
     assert precious.read_text() == "precious"
 
@@ -571,10 +571,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     norm = next(line for line in lines if line.startswith("blk.0.attn_norm.weight"))
     assert "1.00 KiB" in norm  # no size is 0.00 of something
     files = convert(checkpoint, tmp_path, qtype=["Q4_K_M", "F16"]).outputs
-    total = sum(one.n_bytes for one in files)
+    total = sum(output.n_bytes for output in files)
     assert lines[-1].startswith(f"It takes {total / 2**20:.2f} MiB on disk.")
-    for one in files:
-        assert any(line.startswith(f"{one.qtype}: ") and f"{one.bits_per_weight:.2f} bits" in line for line in lines)
+    for output in files:
+        assert any(
+            line.startswith(f"{output.qtype}: ") and f"{output.bits_per_weight:.2f} bits" in line for line in lines
+        )
     assert sum("memory to run it" in line for line in lines) == 2
 
 
@@ -591,8 +593,8 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     assert sorted(listed) == sorted(tensor.name for tensor in plan_of(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
-    told = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
-    assert f"  token_embd.weight {told} " in done.stdout
+    fallback = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
+    assert f"  token_embd.weight {fallback} " in done.stdout
 
 
 def test_a_dry_run_checks_the_metadata_and_counts_it(

@@ -1,4 +1,4 @@
-"""Every key of the configs that are read, with every kind of value: carried over soundly, or refused in one line."""
+"""Every key that is read from configs, with every kind of value: converted correctly, or refused in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES = [
     "513", "16777216", "2147483647", "4294967296", "1" + "0" * 30, "1" + "0" * 400, "-1" + "0" * 400, '"\\ud800"',
 ]  # fmt: skip
 
-NUMBERS = [one for one in VALUES if one[:1] in "-0123456789"]
+NUMBERS = [value for value in VALUES if value[:1] in "-0123456789"]
 
 TOP = [
     "architectures", "model_type", "quantization_config", "vocab_size", "hidden_size", "intermediate_size", "head_dim",
@@ -67,13 +67,13 @@ def assert_sound_or_refused(folder: Path, what: str) -> None:
     try:
         _, (files,) = preview(folder, "F16")
     except LlamaliteError as error:
-        told = str(error)
+        message = str(error)
     else:
         (header,) = files
         check_llama(header, check_vocabulary(header, ("llama", "gpt2")))
         return
-    assert "\n" not in told, what
-    assert len(told) < 2000, what
+    assert "\n" not in message, what
+    assert len(message) < 2000, what
     with pytest.raises(LlamaliteError):  # and not only by the preview
         convert(folder, folder.parent / "out.gguf", qtype="F16")
 

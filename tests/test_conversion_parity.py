@@ -1,4 +1,4 @@
-"""The files are llama.cpp's own: the first step by recorded digests, the second beside ``llama_model_quantize``."""
+"""The files are the same as llama.cpp's: its first step by recorded digests, its second by ``llama_model_quantize``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
 #   python tests/record_digests.py LLAMA_CPP_SOURCE LLAMA_QUANTIZE
 DIGESTS = json.loads((Path(__file__).parent / "data" / "llama_cpp_digests.json").read_text())
 
-# 70B's eighty layers in two shapes, each with rows of 256 in one half of its matrices and next to nothing in the other:
-# all of llama.cpp's rules are met, with and without a fallback, and codebooks are searched for a million weights only.
+# 70B's eighty layers in two shapes, each with rows of 256 in one half of its matrices and almost nothing in the other:
+# they meet all of llama.cpp's rules, with and without fallback, and codebooks are searched for only a million weights.
 SHAPES: dict[str, dict[str, Any]] = {
     "untied": {"n_layer": 2, "n_embd": 256, "n_head": 8, "n_head_kv": 2, "n_ff": 256},
     "tied": {"n_layer": 32, "n_embd": 256, "n_head": 8, "n_head_kv": 8, "head_dim": 2, "n_ff": 8, "tied": True,
@@ -59,7 +59,7 @@ NEEDS_MATRIX = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_
 # Blocks of 128 weights without a fallback: both refuse rows of another length.
 NO_Q1_0 = tuple(shape for shape in FULL if shape != "untied")
 MATRIX_FORM = {shape: ("dat" if shape.startswith("odd") else "gguf") for shape in FULL}
-# Codebooks are searched slowly: these types are compared on one shape, and on all of them with PARITY=1.
+# The search in codebooks is slow: these types are compared on one shape, and on all of them only with PARITY=1.
 CODEBOOKS = tuple(name for name in FILE_TYPES if name.startswith(("IQ1", "IQ2", "IQ3_X")))
 ALL_SHAPES = pytest.mark.skipif(
     not os.environ.get("LLAMALITE_TEST_PARITY"), reason="codebooks on every shape: make test PARITY=1"
@@ -134,16 +134,16 @@ def hold_equal(
     if importance is not None:
         options["imatrix"] = native_importance(importance.rows)
     theirs = folder / "theirs"
-    for one in report.outputs:
-        quantize.model_file(first_step, theirs, file_type(one.qtype), 2, **options)
+    for output in report.outputs:
+        quantize.model_file(first_step, theirs, file_type(output.qtype), 2, **options)
         if importance is None:
-            assert one.path.read_bytes() == theirs.read_bytes(), one.qtype
+            assert output.path.read_bytes() == theirs.read_bytes(), output.qtype
             continue
-        ours, expected = gguf_check.read_header(one.path), gguf_check.read_header(theirs)
+        ours, expected = gguf_check.read_header(output.path), gguf_check.read_header(theirs)
         assert [(t.name, t.type, t.shape) for t in ours.tensors] == [
             (t.name, t.type, t.shape) for t in expected.tensors
-        ], one.qtype
-        assert one.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], one.qtype
+        ], output.qtype
+        assert output.path.read_bytes()[ours.data_offset :] == theirs.read_bytes()[expected.data_offset :], output.qtype
         assert set(ours.metadata) - set(expected.metadata) == {
             "quantize.imatrix.file", "quantize.imatrix.dataset", "quantize.imatrix.entries_count",
             "quantize.imatrix.chunks_count",

@@ -1,4 +1,4 @@
-"""Shards: a set replaces another of its name as a whole, and nothing that is not such a set by its own keys."""
+"""Shards: a set replaces an older set of its name as a whole, and nothing that is not such a set by its keys."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one_set(folder: Path, n: int) -> None:
     """Assert that `folder` has one set of `n` files, which belong together, and nothing else."""
     names = [f"toy-{i + 1:05}-of-{n:05}.gguf" for i in range(n)]
     assert sorted(path.name for path in folder.iterdir()) == names
-    gguf_check.check(folder / names[0])
+    gguf_check.checked_header(folder / names[0])
 
 
 def test_a_set_of_fewer_or_more_files_replaces_the_old_one(source: Path, made: Path) -> None:
@@ -79,9 +79,7 @@ def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, m
 
     monkeypatch.setattr(Path, "unlink", unlink)
     report = convert(source, made / "toy.gguf", qtype="Q8_0", split_max_bytes=10**9, force=True)
-    assert report.warnings == (
-        f"{stays} belongs to the model that is replaced, but cannot be removed: Permission denied",
-    )
+    assert report.warnings == (f"{stays} belongs to the replaced model, but cannot be removed: Permission denied",)
     assert sorted(path.name for path in made.iterdir()) == [stays.name, "toy.gguf"]
 
 
@@ -151,7 +149,7 @@ def test_what_is_only_called_like_a_shard_is_never_removed(
     write(made / "toy-00001-of-00099.gguf", whole)
     before = snapshot(made)
     with pytest.raises(
-        FileExistsError, match="toy-00001-of-00099.gguf is called as a shard of .*toy.gguf, and is none"
+        FileExistsError, match="toy-00001-of-00099.gguf is named like a shard of .*toy.gguf, but its keys"
     ):
         split(source, made / "toy.gguf", FEW, force=True)
     assert snapshot(made) == before
@@ -192,7 +190,7 @@ def test_in_the_models_folder_a_set_is_replaced_with_what_is_kept_beside_it(
     ran = [
         llamalite_command("convert", source, "-t", "F32", "--split-max-size", size, "--force") for size in ("1M", "2M")
     ]
-    assert [one.returncode for one in ran] == [0, 0], ran
+    assert [run.returncode for run in ran] == [0, 0], ran
     first, second = sorted(path.name for path in models_folder.glob("*.gguf"))
     assert (first, second) == ("toy-F32-00001-of-00002.gguf", "toy-F32-00002-of-00002.gguf")
     assert [path.name for path in models_folder.glob("*.source")] == [f"{first}.source"]

@@ -1,4 +1,4 @@
-"""Which types there are to convert to, and what decides a tensor's type: what does nothing is said."""
+"""The types to convert to, and what decides a tensor's type; an option without effect is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_file_types_are_all_that_the_library_takes(source: Path, tmp_path: P
             if "invalid output file type" in str(error):
                 continue  # other refusals are of this model: no importance matrix, rows too short
         taken.add(ftype)
-    assert taken == {one.ftype for one in FILE_TYPES.values()}
+    assert taken == {kind.ftype for kind in FILE_TYPES.values()}
 
 
 OVERRIDES: dict[str, tuple[list[str], str | None]] = {
@@ -57,11 +57,11 @@ OVERRIDES: dict[str, tuple[list[str], str | None]] = {
 def test_an_override_that_changes_nothing_is_said_in_one_line(
     case: str, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words, told = OVERRIDES[case]
+    words, warning = OVERRIDES[case]
     pairs = [word.rpartition("=") for word in words]
     params = QuantizeParams(overrides=[(pattern, TENSOR_TYPES[kind]) for pattern, _, kind in pairs])
     preview(source, "Q4_0", params=params)
-    assert [one.message for one in caplog.records] == ([] if told is None else [told])
+    assert [record.message for record in caplog.records] == ([] if warning is None else [warning])
 
 
 def test_overrides_change_nothing_in_a_file_of_floats(
@@ -69,7 +69,7 @@ def test_overrides_change_nothing_in_a_file_of_floats(
 ) -> None:
     params = QuantizeParams(overrides=[("attn", TENSOR_TYPES["Q8_0"])])
     convert(source, tmp_path / "f16.gguf", qtype="F16", params=params)
-    assert [one.message for one in caplog.records] == ["--tensor-type changes nothing in F16"]
+    assert [record.message for record in caplog.records] == ["--tensor-type changes nothing in F16"]
     caplog.clear()
     convert(source, tmp_path, qtype=["F16", "Q4_0"], params=params)
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Every family of the README converts to what llama.cpp's converter makes of it, but for what differs on purpose."""
+"""Every family of the README becomes the same file as with llama.cpp's converter, except for deliberate differences."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ def test_keys_and_tensors_are_those_of_llama_cpps_converter(name: str, tmp_path:
     folder = families.write(tmp_path, name)
     stored = family.sizes.get("dtype", "BF16")
     report = convert(folder, tmp_path / "out.gguf", qtype=stored)
-    found, expected = families.described(report.path), RECORDED[name]
-    assert found["tensors"] == expected["tensors"]
-    ours, theirs = ({key: rest for key, *rest in one["keys"] if key not in _OF_STEPS} for one in (found, expected))
+    actual, expected = families.described(report.path), RECORDED[name]
+    assert actual["tensors"] == expected["tensors"]
+    ours, theirs = (
+        {key: rest for key, *rest in recorded["keys"] if key not in _OF_STEPS} for recorded in (actual, expected)
+    )
     assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} == family.differs
     both = [key for key in theirs if key in ours]
     assert [key for key in ours if key in theirs] == both, "the order of the keys"

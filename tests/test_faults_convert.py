@@ -1,4 +1,4 @@
-"""A conversion that meets a fault ends in one line and exit code 1, leaves no OUT, and touches nothing else."""
+"""A conversion that fails ends with one line and exit code 1, leaves no OUT, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder that is written to, with a file that is none of llamalite's business."""
+    """The folder for the results, with a file that llamalite must not touch."""
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "precious").write_text("precious")
     return tmp_path / "made"
@@ -170,11 +170,11 @@ def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on
     assert first.stdout is not None
     assert first.stdout.readline() == "writing\n"
     second = command(["convert", source, "-o", out])
-    told = f"{out}.part is being written by another conversion: wait for it, or write elsewhere (convert -o)"
-    assert_one_line(second, told)
+    refusal = f"{out}.part is being written by another conversion: wait for it, or write elsewhere (convert -o)"
+    assert_one_line(second, refusal)
     assert (made / "out.gguf.part").exists()
-    _, told = first.communicate("\n", timeout=60)
-    assert first.returncode == 0, told
+    _, errors = first.communicate("\n", timeout=60)
+    assert first.returncode == 0, errors
     whole = out.read_bytes()
     assert command(["convert", source, "-o", out, "--force"]).returncode == 0
     assert out.read_bytes() == whole
@@ -270,7 +270,7 @@ def test_a_part_that_a_killed_one_left_is_named_and_replaced(source: Path, made:
     (made / "out.gguf.part").write_bytes(b"half")
     done = command(["convert", source, "-o", out])
     assert done.returncode == 0, done.stderr
-    assert f"{out}.part is left from a conversion that was stopped; it is replaced" in done.stderr
+    assert f"{out}.part is left over from a conversion that was stopped; it is replaced" in done.stderr
     assert snapshot(made).keys() == {"precious", "out.gguf"}
 
 
@@ -289,7 +289,7 @@ def test_a_type_that_no_weight_can_have_is_refused_before_ggml_aborts(source: Pa
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(source: Path, made: Path) -> None:
     (source / "config.json").unlink()
     os.mkfifo(source / "config.json")
-    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "no regular file")
+    assert_one_line(command(["convert", source, "-o", made / "x.gguf"]), "not a regular file")
 
 
 def test_a_context_that_no_file_may_claim_is_refused_before_it_is_written(source: Path, made: Path) -> None:

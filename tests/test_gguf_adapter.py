@@ -1,4 +1,4 @@
-"""A LoRA adapter is held against its model before either is loaded: of another model, damaged, or none at all."""
+"""A LoRA adapter is checked against its model before either is loaded, and refused if it is foreign or damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import toy
 from gguf_bytes import STRING, UINT32, GgufBytes, Tensor
 
 from llamalite.errors import GGUFError
-from llamalite.gguf_check import check, check_adapter
+from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.model import Model
 
 
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
         lambda f: f.set("general.type", STRING, b"model"),
         "general.type is 'model', expected 'adapter'",
     ),
-    "no type": (lambda f: f.drop("general.type"), "is no LoRA adapter: its key general.type is missing"),
+    "no type": (lambda f: f.drop("general.type"), "is not a LoRA adapter: its key general.type is missing"),
     "a type that is a number": (lambda f: f.set("general.type", UINT32, 1), "its key general.type is uint32"),
     "another kind": (
         lambda f: f.set("adapter.type", STRING, b"vera"),
@@ -54,21 +54,24 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
     ),
     "another family": (
         lambda f: f.set("general.architecture", STRING, b"qwen2"),
-        "is an adapter of another model than toy.gguf: its architecture is qwen2, the model's llama",
+        "is an adapter for another model than toy.gguf: its architecture is qwen2, the model's llama",
     ),
     "a weight that is a whole number": (
         lambda f: f.set("adapter.lora.alpha", UINT32, 8),
         "key adapter.lora.alpha should be a float32, found uint32; the file is damaged",
     ),
-    "half a pair": (lambda f: f.tensors.pop(), "of blk.0.attn_q.weight there is lora_a alone"),
+    "half a pair": (lambda f: f.tensors.pop(), "tensor blk.0.attn_q.weight has lora_a only"),
     "another tensor": (
         lambda f: f.tensors.append(Tensor(b"other", [8], 0, bytes(32))),
         "tensor other should end in .lora_a or .lora_b",
     ),
-    "a layer too many": (named(b"blk.9.attn_q.weight"), "it changes blk.9.attn_q.weight, which is not there"),
-    "a narrower model": (shaped(0, 32, 4), "are [32, 4] and [2, 64], and that is [64, 64]"),
-    "two ranks": (shaped(1, 4, 32), "are [64, 2] and [4, 32], and that is [64, 64]"),
-    "a third dimension": (shaped(1, 2, 32, 2), "are [64, 2] and [2, 32, 2], and that is [64, 64]"),
+    "a layer too many": (
+        named(b"blk.9.attn_q.weight"),
+        "it changes blk.9.attn_q.weight, which the model does not have",
+    ),
+    "a narrower model": (shaped(0, 32, 4), "are [32, 4] and [2, 64], and the matrix is [64, 64]"),
+    "two ranks": (shaped(1, 4, 32), "are [64, 2] and [4, 32], and the matrix is [64, 64]"),
+    "a third dimension": (shaped(1, 2, 32, 2), "are [64, 2] and [2, 32, 2], and the matrix is [64, 64]"),
     "the embedding as if it were a matrix": (named(b"token_embd.weight"), "its factors for token_embd.weight are"),
     "whole numbers": (
         lambda f: setattr(f.tensors[0], "type", 26),
@@ -79,20 +82,20 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_that_does_not_fit_is_refused(case: str, path: Path, tmp_path: Path) -> None:
-    file, model = adapter(), check(path)
-    edit, told = CASES[case]
+    file, model = adapter(), checked_header(path)
+    edit, message = CASES[case]
     (tmp_path / "a.gguf").write_bytes(file.dump())
     assert check_adapter(tmp_path / "a.gguf", model).tensors[0].shape == (64, 2)
     edit(file)
     (tmp_path / "a.gguf").write_bytes(file.dump())
-    with pytest.raises(GGUFError, match=re.escape(told)):
+    with pytest.raises(GGUFError, match=re.escape(message)):
         check_adapter(tmp_path / "a.gguf", model)
 
 
 def test_an_adapter_that_is_cut_short_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(adapter().dump()[:-8])
     with pytest.raises(GGUFError, match="lora_b ends at byte"):
-        check_adapter(tmp_path / "a.gguf", check(path))
+        check_adapter(tmp_path / "a.gguf", checked_header(path))
 
 
 def test_a_wrong_adapter_is_told_before_the_model_is_loaded(path: Path, tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_wrong_adapter_is_told_before_the_model_is_loaded(path: Path, tmp_path
     named(b"blk.9.attn_q.weight")(file)
     (tmp_path / "a.gguf").write_bytes(file.dump())
     loaded: list[float] = []
-    with pytest.raises(GGUFError, match="is an adapter of another model"):
+    with pytest.raises(GGUFError, match="is an adapter for another model"):
         Model(path, n_threads=1, lora=tmp_path / "a.gguf", progress=loaded.append)
     assert loaded == []
 
@@ -123,7 +126,7 @@ def test_an_adapter_of_an_embedding_that_is_the_output_too_is_refused(path: Path
         Tensor(b"token_embd.weight.lora_b", [2, 64], 0, bytes(512)),
     ]
     (tmp_path / "a.gguf").write_bytes(file.dump())
-    with pytest.raises(GGUFError, match=r"which is the output matrix of tied\.gguf too"):
-        check_adapter(tmp_path / "a.gguf", check(tmp_path / "tied.gguf"))
+    with pytest.raises(GGUFError, match=r"which is also the output matrix of tied\.gguf"):
+        check_adapter(tmp_path / "a.gguf", checked_header(tmp_path / "tied.gguf"))
     with Model(path, n_threads=1, lora=tmp_path / "a.gguf") as model:
         assert model.generate("once", max_tokens=2).finish_reason in ("length", "stop")

@@ -1,4 +1,4 @@
-"""A file that contradicts itself is refused with the key or tensor named, whatever llama.cpp would make of it."""
+"""A file that contradicts itself is refused with the name of the key or tensor, whatever llama.cpp would do with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 from llamalite import Model, hardware
 from llamalite.errors import GGUFError
-from llamalite.gguf_check import check, read_header
+from llamalite.gguf_check import checked_header, read_header
 from llamalite.gguf_check.strings import packed_spans, packed_spans_slowly
 from llamalite.gguf_check.vocabulary import first_duplicate
 
@@ -53,7 +53,7 @@ def good(toy_path: Path) -> GgufBytes:
 
 
 def test_reads_what_the_gguf_package_reads(toy_path: Path) -> None:
-    header, reference = check(toy_path), gguf.GGUFReader(toy_path)
+    header, reference = checked_header(toy_path), gguf.GGUFReader(toy_path)
     assert [
         (t.name, t.type.ggml_type, t.shape, t.offset, t.nbytes, t.n_params) for t in header.tensors
     ] == [
@@ -68,7 +68,7 @@ def test_reads_what_the_gguf_package_reads(toy_path: Path) -> None:
 
 
 def test_says_what_kind_of_model_it_is(toy_path: Path) -> None:
-    header = check(toy_path)
+    header = checked_header(toy_path)
     assert (header.architecture, header.name, header.file_type, header.bits_per_weight) == ("llama", "toy", "F32", 32.0)
     assert (header.n_layer, header.n_embd, header.n_head, header.n_head_kv, header.n_ff) == (1, 64, 4, 2, 32)
     assert (header.n_embd_head_k, header.n_embd_head_v, header.n_ctx_train, header.chat_template) == (
@@ -132,7 +132,7 @@ def rename(old: str, new: bytes) -> Edit:
 FAULTS: dict[str, tuple[Edit, str]] = {
     # the frame
     "version 1": (lambda f: setattr(f, "version", 1), "version 1, which llama.cpp no longer reads"),
-    "version 4": (lambda f: setattr(f, "version", 4), "GGUF version 4, and versions 2 and 3 are known"),
+    "version 4": (lambda f: setattr(f, "version", 4), "GGUF version 4, expected 2 or 3"),
     "big-endian": (lambda f: setattr(f, "version", 0x03000000), "big-endian; convert it with `gguf-convert-endian"),
     "too many keys": (lambda f: setattr(f, "n_keys", 1 << 40), "claims 1099511627776 keys in a file of"),
     "too many tensors": (lambda f: setattr(f, "n_tensors", 1 << 63), "claims 9223372036854775808 tensors"),
@@ -141,10 +141,10 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     # keys
     "key twice": (lambda f: f.keys.append(f.keys[3]), "key llama.embedding_length occurs twice"),
     "key without a name": (put("", UINT8, 0), "the name of key"),
-    "key of bytes": (lambda f: f.keys.append(Key(b"\xff\xfe", UINT8, 0)), "is no UTF-8: b'\\xff\\xfe'"),
-    "key with NUL": (lambda f: f.keys.append(Key(b"a\0b", UINT8, 0)), "a name of printable characters is expected"),
-    "key with an escape": (lambda f: f.keys.append(Key(b"\x1b[2J\n", UINT8, 0)), "is b'\\x1b[2J\\n', and a name of"),
-    "key of unknown type": (put("x", 13, b""), "key x is of type 13, and 0 to 12 are known"),
+    "key of bytes": (lambda f: f.keys.append(Key(b"\xff\xfe", UINT8, 0)), "is not valid UTF-8: b'\\xff\\xfe'"),
+    "key with NUL": (lambda f: f.keys.append(Key(b"a\0b", UINT8, 0)), "expected a name of printable characters"),
+    "key with an escape": (lambda f: f.keys.append(Key(b"\x1b[2J\n", UINT8, 0)), "is b'\\x1b[2J\\n', expected a name"),
+    "key of unknown type": (put("x", 13, b""), "key x is of type 13, expected 0 to 12"),
     "array of arrays": (put("x", ARRAY, Array(ARRAY, [])), "key x is an array of type 9"),
     "array of nothing known": (put("x", ARRAY, Array(99, [])), "key x is an array of type 99"),
     "bool of 2": (put("x", BOOL, 2), "key x is a bool of value 2"),
@@ -158,9 +158,9 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     # the table of tensors
     "tensor twice": (lambda f: f.tensors.append(f.tensors[0]), "tensor token_embd.weight occurs twice"),
     "tensor without a name": (extra(b""), "the name of tensor"),
-    "tensor with a long name": (extra(b"n" * 64), "is 64 bytes long, expected 63 at the most"),
+    "tensor with a long name": (extra(b"n" * 64), "is 64 bytes long, expected at most 63"),
     "five dimensions": (shape("output_norm.weight", 64, 1, 1, 1, 1), "output_norm.weight has 5 dimensions"),
-    "a dimension of 0": (shape("output_norm.weight", 0), "output_norm.weight has shape [0], with nothing in it"),
+    "a dimension of 0": (shape("output_norm.weight", 0), "output_norm.weight has shape [0], which holds nothing"),
     "a product that overflows": (shape("token_embd.weight", 1 << 40, 1 << 40), "token_embd.weight of shape"),
     "a negative dimension": (shape("output_norm.weight", 2**64 - 64), "output_norm.weight of shape"),
     "an unknown type": (kind("output_norm.weight", 99), "output_norm.weight is of type 99, which the installed"),
@@ -180,9 +180,9 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "a layer too many": (put("llama.block_count", UINT32, 2), "tensor blk.1.attn_norm.weight is missing"),
     "a number of another type": (put("llama.block_count", UINT64, 1), "block_count should be uint32, found uint64"),
     "a string for a number": (put("llama.embedding_length", STRING, b"64"), "should be uint32, found string"),
-    "heads that do not divide": (put("llama.attention.head_count_kv", UINT32, 3), "no multiple of the 3 key heads"),
+    "heads that do not divide": (put("llama.attention.head_count_kv", UINT32, 3), "not a multiple of the 3 key heads"),
     "no heads": (put("llama.attention.head_count", UINT32, 0), "head_count is 0, expected at least 1"),
-    "an odd head": (put("llama.attention.head_count", UINT32, 64), "heads of 1 dimensions"),
+    "an odd head": (put("llama.attention.head_count", UINT32, 64), "heads have 1 dimensions"),
     "heads of every layer": (
         put("llama.attention.head_count", ARRAY, Array(UINT32, [4, 4])), "has 2 numbers for 1 layers",
     ),
@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "prediction layers": (put("llama.nextn_predict_layers", UINT32, 1), "nextn_predict_layers is 1, expected 0"),
     # tensors against keys
     "a missing tensor": (lambda f: f.drop("blk.0.ffn_up.weight"), "tensor blk.0.ffn_up.weight is missing"),
-    "a foreign tensor": (extra(b"blk.0.magic.weight"), "tensor blk.0.magic.weight has no place in a model"),
+    "a foreign tensor": (extra(b"blk.0.magic.weight"), "tensor blk.0.magic.weight does not belong in a model"),
     "a transposed tensor": (shape("blk.0.ffn_up.weight", 32, 64), "has shape [32, 64], and the keys imply [64, 32]"),
     "a norm in F16": (
         both(kind("output_norm.weight", F16), content("output_norm.weight", 128)),
@@ -217,7 +217,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "a token with NUL": (token(300, b"a\0b"), "token 300 holds a NUL byte"),
     "a stand-in that exists": (
         both(token(300, b""), token(301, b"[EMPTY_300]")),
-        "token 300 is empty, and its stand-in in llama.cpp, [EMPTY_300]",
+        "token 300 is empty, and the name that llama.cpp gives it, [EMPTY_300]",
     ),
     "a token too few": (lambda f: tokens(f).pop(), "key tokenizer.ggml.scores has"),
     "a score too few": (shorten("tokenizer.ggml.scores"), "key tokenizer.ggml.scores has 354 elements"),
@@ -228,7 +228,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "an unknown token type": (
         lambda f: f.key("tokenizer.ggml.token_type").value.values.__setitem__(7, 9), "holds 1 to 9, expected 0 to 6",
     ),
-    "a byte missing": (token(3 + 65, b"<0x4>"), "is of type byte, and b'<0x4>' is no byte"),
+    "a byte missing": (token(3 + 65, b"<0x4>"), "is of type byte, but b'<0x4>' is not one"),
     "a byte that nothing spells": (
         both(
             token(3 + 0x80, b"odd"), lambda f: f.key("tokenizer.ggml.token_type").value.values.__setitem__(3 + 0x80, 1)
@@ -240,7 +240,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "add_bos as a number": (put("tokenizer.ggml.add_bos_token", UINT8, 1), "should be a bool, found uint8"),
     "merges missing": (put("tokenizer.ggml.model", STRING, b"gpt2"), "tokenizer.ggml.merges should be array[string]"),
     # split files
-    "one of three": (put("split.count", UINT16, 3), "is one of 3 files, but is not called NAME-00001-of-00003.gguf"),
+    "one of three": (put("split.count", UINT16, 3), "is one of 3 files, but is not named NAME-00001-of-00003.gguf"),
     "a split of another type": (put("split.count", UINT32, 3), "split.count should be a uint16, found uint32"),
 }  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_a_fault_is_refused_and_named(name: str, good: GgufBytes, tmp_path: Path
     path = tmp_path / "bad.gguf"
     path.write_bytes(good.dump())
     with pytest.raises(GGUFError) as refusal:
-        check(path)
+        checked_header(path)
     assert str(path) in str(refusal.value)
     assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -281,7 +281,7 @@ def test_what_llama_cpp_takes_is_let_through(name: str, good: GgufBytes, tmp_pat
     ALLOWED[name](good)
     path = tmp_path / "good.gguf"
     path.write_bytes(good.dump())
-    assert check(path).n_layer == 1
+    assert checked_header(path).n_layer == 1
 
 
 def test_another_alignment_is_followed(good: GgufBytes, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_another_alignment_is_followed(good: GgufBytes, tmp_path: Path) -> None:
     good.alignment = 256
     path = tmp_path / "aligned.gguf"
     path.write_bytes(good.dump())
-    header = check(path)
+    header = checked_header(path)
     assert header.alignment == 256
     assert all(tensor.offset % 256 == 0 for tensor in header.tensors)
 
@@ -301,7 +301,7 @@ def test_a_file_cut_anywhere_is_refused(good: GgufBytes, tmp_path: Path) -> None
     for n in [*range(64), *rng.integers(64, len(raw), 150).tolist(), len(raw) - 1]:
         path.write_bytes(raw[:n])
         with pytest.raises(GGUFError):
-            check(path)
+            checked_header(path)
 
 
 def test_a_string_longer_than_the_file(good: GgufBytes, tmp_path: Path) -> None:
@@ -310,29 +310,29 @@ def test_a_string_longer_than_the_file(good: GgufBytes, tmp_path: Path) -> None:
     for length in (len(raw), 1 << 40, (1 << 64) - 1):  # in the place of the first key's length
         path.write_bytes(raw[:24] + struct.pack("<Q", length) + raw[32:])
         with pytest.raises(GGUFError, match="the name of key 0 is"):
-            check(path)
+            checked_header(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"GGML" + bytes(60), b"PK\3\4" + bytes(60), bytes(4096)])
 def test_what_is_no_gguf_file_is_called_so(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises(GGUFError, match="this is no GGUF file"):
+    with pytest.raises(GGUFError, match="this is not a GGUF file"):
         read_header(path)
 
 
 def test_what_is_no_file_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        check(tmp_path / "nothing.gguf")
+        checked_header(tmp_path / "nothing.gguf")
     with pytest.raises(GGUFError, match="is a folder"):
-        check(tmp_path)
+        checked_header(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(GGUFError, match="no regular file"):
-        check(tmp_path / "pipe.gguf")
+    with pytest.raises(GGUFError, match="not a regular file"):
+        checked_header(tmp_path / "pipe.gguf")
 
 
 def other_architecture(file: GgufBytes) -> GgufBytes:
@@ -347,11 +347,11 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
     other_architecture(good)
     good.tensors.append(Tensor(b"something.of.its.own", [8], 26, bytes(32)))
     path.write_bytes(good.dump())
-    assert check(path).architecture == "qwen9"
+    assert checked_header(path).architecture == "qwen9"
     for edit, expected in [
         (put("qwen9.block_count", UINT32, 1000), "qwen9.block_count is 1000, expected 1 to 512"),
         (put("qwen9.expert_count", UINT32, 4), "qwen9.expert_used_count is 0, expected 1 to 4"),
-        (put("qwen9.nextn_predict_layers", UINT32, 9), "more than the 1 layers"),
+        (put("qwen9.nextn_predict_layers", UINT32, 9), "more than the model's 1 layers"),
         (put("qwen9.rope.scaling.type", STRING, b"magic"), "qwen9.rope.scaling.type is 'magic'"),
         (put("qwen9.rope.scaling.type", ARRAY, Array(INT32, [1, 2])), "qwen9.rope.scaling.type is [1, 2]"),
         (put("qwen9.expert_used_count", ARRAY, Array(STRING, [b"a"])), "qwen9.expert_used_count is ['a']"),
@@ -362,7 +362,7 @@ def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufByte
         edit(bad)
         (tmp_path / "bad.gguf").write_bytes(bad.dump())
         with pytest.raises(GGUFError, match="qwen9|tokens") as refusal:
-            check(tmp_path / "bad.gguf")
+            checked_header(tmp_path / "bad.gguf")
         assert expected in str(refusal.value)
 
 
@@ -385,20 +385,20 @@ def split(file: GgufBytes, folder: Path) -> list[Path]:
 
 def test_a_split_model_is_one(good: GgufBytes, toy_path: Path, tmp_path: Path) -> None:
     paths = split(good, tmp_path)
-    whole, one = check(paths[0]), check(toy_path)
+    whole, single = checked_header(paths[0]), checked_header(toy_path)
     assert [header.path for header in whole.rest] == paths[1:]
-    assert {t.name for t in whole.all_tensors} == {t.name for t in one.tensors}
-    assert (whole.n_params, whole.tensor_bytes) == (one.n_params, one.tensor_bytes)
+    assert {t.name for t in whole.all_tensors} == {t.name for t in single.tensors}
+    assert (whole.n_params, whole.tensor_bytes) == (single.n_params, single.tensor_bytes)
 
 
 def test_a_split_model_loads_and_its_memory_is_that_of_all_its_files(
     good: GgufBytes, toy_path: Path, tmp_path: Path
 ) -> None:
     paths = split(good, tmp_path)
-    need, of_one = (hardware.memory_needed(check(path), n_ctx=256) for path in (paths[0], toy_path))
-    assert need == of_one
-    with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as one:
-        assert model.generate("once", max_tokens=8, temperature=0).text == one.generate(
+    needed, needed_single = (hardware.memory_needed(checked_header(path), n_ctx=256) for path in (paths[0], toy_path))
+    assert needed == needed_single
+    with Model(paths[0], n_ctx=256) as model, Model(toy_path, n_ctx=256) as single:
+        assert model.generate("once", max_tokens=8, temperature=0).text == single.generate(
             "once", max_tokens=8, temperature=0
         ).text  # fmt: skip
 
@@ -412,7 +412,7 @@ def edit_file(path: Path, edit: Edit) -> None:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (lambda p: p[1].unlink(), "beside it are missing: toy-00002-of-00003.gguf"),
+        (lambda p: p[1].unlink(), "these are missing beside it: toy-00002-of-00003.gguf"),
         (lambda p: p[1].write_bytes(p[1].read_bytes()[:-200]), "ends at byte"),
         (lambda p: edit_file(p[1], put("split.no", UINT16, 2)), "key split.no is 2, expected 1"),
         (lambda p: edit_file(p[1], put("split.no", UINT32, 1)), "split.no should be a uint16, found uint32"),
@@ -431,14 +431,14 @@ def test_a_split_model_is_checked_as_one(
     paths = split(good, tmp_path)
     edit(paths)
     with pytest.raises(GGUFError) as refusal:
-        check(paths[0])
+        checked_header(paths[0])
     assert expected in str(refusal.value)
 
 
 def test_the_second_file_of_a_split_model_points_to_the_first(good: GgufBytes, tmp_path: Path) -> None:
     paths = split(good, tmp_path)
     with pytest.raises(GGUFError) as refusal:
-        check(paths[1])
+        checked_header(paths[1])
     assert f"not the first: open {paths[0]}" in str(refusal.value)
 
 
@@ -504,12 +504,12 @@ def llama3_vocabulary(shared: Path, tmp_path: Path) -> Path:
 
     model = json.loads((shared / "llama3" / "tokenizer.json").read_bytes())
     vocabulary = sorted(model["model"]["vocab"], key=model["model"]["vocab"].__getitem__)
-    added = [one["content"] for one in model["added_tokens"]]
-    merges = [one if isinstance(one, str) else " ".join(one) for one in model["model"]["merges"]]
+    added = [entry["content"] for entry in model["added_tokens"]]
+    merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["model"]["merges"]]
     file = GgufBytes()
     file.set("general.architecture", STRING, b"llama")
-    file.set(TOKENS, ARRAY, Array(STRING, [one.encode() for one in vocabulary + added]))
-    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, [one.encode() for one in merges]))
+    file.set(TOKENS, ARRAY, Array(STRING, [entry.encode() for entry in vocabulary + added]))
+    file.set("tokenizer.ggml.merges", ARRAY, Array(STRING, [entry.encode() for entry in merges]))
     path = tmp_path / "llama3.gguf"
     path.write_bytes(file.dump())
     return path
@@ -541,5 +541,5 @@ def test_no_file_takes_two_seconds(name: str, tmp_path: Path) -> None:
     path.write_bytes(HOSTILE[name]())
     start = time.process_time()
     with pytest.raises(GGUFError):
-        check(path)
+        checked_header(path)
     assert time.process_time() - start < 2

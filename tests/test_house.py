@@ -105,15 +105,33 @@ def test_no_room_imports_the_packages_face(name: str) -> None:
     assert not [".".join(part) for part in parts if part[0] == "llamalite" and not set(part[1:2]) & set(LEVEL)]
 
 
+def circle(needs: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return the names of `needs` that are on a circle or lead to one, with what they need of each other."""
+    left = {name: needed - {name} for name, needed in needs.items()}
+    while ready := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in ready:
+            del left[name]
+    return {name: needed & set(left) for name, needed in left.items()}
+
+
 def test_no_rooms_import_each_other_in_a_circle() -> None:
     needs: dict[str, set[str]] = {room: set() for room in LEVEL}
     for name in KNOWN:
         parts = [target.split(".") for target, _ in imports(name)]
         needs[name.partition(".")[0]] |= {p[1] for p in parts if p[0] == "llamalite" and len(p) > 1 and p[1] in LEVEL}
-    while ready := [room for room, needed in needs.items() if not needed & (set(needs) - {room})]:
-        for room in ready:
-            del needs[room]
-    assert not needs
+    assert not circle(needs)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count too."""
+    needs: dict[str, set[str]] = {}
+    for name in MODULES:
+        targets = [target.removeprefix("llamalite.") for target, _ in imports(name) if target.startswith("llamalite.")]
+        # "a.b.C" is the name C of the module a.b, or the module a.b.C.
+        needs[name] = {target if target in MODULES else target.rpartition(".")[0] for target in targets}
+    assert "gguf_check.reader" in needs["gguf_check"]
+    assert "native.library" in needs["native.model"]
+    assert not circle(needs)
 
 
 @pytest.mark.parametrize("name", ROOMED)

@@ -1,4 +1,4 @@
-"""The fast kernels make ggml's bytes, whatever the weights; and ggml's own are used where they do not or cannot."""
+"""The fast kernels make ggml's bytes, whatever the weights; ggml's own are used if they do not or cannot."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def made_by_kernel(name: str, rows: Floats, importance: Floats | None = None) ->
 
 def assert_same_bytes(name: str, rows: Floats, importance: Floats | None = None) -> None:
     expected = quantize_rows(TENSOR_TYPES[name], rows, importance=importance)
-    found = made_by_kernel(name, rows, importance)
-    wrong = np.flatnonzero((expected != found).any(axis=1))
+    made = made_by_kernel(name, rows, importance)
+    wrong = np.flatnonzero((expected != made).any(axis=1))
     assert not wrong.size, f"{name}: rows {wrong[:8]} differ, the first is {rows[wrong[0]][:8]}..."
 
 
@@ -218,10 +218,10 @@ def test_every_16_bit_float_is_widened_exactly(mode: str) -> None:
 def test_any_number_of_weights_is_widened_and_no_byte_behind_it_written(mode: str, n_weights: int) -> None:
     held = normal(n_weights).astype(np.float16)
     source, f32 = held.view(np.uint8), TENSOR_TYPES["F32"]
-    one, other = np.full((2, n_weights + 40), 7, np.float32)
-    kernels.widen(source, "F16", one[:n_weights])
-    kernels.quantize_source(f32, source, "F16", n_weights, other[:n_weights].view(np.uint8))
-    for room in (one, other):
+    widened, quantized = np.full((2, n_weights + 40), 7, np.float32)
+    kernels.widen(source, "F16", widened[:n_weights])
+    kernels.quantize_source(f32, source, "F16", n_weights, quantized[:n_weights].view(np.uint8))
+    for room in (widened, quantized):
         assert np.array_equal(room[:n_weights], held.astype(np.float32))
         assert (room[n_weights:] == 7).all()
 
@@ -237,8 +237,8 @@ def test_importance_is_used_or_ignored_as_ggml_does(mode: str) -> None:
     rows, importance = normal(3, 512), np.linspace(0, 9, 512, dtype=np.float32)
     for name in (*TYPES, "Q5_1", "IQ4_NL"):
         expected = quantize_rows(TENSOR_TYPES[name], rows, importance=importance)
-        found = kernels.quantize(TENSOR_TYPES[name], rows, None, importance)
-        assert np.array_equal(found, expected), name
+        made = kernels.quantize(TENSOR_TYPES[name], rows, None, importance)
+        assert np.array_equal(made, expected), name
 
 
 def test_what_ggml_would_abort_on_is_refused_alike(mode: str) -> None:
@@ -271,14 +271,14 @@ def test_a_kernel_that_contracts_as_another_compiler_does_is_not_used(name: str)
 
 @needs_numba
 def test_the_contraction_that_fits_one_type_is_the_first_to_be_tried_for_the_next() -> None:
-    one, other = [contractions.GCC, contractions.PLAIN], [contractions.PLAIN, contractions.GCC]
-    made = fast.chosen(TENSOR_TYPES["Q4_0"], one)
-    assert made is fast.chosen(TENSOR_TYPES["Q4_0"], other) is fast.load("Q4_0", one[0])
-    assert one == other
-    assert fast.chosen(TENSOR_TYPES["Q8_0"], one[::-1]) is fast.load("Q8_0", contractions.PLAIN)
+    first, second = [contractions.GCC, contractions.PLAIN], [contractions.PLAIN, contractions.GCC]
+    made = fast.chosen(TENSOR_TYPES["Q4_0"], first)
+    assert made is fast.chosen(TENSOR_TYPES["Q4_0"], second) is fast.load("Q4_0", first[0])
+    assert first == second
+    assert fast.chosen(TENSOR_TYPES["Q8_0"], first[::-1]) is fast.load("Q8_0", contractions.PLAIN)
 
 
-# The places that a type's kernel has; FIRST_RANGE is left out, as no row was found that tells.
+# The places in each type's kernel; FIRST_RANGE is left out, as no row was found that shows it.
 _RANGES = contractions.STATEMENT | contractions.SECOND | contractions.LEVELS | contractions.RANGES | contractions.FITTED
 _SYMMETRIC = contractions.ACROSS | contractions.SYMMETRIC | contractions.FIRST_SYMMETRIC
 HAS_PLACES = {
@@ -306,8 +306,8 @@ def test_the_trial_tells_the_known_contractions_apart(name: str) -> None:
 
 def test_no_two_contractions_are_the_same() -> None:
     known = by_likelihood()
-    assert len({one.places for one in known}) == len({one.compiler for one in known}) == len(known)
-    assert set(known) == {one for one in vars(contractions).values() if isinstance(one, contractions.Contraction)}
+    assert len({way.places for way in known}) == len({way.compiler for way in known}) == len(known)
+    assert set(known) == {value for value in vars(contractions).values() if isinstance(value, contractions.Contraction)}
 
 
 def test_candidates_are_added_up_in_float32_rounded_as_the_compiler_does() -> None:
@@ -336,12 +336,12 @@ def test_blocks_are_read_as_gguf_py_reads_them(name: str) -> None:
     kind, rows = TENSOR_TYPES[name], np.random.default_rng(3).normal(size=(5, 512)).astype(np.float32)
     blocks = quantize_rows(kind, rows, importance=np.ones(512, np.float32))
     expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(kind.ggml_type)).reshape(rows.shape)
-    for found, wanted in (
+    for actual, wanted in (
         (dequantize_rows(kind, blocks, 512), expected),
         (dequantize_rows(kind, blocks[::2], 512), expected[::2]),  # rows that do not lie together
     ):
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
-        assert np.array_equal(found, wanted) or not ggml_is_plain()
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6, atol=1e-6)
+        assert np.array_equal(actual, wanted) or not ggml_is_plain()
     with pytest.raises(ValueError, match=f"5 rows of 768 {name} weights, found {blocks.nbytes} bytes"):
         dequantize_rows(kind, blocks, 768)
     with pytest.raises(ValueError, match="ggml cannot read I32 as float32"):
@@ -351,10 +351,10 @@ def test_blocks_are_read_as_gguf_py_reads_them(name: str) -> None:
 def test_few_weights_are_left_to_ggml_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     q8_0 = TENSOR_TYPES["Q8_0"]
-    shelf = fast.Shelf()
-    assert shelf.get(q8_0, 1000) is None
-    shelf.expect(1 << 40)
-    assert shelf.get(q8_0, 1000) is not None
+    cache = fast.KernelCache()
+    assert cache.get(q8_0, 1000) is None
+    cache.expect(1 << 40)
+    assert cache.get(q8_0, 1000) is not None
 
 
 @needs_numba
@@ -362,22 +362,22 @@ def test_while_one_thread_loads_a_kernel_another_goes_on_with_ggml(monkeypatch: 
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     entered, leave = threading.Event(), threading.Event()
 
-    class Slow(fast.Shelf):
+    class Slow(fast.KernelCache):
         def make(self, tensor_type: TensorType, mode: str) -> fast.Kernel | None:
             entered.set()
             assert leave.wait(60)
             return super().make(tensor_type, mode)
 
-    shelf = Slow()
-    shelf.expect(1 << 40)
+    cache = Slow()
+    cache.expect(1 << 40)
     first: list[fast.Kernel | None] = []
-    thread = threading.Thread(target=lambda: first.append(shelf.get(TENSOR_TYPES["Q8_0"], 1)))
+    thread = threading.Thread(target=lambda: first.append(cache.get(TENSOR_TYPES["Q8_0"], 1)))
     thread.start()
     assert entered.wait(60)
-    assert shelf.get(TENSOR_TYPES["Q8_0"], 1) is None
+    assert cache.get(TENSOR_TYPES["Q8_0"], 1) is None
     leave.set()
     thread.join()
-    assert first == [shelf.get(TENSOR_TYPES["Q8_0"], 1)]
+    assert first == [cache.get(TENSOR_TYPES["Q8_0"], 1)]
 
 
 def test_an_empty_choice_of_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,14 +435,14 @@ def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:
         "for name in ('Q8_0', 'Q4_0'): print(kernels.quantize(TENSOR_TYPES[name], np.ones((1, 32), np.float32)).any())"
     )
     first, *rest = run_python(code, LLAMALITE_KERNELS="auto").splitlines()
-    assert first.startswith("Numba is installed but does not work, so that ggml's kernels are used: ")
+    assert first.startswith("Numba is installed but does not work, so ggml's kernels are used: ")
     assert rest == ["True", "True"]
 
 
 QUANTIZE_ONCE = (
     "rows = np.ones((1, 32), np.float32)\n"
     "kernels.quantize(TENSOR_TYPES['Q8_0'], rows)\n"
-    "from llamalite.converters.kernels.fast import compiler; print(compiler.cache_folder())"
+    "from llamalite.converters.kernels.fast import compiler; print(compiler.kernel_folder())"
 )
 
 

@@ -104,7 +104,7 @@ CASES = {
     ),
     "a LoRA adapter that is none": (
         "load(lora=PATH)",
-        "toy.gguf is no LoRA adapter: its key general.type is missing, expected 'adapter'",
+        "toy.gguf is not a LoRA adapter: its key general.type is missing, expected 'adapter'",
     ),
     "bytes that are no text": (
         "print(len(load().tokenize(bytes(range(256)) * 3)) > 0)",

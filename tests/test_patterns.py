@@ -1,4 +1,4 @@
-"""Patterns for tensor names: what std::regex finds is found, and what is no pattern is told in one line."""
+"""Patterns for tensor names match as in std::regex, and an invalid one is reported in one line."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_a_digit_is_one_of_ten() -> None:
         ("[z-a]", "bad character range z-a at position 1"),
         (r"\q", "bad escape"),
         ("a{99999999999}", "too large"),
-        ("[[:digit:]]", r"named classes are not read: write \[0-9\]"),
-        ("(" * 500 + ")" * 500, "too many parentheses in one another"),
+        ("[[:digit:]]", r"named classes are not supported: write \[0-9\]"),
+        ("(" * 500 + ")" * 500, "too many nested parentheses"),
         ("a" * 1001, "has 1,001 characters, expected at most 1,000"),
     ],
 )

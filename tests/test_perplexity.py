@@ -346,7 +346,7 @@ def test_the_command_tells_a_failure_in_one_line(llamalite_command: Run, path: P
         ([path, "-f", "short.txt"], "a context of 512 needs at least 1024: give a longer text"),
         ([path, "-f", "none.txt"], "none.txt"),
         (["no-such-model", "-f", "short.txt"], "no model 'no-such-model'"),
-        (["short.txt", "-f", "short.txt"], "is no GGUF file"),
+        (["short.txt", "-f", "short.txt"], "is not a GGUF file"),
     ):
         failed = llamalite_command("perplexity", *args)
         assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)

@@ -1,4 +1,4 @@
-"""The plain NumPy forward pass is transformers', on every feature that it claims."""
+"""The NumPy forward pass has transformers' results, for every feature that it claims."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_a_note_that_cannot_be_written_is_a_warning(checkpoint: Path, models_fol
     source_note.path_of(made).mkdir(parents=True)
     report = convert("mine", made, qtype="F32")
     assert report.path.is_file()
-    assert any("the note of what they were made of cannot be written" in warning for warning in report.warnings)
+    assert any("the note of their source cannot be written" in warning for warning in report.warnings)
 
 
 def test_a_damaged_note_is_no_note(checkpoint: Path) -> None:

@@ -148,7 +148,7 @@ def test_the_time_is_counted_anew_for_each_rendering() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("{% for", r"the chat template cannot be parsed: .*\(line 1\)"),
         ("{{ x | nothing }}", "cannot be parsed: No filter named 'nothing'"),
@@ -158,8 +158,8 @@ def test_the_time_is_counted_anew_for_each_rendering() -> None:
         ("{{ ''.__class__ }}", "is not safe to run: it reached for '__class__' of a str"),
     ],
 )
-def test_an_error_says_what_happened(source: str, told: str) -> None:
-    with pytest.raises(TemplateError, match=told):
+def test_an_error_says_what_happened(source: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
         render(source)
 
 
@@ -235,8 +235,8 @@ def test_real_templates_render_as_transformers_renders_them(shared: Path) -> Non
                         with pytest.raises(TemplateError):
                             ours.render(chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>")
                         continue
-                    found = ours.render(chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>")
-                    assert found == want, path.name
+                    text = ours.render(chat, tools=tools, add_generation_prompt=add, bos_token="<s>", eos_token="</s>")
+                    assert text == want, path.name
                     rendered += 1
     assert rendered > 50
 

@@ -45,9 +45,9 @@ def test_keys_are_those_of_llama_cpps_converter(name: str, tmp_path: Path) -> No
 def test_a_lone_tokenizer_json_with_byte_fallback_differs_in_its_scores_only(tmp_path: Path) -> None:
     config = cases.fast_only(tmp_path / "checkpoint")
     vocabulary = read_vocabulary(tmp_path / "checkpoint", config)
-    found = cases.keys_of(write_vocab(vocabulary, tmp_path / "v.gguf"))
-    assert [key for key in found if key not in RECORDED["fast_only"]] == [key for key in found if "scores" in key[0]]
-    assert [key[0] for key in found] == [key[0] for key in RECORDED["fast_only"]]
+    keys = cases.keys_of(write_vocab(vocabulary, tmp_path / "v.gguf"))
+    assert [key for key in keys if key not in RECORDED["fast_only"]] == [key for key in keys if "scores" in key[0]]
+    assert [key[0] for key in keys] == [key[0] for key in RECORDED["fast_only"]]
 
 
 @pytest.mark.parametrize("template", [3, ["a"], [{"name": "default"}], "half \ud83d"])
@@ -126,7 +126,7 @@ def test_a_model_without_dummy_prefix_gets_no_space_before_a_text(tmp_path: Path
 
 def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x80 not a model")
-    with pytest.raises(VocabularyError, match=r"tokenizer\.model is no SentencePiece model"):
+    with pytest.raises(VocabularyError, match=r"tokenizer\.model is not a SentencePiece model"):
         read_vocabulary(tmp_path, {"vocab_size": 10})
 
 
@@ -141,13 +141,13 @@ def test_missing_byte_tokens_are_an_error_not_an_abort(tmp_path: Path) -> None:
 
 
 def test_merges_given_as_pairs_or_as_texts_are_the_same(tmp_path: Path) -> None:
-    found = []
+    merges = []
     for as_pairs in (False, True):
         folder = tmp_path / str(as_pairs)
         config = toys.write_byte_level(folder, toys.LLAMA3, ignore_merges=True, merges_as_pairs=as_pairs)
-        found.append(read_vocabulary(folder, config).merges)
-    assert found[0] == found[1]
-    assert len(found[0]) > 300
+        merges.append(read_vocabulary(folder, config).merges)
+    assert merges[0] == merges[1]
+    assert len(merges[0]) > 300
 
 
 def test_a_space_inside_a_merge_is_spelled_in_the_byte_alphabet(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t["added_tokens"][0].update(id=7), "token 7 is '.' in the vocabulary and '<|begin_of_text|>' among"),
         (lambda t: t["added_tokens"][0].update(content=None), "has no text 'content'"),
         (lambda t: t["added_tokens"][0].update(content="\ud83d"), r"is '\\ud83d', which is not valid Unicode"),
-        (lambda t: t["added_tokens"][0].update(content="a\0b"), r"token 656 is b'a\\x00b', and llama.cpp would cut it"),
+        (lambda t: t["added_tokens"][0].update(content="a\0b"), r"token 656 is b'a\\x00b', which llama.cpp would cut"),
         (lambda t: t.update(added_tokens={"a": 1}), "are not a list of objects"),
         (lambda t: t["post_processor"].update(processors=3), "'post_processor' is not a list of steps"),
         (lambda t: t["post_processor"]["processors"][1].update(pair=True), "'pair' is True, expected a list"),
@@ -347,9 +347,9 @@ def test_llama_cpps_vectors_come_out_exactly(name: str, n_tokens: int, vectors: 
     inputs = (shared / "tokenizer-vectors" / f"{vectors}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     outputs = (shared / "tokenizer-vectors" / f"{vectors}.out").read_text().split("\n")
     with NativeModel(write_vocab(vocabulary, tmp_path / "v.gguf"), vocab_only=True) as model:
-        found = [model.tokenize(text, add_special=False, parse_special=False).tolist() for text in inputs]
-    assert found == [[int(token) for token in line.split()] for line in outputs[: len(inputs)]]
-    assert len(found) == 47
+        ids = [model.tokenize(text, add_special=False, parse_special=False).tolist() for text in inputs]
+    assert ids == [[int(token) for token in line.split()] for line in outputs[: len(inputs)]]
+    assert len(ids) == 47
 
 
 @pytest.mark.reference

@@ -1,4 +1,4 @@
-"""A name for the pre-tokenizer is proved: the same texts give the same ids in the original and in the finished file."""
+"""The probe: the same texts give the same ids in the original and in the finished file, or differences are reported."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name:
     # Most names are a std::regex in llama.cpp, which takes up to two milliseconds a text.
     sample = probe_texts.texts()[::15]
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
-    assert [str(one) for one in report.differences] == []
+    assert [str(difference) for difference in report.differences] == []
     assert report.n_texts > len(sample) > 250
-    assert {one.why for one in report.known} <= APPROXIMATE.get(name, set())
+    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 def test_a_wrong_name_is_caught_and_shown_by_the_shortest_text(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_missing_special_token_is_caught(tmp_path: Path) -> None:
     tokens = [b"<|other|>" if text == b"<|eot_id|>" else text for text in vocabulary.tokens]
     report = proved(tmp_path, config, tokens=tokens, token_types=types)
     assert report.differences
-    assert all("<|eot_id|>" in one.text for one in report.differences[1:])
+    assert all("<|eot_id|>" in difference.text for difference in report.differences[1:])
 
 
 def test_a_bos_too_many_is_caught(tmp_path: Path) -> None:
@@ -174,7 +174,9 @@ def test_a_bos_too_many_is_caught(tmp_path: Path) -> None:
     vocabulary.special.add["bos"] = False
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), plain=["a"])
     bos = config["vocab_size"] - 3
-    assert [(one.original[0], one.finished[0] == bos) for one in report.differences] == [(bos, False)]
+    assert [(difference.original[0], difference.finished[0] == bos) for difference in report.differences] == [
+        (bos, False)
+    ]
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama1", "both", "llama3", "smollm", "templates"])
@@ -191,8 +193,8 @@ def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> 
     tokenizer["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     config = toys.write_tokenizer(tmp_path, tokenizer)
     report = proved(tmp_path, config)
-    assert [str(one) for one in report.differences] == []
-    assert {one.why for one in report.known} == {probe.SPACE_PREFIX}
+    assert [str(difference) for difference in report.differences] == []
+    assert {difference.why for difference in report.known} == {probe.SPACE_PREFIX}
     assert probe.SPACE_PREFIX in report.describe()
     report.raise_for_differences()
 
@@ -201,8 +203,8 @@ def test_text_that_llama_cpp_does_not_normalize_is_known_and_no_fault(tmp_path: 
     tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
     tokenizer["normalizer"] = {"type": "NFC"}
     report = proved(tmp_path, toys.write_tokenizer(tmp_path, tokenizer))
-    assert [str(one) for one in report.differences] == []
-    assert {one.why for one in report.known} == {probe.NOT_NORMALIZED}
+    assert [str(difference) for difference in report.differences] == []
+    assert {difference.why for difference in report.known} == {probe.NOT_NORMALIZED}
 
 
 def test_a_normalizer_that_changes_words_is_a_difference(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_whole_words_that_llama_cpp_would_not_take_are_caught(tmp_path: Path) ->
     config = toys.write_tokenizer(tmp_path, tokenizer)
     finished = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
     report = probe.compare(tmp_path, config, finished)
-    assert [one.text for one in report.differences] == ["Xylophone"]
+    assert [difference.text for difference in report.differences] == ["Xylophone"]
 
 
 def test_a_cancelled_conversion_does_not_wait_for_the_rest_of_the_texts(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_text() -> None:
 def test_the_real_vocabularies_are_proved(name: str, n_tokens: int, shared: Path, tmp_path: Path) -> None:
     vocabulary = read_vocabulary(shared / name, {"vocab_size": n_tokens})
     report = probe.compare(shared / name, {"vocab_size": n_tokens}, write_vocab(vocabulary, tmp_path / "v.gguf"))
-    assert ([str(one) for one in report.differences], report.known) == ([], [])
+    assert ([str(difference) for difference in report.differences], report.known) == ([], [])
 
 
 # Rows of the embedding, special tokens, whether those come first, and the steps, as the families publish them.
@@ -308,8 +310,8 @@ def test_vocabularies_of_real_sizes_are_proved(name: str, shared: Path, tmp_path
     assert (vocabulary.pre, vocabulary.n_tokens) == (name, n_rows)
     sample = probe_texts.texts()[::5]
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
-    assert [str(one) for one in report.differences] == []
-    assert {one.why for one in report.known} <= APPROXIMATE.get(name, set())
+    assert [str(difference) for difference in report.differences] == []
+    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 @pytest.mark.reference
@@ -327,4 +329,4 @@ def test_real_pieces_without_a_dummy_prefix_are_proved(shared: Path, tmp_path: P
     vocabulary = read_vocabulary(tmp_path, config)
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"))
     assert vocabulary.add_space_prefix is False
-    assert [str(one) for one in report.differences] == []
+    assert [str(difference) for difference in report.differences] == []

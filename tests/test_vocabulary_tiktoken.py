@@ -1,4 +1,4 @@
-"""tiktoken's form of Llama 3's tokenizer gives the vocabulary that its tokenizer.json gives."""
+"""tiktoken's form of Llama 3's tokenizer gives the same vocabulary as its tokenizer.json."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_llama_3s_ranks_give_the_vocabulary_of_its_tokenizer_json(tmp_path: Path
     tokenizer = json.loads((shared / "llama3" / "tokenizer.json").read_text(encoding="utf-8"))
     folder = write_ranks(tmp_path / "meta", ranks_of(tokenizer))
     config = CONFIG | {"vocab_size": 128256}
-    found = read_vocabulary(folder, config)
-    assert (found.pre, len(found.merges)) == ("llama-bpe", 280147)
-    same(found, read_vocabulary(shared / "llama3", config))
-    assert found.special.ids["eos"] == 128001  # Meta's files do not say whether they are an instruct model's
+    vocabulary = read_vocabulary(folder, config)
+    assert (vocabulary.pre, len(vocabulary.merges)) == ("llama-bpe", 280147)
+    same(vocabulary, read_vocabulary(shared / "llama3", config))
+    assert vocabulary.special.ids["eos"] == 128001  # Meta's files do not say whether they are an instruct model's
 
 
 def test_ids_are_those_of_tiktokens_rule(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_probe_proves_what_was_made_of_the_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"IQ== 0\nIQ== 1\n", r"line 2 has the token b'!' of line 1 again"),
+        (b"IQ== 0\nIQ== 1\n", r"line 2 repeats the token b'!' of line 1"),
         (b"IQ== 0\nIg== 7\n", r"line 2 is b'Ig== 7', expected a token in base64 and the rank 1"),
         (b"IQ== 0\n", r"lacks 255 of the 256 single bytes, the first is 0x00"),
         (b"IQ== 0\nI*== 1\n", r"line 2 is b'I\*== 1'"),

@@ -1,11 +1,11 @@
-"""Small tokenizers of every kind that LLaMA checkpoints have, written by the tests themselves, the same everywhere.
+"""Small tokenizers of every kind in LLaMA checkpoints, written by the tests, the same on every machine.
 
     write_sentencepiece(folder)                     # tokenizer.model: 3 specials, 256 bytes, pieces with scores
     write_byte_fallback(folder)                     # the same vocabulary as Llama 2's fast tokenizer.json
     write_byte_level(folder, LLAMA3, ignore_merges=True)
 
-Merges are learned here, by the plain algorithm, from a text in many scripts, so that no version of a trainer decides
-what a test sees.
+Merges are learned here, by the plain algorithm, from a text in many scripts, so that they do not depend on the
+version of a trainer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     folder = write_checkpoint(tmp_path / "toy", n_layer=2, n_embd=256)
 
 They are written byte by byte (safetensors, SentencePiece's protocol buffer, tokenizer.json), so that digests recorded
-of them hold wherever the tests run.
+for them are valid wherever the tests run.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _tensors(
     rng = np.random.default_rng(seed)
 
     def matrix(*shape: int) -> tuple[Floats, Dtype]:
-        # Integers scaled by a power of two: no platform's arithmetic can round them differently.
+        # Integers scaled by a power of two, which no platform can round differently.
         return rng.integers(-4096, 4096, shape, dtype=np.int32).astype(np.float32) / np.float32(65536), dtype
 
     def norm() -> tuple[Floats, Dtype]:

@@ -5,8 +5,8 @@
 
     PYTHONPATH=LLAMA_CPP/gguf-py:LLAMA_CPP python tests/vocabulary_cases.py
 
-where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. The one thing changed in
-the converter: the name of the pre-tokenizer is given (``PRE``), since it knows no toy by its hash.
+where LLAMA_CPP is the folder ``vendor/llama.cpp`` in the source of llama-cpp-python 0.3.36. One thing is changed in the
+converter: the name of the pre-tokenizer is given (``PRE``), since it does not know the hashes of toys.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def keys_of(path: Path, prefix: str = "tokenizer.") -> list[list[Any]]:
     sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
     spelled = {4: "<I", 5: "<i", 6: "<f", 7: "<?"}
     place = 24
-    found: list[list[Any]] = []
+    keys: list[list[Any]] = []
 
     def number(n_bytes: int) -> int:
         nonlocal place
@@ -198,8 +198,8 @@ def keys_of(path: Path, prefix: str = "tokenizer.") -> list[list[Any]]:
             shown = struct.unpack(spelled[kind], value)[0]
         elif kind == 8 and len(value) < 200:
             shown = value[8:].decode()
-        found.append([key, kind, shown])
-    return found
+        keys.append([key, kind, shown])
+    return keys
 
 
 def _record() -> None:

@@ -1,11 +1,12 @@
-"""Checkpoints as people have them, behind one interface: named tensors that are read when asked for, and a config.
+"""Every form of checkpoint behind one interface: a config, and named tensors that are read on demand.
 
     checkpoint = open_checkpoint(Path("TinyLlama-1.1B"))
     tensor = checkpoint.tensors["model.norm.weight"]
     tensor.dtype, tensor.shape                          # ("BF16", (2048,))
     tensor.read_rows(0, 1, numpy.empty(4096, numpy.uint8))
 
-Opening reads headers and small JSON files only. A reader knows one format, and not what becomes of the tensors.
+Opening reads headers and small JSON files only. Each reader knows one format, and nothing of what becomes of the
+tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "model_name", "open_chec
 def open_checkpoint(source: Path) -> Checkpoint:
     """Return the checkpoint at `source`: a folder with ``config.json`` or Meta's ``params.json``, or a GGUF file.
 
-    Raises ``FileNotFoundError`` where nothing stands, `CheckpointError` where it is not a checkpoint or a damaged one,
+    Raises ``FileNotFoundError`` if nothing is there, `CheckpointError` if it is damaged or not a checkpoint,
     ``GGUFError`` for a damaged GGUF file.
     """
     if not source.exists():
@@ -37,11 +38,13 @@ def open_checkpoint(source: Path) -> Checkpoint:
             return meta.open_folder(source)
         if (source / "adapter_config.json").exists():
             raise UnsupportedArchitectureError(
-                f"{source} is an adapter (LoRA) and no whole model: merge it into its base model first, with "
+                f"{source} is an adapter (LoRA), not a whole model: merge it into its base model first, with "
                 "peft's merge_and_unload"
             )
         raise CheckpointError(
             f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
             "Hugging Face model, or of one of Meta's"
         )
-    raise CheckpointError(f"{source} is no GGUF file: pass one, or the folder that holds config.json and the weights")
+    raise CheckpointError(
+        f"{source} is not a GGUF file: pass one, or the folder that holds config.json and the weights"
+    )

@@ -1,10 +1,10 @@
-"""The files of a checkpoint's folder: where the links among them may lead, and that each is a file with an end.
+"""The files of a checkpoint's folder: links must stay inside it, and every file must be a regular one.
 
-A folder that was downloaded may hold links as well as files. One that leads out of the folder would have the converter
-read what its maker chose (a template or a model card is copied into the result as it is: a link to somebody's keys
-would be published with it), so it is refused, but for the one place where links belong: in Hugging Face's cache a file
-``models--org--name/snapshots/REVISION/config.json`` is a link into ``models--org--name/blobs``. A pipe or a device
-would be waited for without end, and is refused too. Only what is read is looked at: every reader asks `member` first.
+A downloaded folder may hold links. A link out of the folder would make the converter read any file that the folder's
+author chose, and templates and model cards are copied into the result: a link to somebody's keys would publish them.
+Such links are refused, except in Hugging Face's cache, where ``models--org--name/snapshots/REVISION/config.json`` is a
+link into ``models--org--name/blobs``. A pipe or a device is refused too: reading it might never end. Only files that
+are read are checked: every reader calls `member` first.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def member(folder: Path, name: str, *, max_bytes: int | None = MAX_BYTES) -> Path:
-    """Return the path of the file `name` in `folder`, whether there is one or not.
+    """Return the path of the file `name` in `folder`, whether it exists or not.
 
-    Raises `CheckpointError` where the name or a link leads elsewhere, or nowhere, and for what is no regular file or
-    longer than `max_bytes`.
+    Raises `CheckpointError` if the name or a link leads out of the folder or nowhere, and for a file that is not
+    regular or is longer than `max_bytes`.
     """
     if Path(name).name != name or name in ("", ".", ".."):
-        raise CheckpointError(f"{folder} names {name!r}: a file must stand in the checkpoint's own folder")
+        raise CheckpointError(f"{folder} names {name!r}: a file must be in the checkpoint's own folder")
     path = folder / name
     _check_link(folder, path)
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path} is a link that leads nowhere: put the file itself there")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")
+        raise CheckpointError(f"{path} is not a regular file")
     if max_bytes is not None and path.exists() and path.stat().st_size > max_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected at most {max_bytes:,}")
     return path
@@ -42,7 +42,7 @@ def _check_link(folder: Path, path: Path) -> None:
     home = folder.resolve()
     try:
         target = path.resolve()
-    except (OSError, RuntimeError):  # until Python 3.12 a circle is a RuntimeError, and none from 3.13 on
+    except (OSError, RuntimeError):  # a circle is a RuntimeError until Python 3.12, no error from 3.13 on
         raise CheckpointError(f"{path} is a link that leads in a circle") from None
     snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
     if target.is_relative_to(home) or (snapshots and target.is_relative_to(snapshots.parent / "blobs")):
@@ -51,12 +51,12 @@ def _check_link(folder: Path, path: Path) -> None:
 
 
 def open_member(folder: Path, name: str) -> SourceFile:
-    """Return the weights' file `name` of `folder`, open; a Git LFS pointer in its place is a `CheckpointError`."""
+    """Open the file of weights `name` in `folder`; a Git LFS pointer in its place is a `CheckpointError`."""
     path = member(folder, name, max_bytes=None)
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in {folder}")
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in {folder}")
     return SourceFile(path)
 
 
@@ -68,6 +68,6 @@ def more_templates(folder: Path) -> list[Path]:
 
 
 def listing(folder: Path, n: int = 8) -> str:
-    """Return the first `n` names in `folder`, for a message that says what was found."""
+    """Return the first `n` names in `folder`, as text for a message."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "") if names else "nothing"

@@ -1,12 +1,12 @@
-"""A GGUF file as a checkpoint: its weights once more to any type, its keys and vocabulary carried over as they are.
+"""A GGUF file as a checkpoint: its weights can become any type, its keys and vocabulary are copied unchanged.
 
     with open_file(Path("model-F16.gguf")) as checkpoint:
         checkpoint.tensors["blk.0.attn_q.weight"].dtype    # "F16"
         checkpoint.carried.pairs[0]                        # (b"general.architecture", b"\\x14\\x00...")
 
-The file, or the files of a split model, are held against all of `gguf_check`'s rules first. Tensors have GGUF's names
-and row order already. One that is quantized gives float32 (`QuantizedTensor`); whether that is wanted is decided by
-whoever plans the conversion, for weights that are quantized twice are worse than those quantized once.
+The file, or all files of a split model, must pass `gguf_check` first. Tensors already have GGUF's names and row order.
+A quantized one is read as float32 (`QuantizedTensor`); the conversion's plan decides whether to allow that, as weights
+that are quantized twice are worse than weights quantized once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llamalite.native.quantize import dequantize_rows
 from llamalite.quant_types import TensorType
 
 MAGIC = b"GGUF"
-# Set anew in every file, or true only of the file that they are read from.
+# Written anew for every file, or true only of the source.
 _NOT_CARRIED = frozenset(
     b"general.quantization_version general.file_type general.alignment split.no split.count split.tensors.count".split()
 )
@@ -43,7 +43,7 @@ _NOT_CARRIED = frozenset(
 
 @dataclass(frozen=True)
 class QuantizedTensor(SourceTensor):
-    """A tensor of `type` blocks; `read_rows` gives float32, which `dtype` says, and `read_blocks` the blocks."""
+    """A tensor quantized as `type`; `read_rows` reads it as float32 (hence its `dtype`), `read_blocks` as it is."""
 
     type: TensorType
     file: SourceFile
@@ -64,37 +64,37 @@ class QuantizedTensor(SourceTensor):
 
 
 def is_gguf(path: Path) -> bool:
-    """Tell whether the file at `path` begins as GGUF files do."""
+    """Tell whether the file at `path` starts with GGUF's magic bytes."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def open_file(path: Path) -> Checkpoint:
-    """Open the GGUF file at `path`, of a split model the first one.
+    """Open the GGUF file at `path` (the first file of a split model).
 
-    Raises ``GGUFError`` for a damaged file, `UnsupportedArchitectureError` for a model that is no dense LLaMA.
+    Raises ``GGUFError`` for a damaged file, `UnsupportedArchitectureError` for a model that is not a dense LLaMA.
     """
-    header = gguf_check.check(path)
+    header = gguf_check.checked_header(path)
     if header.architecture != "llama" or header.metadata.get("llama.expert_count"):
         what = (
             "a mixture of experts" if header.architecture == "llama" else f"of the architecture {header.architecture}"
         )
         raise UnsupportedArchitectureError(f"{path} is {what}; supported are dense models of the architecture llama")
-    kind = header.metadata.get("general.type", "model")
-    if kind != "model":
-        raise UnsupportedArchitectureError(f"{path} holds a {kind!r:.40}; supported are whole models")
+    content = header.metadata.get("general.type", "model")
+    if content != "model":
+        raise UnsupportedArchitectureError(f"{path} holds a {content!r:.40}; supported are whole models")
     tensors: dict[str, SourceTensor] = {}
     with contextlib.ExitStack() as on_error:
         files = []
         for part in (header, *header.rest):
             file = on_error.enter_context(contextlib.closing(SourceFile(part.path)))
             files.append(file)
-            for one in part.tensors:
-                name, rows_first = one.name, one.shape[::-1]
-                if one.type.name in DTYPE_BYTES:
-                    tensors[name] = FileTensor(name, one.type.name, rows_first, file, one.offset)
+            for tensor in part.tensors:
+                name, kind, rows_first = tensor.name, tensor.type, tensor.shape[::-1]
+                if kind.name in DTYPE_BYTES:
+                    tensors[name] = FileTensor(name, kind.name, rows_first, file, tensor.offset)
                 else:
-                    tensors[name] = QuantizedTensor(name, "F32", rows_first, one.type, file, one.offset)
+                    tensors[name] = QuantizedTensor(name, "F32", rows_first, kind, file, tensor.offset)
         shape = ModelShape(header.n_layer, header.n_head, header.n_head_kv)
         carried = CarriedKeys(tuple(_pairs(header, files[0])), shape)
         on_error.pop_all()
@@ -102,7 +102,7 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def _pairs(header: gguf_check.Header, file: SourceFile) -> list[tuple[bytes, bytes]]:
-    """Cut the keys and values out of the checked header, in the file's order."""
+    """Return the keys and values of the checked header as bytes, in the file's order."""
     raw = np.empty(header.data_offset, np.uint8)
     file.read_into(0, raw)
     buffer = raw.tobytes()

@@ -3,7 +3,7 @@
     model.safetensors        model-00001-of-00002.safetensors  ...  model.safetensors.index.json
     pytorch_model.bin        pytorch_model-00001-of-00002.bin  ...  pytorch_model.bin.index.json
 
-Where a folder holds both forms the safetensors are read, as transformers does.
+If a folder holds both forms, the safetensors are read, as in transformers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from llamalite.converters.checkpoints.interface import (
     same_rows,
 )
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
+from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How the weights' files are called, and who reads them."""
+    """A form of weights: the names of its files, and the function that reads them."""
 
     stem: str
     suffix: str
@@ -46,7 +46,7 @@ class _Form:
     def index(self) -> str:
         return f"{self.single}.index.json"
 
-    def stands_in(self, folder: Path) -> bool:
+    def is_in(self, folder: Path) -> bool:
         return (folder / self.index).exists() or any(folder.glob(f"{self.stem}*{self.suffix}"))
 
 
@@ -56,7 +56,7 @@ _FORMS = (
 )
 
 
-# Tensors that stand beside, or in place of, weights that somebody has quantized.
+# Suffixes of tensors that only quantized checkpoints have.
 _QUANTIZED = {
     ".qweight": "GPTQ or AWQ",
     ".qzeros": "GPTQ or AWQ",
@@ -69,14 +69,14 @@ _QUANTIZED = {
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """Open the checkpoint in `folder`; its headers are read and held against the index, its weights are not."""
+    """Open the checkpoint in `folder`: read its headers, not its weights, and check them against the index."""
     config = read_object(member(folder, "config.json"))
-    form = next((form for form in _FORMS if form.stands_in(folder)), None)
+    form = next((form for form in _FORMS if form.is_in(folder)), None)
     if form is None:
         raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
     weight_map = _weight_map(folder, form)
     names = sorted(set(weight_map.values())) or _loose_shards(folder, form)
-    missing = [name for name in names if not os.path.lexists(folder / name)]  # `member` says what a link lacks
+    missing = [name for name in names if not os.path.lexists(folder / name)]  # `member` reports broken links better
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards: download what is missing")
     tensors: dict[str, SourceTensor] = {}
@@ -85,10 +85,10 @@ def open_folder(folder: Path) -> Checkpoint:
         for file in files:
             for name, tensor in form.read_tensors(file).items():
                 if name in tensors:
-                    raise CheckpointError(f"{name} stands in two shards of {folder}, one of them {file.path.name}")
+                    raise CheckpointError(f"{name} is in two shards of {folder}, one of them {file.path.name}")
                 tensors[name] = tensor
         _check_index(folder / form.index, weight_map, tensors)
-        if not config.get("quantization_config"):  # which says so itself, and is refused by whoever reads the config
+        if not config.get("quantization_config"):  # else `llama.LlamaConfig` refuses it with a better message
             _refuse_quantized(folder, tensors)
         _drop_tied_head(config, tensors)
         on_error.pop_all()
@@ -96,9 +96,9 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor]) -> None:
-    """Leave out an output matrix that is the embedding itself: pickles name it twice, safetensors once.
+    """Drop an output matrix that is the embedding itself, which pickles name twice and safetensors once.
 
-    On purpose: llama.cpp's converter writes the same weights twice then.
+    A deliberate difference: llama.cpp's converter writes the same weights twice.
     """
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if not isinstance(head, FileTensor) or not isinstance(embedding, FileTensor):
@@ -107,7 +107,7 @@ def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor])
     if is_same and config.get("tie_word_embeddings", True):
         del tensors["lm_head.weight"]
     elif config.get("tie_word_embeddings") is True and not same_rows(head, embedding):
-        # As llama.cpp's converter and transformers 5 have it; transformers 4 puts the embedding in its place.
+        # As in llama.cpp's converter and transformers 5; transformers 4 replaces it by the embedding.
         warn("config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept as it is")
 
 
@@ -130,7 +130,7 @@ def _weight_map(folder: Path, form: _Form) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map from tensor names to file names")
     for shard in set(weight_map.values()):
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{path} names {shard!r}: a shard must stand in the checkpoint's own folder")
+            raise CheckpointError(f"{path} names {shard!r}: a shard must be in the checkpoint's own folder")
     return weight_map
 
 
@@ -138,7 +138,7 @@ def _loose_shards(folder: Path, form: _Form) -> list[str]:
     if (folder / form.single).exists():
         return [form.single]
     files = sorted(path.name for path in folder.glob(f"{form.stem}*{form.suffix}"))
-    numbered = [one for name in files if (one := shards.parse(name.removesuffix(form.suffix)))]
+    numbered = [shard for name in files if (shard := shards.parse(name.removesuffix(form.suffix)))]
     if numbered and numbered[0].count != len(numbered):
         raise CheckpointError(f"{folder} has {len(numbered)} of {numbered[0].count} shards, and no {form.index}")
     return files
@@ -149,12 +149,12 @@ def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, Sour
         return
     lacking = sorted(set(weight_map) - set(tensors))
     if lacking:
-        raise CheckpointError(f"{path} names {_some(lacking)} that no shard holds")
+        raise CheckpointError(f"{path} names {_some(lacking)}, which no shard holds")
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
-        raise CheckpointError(f"the shards hold {_some(extra)} that {path} does not name")
+        raise CheckpointError(f"the shards hold {_some(extra)}, which {path} does not name")
 
 
 def _some(names: list[str]) -> str:
-    """Return the first of `names`, and how many more there are."""
+    """Return the first of `names` and the number of the others, as text for a message."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -1,6 +1,6 @@
-"""What every reader of checkpoints gives, and positioned reads that all of them use.
+"""What every checkpoint reader returns, and the positioned reads that all of them use.
 
-Weights are read with ``pread`` into buffers that the caller reuses: a memory map would count as memory of the process
+Weights are read with ``pread`` into buffers that the caller reuses: a memory map would count as the process's memory
 and turn a read error into a crash.
 """
 
@@ -25,13 +25,13 @@ from llamalite.errors import CheckpointError
 from llamalite.quant_types import FILE_TYPES
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of one weight, by the names that safetensors gives its dtypes: those that can be converted."""
+"""The dtypes that can be converted, by their safetensors names, and the bytes of one weight."""
 
 _SAMPLED_ROWS = 64
 
 
 class SourceFile:
-    """An open file that is read at positions, from several threads at once."""
+    """An open file that several threads can read at once, each at its own position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,8 +42,8 @@ class SourceFile:
         self._modified = status.st_mtime_ns
 
     def read_into(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
-        """Fill `into` (uint8, contiguous) with the bytes at `offset`; `CheckpointError` where the file ends early."""
-        if not into.size:  # a memoryview of nothing cannot be cast
+        """Fill `into` (uint8, contiguous) with the bytes at `offset`; `CheckpointError` if the file ends early."""
+        if not into.size:  # an empty memoryview cannot be cast
             return
         view = into.data.cast("B")
         done = 0
@@ -63,11 +63,11 @@ class SourceFile:
             with self._lock:  # Windows has no positioned read
                 self._file.seek(offset)
                 return self._file.readinto(view) or 0
-        except OSError as error:  # of a failing disk, say: the system does not tell the file
+        except OSError as error:  # of a failing disk, say: the system's error does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def check_unchanged(self) -> None:
-        """Raise `CheckpointError` if the file has been written since it was opened."""
+        """Raise `CheckpointError` if the file has changed since it was opened."""
         status = os.fstat(self._file.fileno())
         if (status.st_size, status.st_mtime_ns) != (self.n_bytes, self._modified):
             raise CheckpointError(f"{self.path} changed while it was read: convert again when it is complete")
@@ -78,7 +78,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceTensor(ABC):
-    """A tensor that has not been read yet: `dtype` as safetensors names it, `shape` in C order."""
+    """A tensor that is read on demand: `dtype` as safetensors names it, `shape` in C order."""
 
     name: str
     dtype: str
@@ -86,7 +86,7 @@ class SourceTensor(ABC):
 
     @property
     def n_rows(self) -> int:
-        """Rows of the tensor seen as a matrix; a vector is one row."""
+        """The number of rows of the tensor as a matrix; a vector is one row."""
         return math.prod(self.shape[:-1])
 
     @property
@@ -104,7 +104,7 @@ class SourceTensor(ABC):
 
 @dataclass(frozen=True)
 class FileTensor(SourceTensor):
-    """A tensor whose bytes lie in one piece in one file."""
+    """A tensor whose bytes are contiguous in one file."""
 
     file: SourceFile
     offset: int
@@ -113,14 +113,14 @@ class FileTensor(SourceTensor):
         self.file.read_into(self.offset + first * self.row_bytes, into)
 
 
-def same_rows(one: SourceTensor, other: SourceTensor) -> bool:
-    """Whether rows spread over both matrices hold the same bytes: then one was copied from the other."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+def same_rows(left: SourceTensor, right: SourceTensor) -> bool:
+    """Tell whether rows sampled from both matrices hold the same bytes, which means that one is a copy."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
-    a, b = np.empty(one.row_bytes, np.uint8), np.empty(one.row_bytes, np.uint8)
-    for row in range(0, one.n_rows, max(1, one.n_rows // _SAMPLED_ROWS)):
-        one.read_rows(row, 1, a)
-        other.read_rows(row, 1, b)
+    a, b = np.empty(left.row_bytes, np.uint8), np.empty(left.row_bytes, np.uint8)
+    for row in range(0, left.n_rows, max(1, left.n_rows // _SAMPLED_ROWS)):
+        left.read_rows(row, 1, a)
+        right.read_rows(row, 1, b)
         if not np.array_equal(a, b):
             return False
     return True
@@ -128,7 +128,7 @@ def same_rows(one: SourceTensor, other: SourceTensor) -> bool:
 
 @dataclass(frozen=True)
 class CarriedKeys:
-    """What a GGUF file says beside its tensors: `pairs` of key and value (its type first), as bytes of the file."""
+    """The keys of a GGUF source: `pairs` of key and value (its type first), as bytes of the file."""
 
     pairs: tuple[tuple[bytes, bytes], ...]
     shape: ModelShape
@@ -136,17 +136,17 @@ class CarriedKeys:
 
 @dataclass
 class Checkpoint:
-    """An open checkpoint: where it is, its config, its tensors in the order of their files, what keeps them open."""
+    """An open checkpoint: its config, its tensors in the order of their files, and the open files."""
 
     folder: Path
-    """The folder; of a GGUF source, the file."""
+    """The checkpoint's folder; for a GGUF source, the file."""
     config: dict[str, Any]
     tensors: Mapping[str, SourceTensor]
     files: list[SourceFile] = field(default_factory=list)
     permuted: bool = True
-    """Whether q and k rows are in Hugging Face's order (halves) and not already in llama.cpp's (pairs)."""
+    """Whether q and k rows are in Hugging Face's order (halves); otherwise they are in llama.cpp's (pairs)."""
     carried: CarriedKeys | None = None
-    """Of a GGUF source: its keys, which stand in place of config and vocabulary, as its names are final already."""
+    """The keys of a GGUF source, which replace config and vocabulary; its tensor names are final."""
 
     @property
     def name(self) -> str:
@@ -154,10 +154,10 @@ class Checkpoint:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer's files are: Meta's first releases have one ``tokenizer.model`` beside the folders."""
-        beside = self.folder.resolve().parent
+        """The folder of the tokenizer's files; Meta's first releases have ``tokenizer.model`` in the parent folder."""
+        parent = self.folder.resolve().parent
         if not (self.folder / "config.json").exists() and not (self.folder / "tokenizer.model").exists():
-            return beside if (beside / "tokenizer.model").is_file() else self.folder
+            return parent if (parent / "tokenizer.model").is_file() else self.folder
         return self.folder
 
     def check_unchanged(self) -> None:
@@ -176,14 +176,14 @@ class Checkpoint:
 
 
 def model_name(source: Path) -> str:
-    """Return what the model at `source` is called, after its folder or file.
+    """Return the name of the model at `source`, which follows from its folder or file.
 
     >>> model_name(Path("models--org--SmolLM2-135M/snapshots/93efa2f0"))
     'SmolLM2-135M'
     >>> model_name(Path("SmolLM2-135M-F16-00001-of-00002.gguf"))
     'SmolLM2-135M'
     """
-    if source.suffix.lower() == ".gguf":  # not resolved: in the hub's cache it is a link to a file called by its hash
+    if source.suffix.lower() == ".gguf":  # not resolved: in the hub's cache it is a link to a file named by its hash
         stem = shards.stem_of(source.stem)
         head, _, last = stem.replace(".", "-").rpartition("-")
         return stem[: len(head)] if head and last.upper() in FILE_TYPES else stem
@@ -192,4 +192,4 @@ def model_name(source: Path) -> str:
         return path.parent.parent.name.rpartition("--")[2]
     if path.name == "original" and path.parent.name:  # where Hugging Face's repositories keep Meta's own form
         return model_name(path.parent)
-    return source.name if source.name not in ("", "..") else path.name  # a link is called as it was typed
+    return source.name if source.name not in ("", "..") else path.name  # a link keeps its own name

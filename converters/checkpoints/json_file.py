@@ -1,4 +1,4 @@
-"""JSON files that strangers wrote: bounded in size and depth, no NaN, no key twice, an object on top; their numbers."""
+"""JSON files from strangers: bounded size and depth, no NaN, no duplicate key, an object at the top; their numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS: dict[type, str] = {  # JSON's names, not Python's
     type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list",
 }  # fmt: skip
 MAX_BYTES = 256 << 20  # the largest real one, a tokenizer.json of 256k tokens, has about 35 MB
-FLOAT32_SMALLEST, _FLOAT32_LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the normal ones
+FLOAT32_SMALLEST, _FLOAT32_LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the smallest is that of normal numbers
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
@@ -23,16 +23,16 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where} holds {constant}, which is not JSON")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        parsed = dict(pairs)
+        if len(parsed) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"{where} has the key {twice!r} twice: which one is meant cannot be told")
-        return found
+            raise CheckpointError(f"{where} has the key {twice!r} twice: it is unclear which one is meant")
+        return parsed
 
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse_constant)
-    except ValueError as error:  # no UTF-8, no JSON, or a number of more digits than Python converts
+    except ValueError as error:  # not UTF-8, not JSON, or a number of more digits than Python converts
         raise CheckpointError(f"{where} is not valid JSON: {error}") from error
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply to be a model's file") from None
@@ -45,27 +45,27 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file at `path`, at most `MAX_BYTES` long."""
     size = path.stat().st_size
     if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")  # a pipe would be waited for without end
+        raise CheckpointError(f"{path} is not a regular file")  # reading a pipe might never end
     if size > MAX_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes, expected at most {MAX_BYTES:,}")
     return parse_object(path.read_bytes(), str(path))
 
 
-def whole_number(found: Mapping[str, Any], key: str, where: str, default: int | None = None, *, most: int) -> int:
-    """Return the number from 1 to `most` under `key`, or `default` where there is none or null.
+def whole_number(config: Mapping[str, Any], key: str, where: str, default: int | None = None, *, most: int) -> int:
+    """Return the number from 1 to `most` under `key`, or `default` if the key is missing or null.
 
-    `CheckpointError` names `where`, the key and what stands there.
+    `CheckpointError` names `where`, the key and its value.
     """
-    value = found.get(key)
+    value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-        told = "is missing" if value is None else f"is {value!r:.40}"
-        raise CheckpointError(f"{where}: {key} {told}, expected a whole number from 1 to {most}")
+        actual = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"{where}: {key} {actual}, expected a whole number from 1 to {most}")
     return value
 
 
 def number(
-    found: Mapping[str, Any],
+    config: Mapping[str, Any],
     key: str,
     where: str,
     default: float | None = None,
@@ -73,14 +73,14 @@ def number(
     least: float = FLOAT32_SMALLEST,
     kind: str = "a positive number",
 ) -> float:
-    """Return the number under `key`, or `default` where there is none or null: from `least` on, and within float32,
-    which is what a GGUF key holds.
+    """Return the number under `key`, or `default` if the key is missing or null.
 
-    `CheckpointError` names `where`, the key and what stands there, and calls what is expected `kind`.
+    It must be at least `least`, and within the range of float32, as which GGUF stores it. `CheckpointError` names
+    `where`, the key, its value, and `kind` as what was expected.
     """
-    value = found.get(key)
+    value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= _FLOAT32_LARGEST:
-        told = "is missing" if value is None else f"is {value!r:.40}"
-        raise CheckpointError(f"{where}: {key} {told}, expected {kind} in the range of float32")
+        actual = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"{where}: {key} {actual}, expected {kind} in the range of float32")
     return float(value)

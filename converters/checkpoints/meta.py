@@ -1,13 +1,13 @@
-"""Meta's own format: ``params.json``, and ``consolidated.NN.pth``, one for each GPU that the model was trained across.
+"""Meta's own format: ``params.json``, and ``consolidated.NN.pth``, one for each GPU that the model was trained on.
 
     consolidated.00.pth  layers.0.attention.wq.weight [1024, 8192]  ┐
     ...                                                             │ model.layers.0.self_attn.q_proj.weight
     consolidated.07.pth  layers.0.attention.wq.weight [1024, 8192]  ┘ [8192, 8192]
 
 Each file holds its part of every tensor (meta-llama/llama, llama/model.py): ``ColumnParallelLinear`` splits the rows
-(wq, wk, wv, w1, w3, output), ``RowParallelLinear`` the columns (wo, w2), norms stand in all of them, and the embedding
-is split by columns in LLaMA 1 and 2 and by rows in Llama 3, which its shape tells. The parts are joined as they are
-read. Names and config come out as Hugging Face has them; q and k rows are in the order that llama.cpp wants.
+(wq, wk, wv, w1, w3, output), ``RowParallelLinear`` the columns (wo, w2), norms are in every file, and the embedding is
+split by columns in LLaMA 1 and 2 and by rows in Llama 3, as its shape shows. The parts are joined as they are read.
+Names and config become those of Hugging Face; q and k rows are already in llama.cpp's order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llamalite.gguf_check.llama import MAX_CONTEXT
 PARAMS = "params.json"
 _ROWS, _COLUMNS, _WHOLE, _BY_SHAPE = "rows", "columns", "whole", "by shape"
 
-# Meta's name → Hugging Face's, and what each file holds of it.
+# Meta's name → Hugging Face's name, and which part of the tensor each file holds.
 _TOP = {
     "tok_embeddings.weight": ("model.embed_tokens.weight", _BY_SHAPE),
     "norm.weight": ("model.norm.weight", _WHOLE),
@@ -54,7 +54,7 @@ _LLAMA3_TOKENS = 128_000
 
 @dataclass(frozen=True)
 class JoinedTensor(SourceTensor):
-    """A matrix whose parts lie in several files: below each other, or with `by_columns` side by side."""
+    """A matrix in several parts, one below the other, or side by side with `by_columns`."""
 
     parts: tuple[SourceTensor, ...]
     by_columns: bool
@@ -79,7 +79,7 @@ class JoinedTensor(SourceTensor):
 def open_folder(folder: Path) -> Checkpoint:
     """Open the checkpoint of ``params.json`` and ``consolidated.NN.pth`` in `folder`, without reading weights."""
     params = read_object(member(folder, PARAMS))
-    if isinstance(params.get("model"), dict):  # as some releases of Llama 3.1 have it
+    if isinstance(params.get("model"), dict):  # in some releases of Llama 3.1
         params = params["model"]
     with contextlib.ExitStack() as on_error:
         files = [on_error.enter_context(contextlib.closing(open_member(folder, name))) for name in _shards(folder)]
@@ -96,7 +96,7 @@ def open_folder(folder: Path) -> Checkpoint:
 def _shards(folder: Path) -> list[str]:
     shards = sorted(path.name for path in folder.glob("consolidated.*.pth"))
     if not shards:
-        raise CheckpointError(f"{folder} has {PARAMS} and no consolidated.00.pth (found {listing(folder)})")
+        raise CheckpointError(f"{folder} has {PARAMS} but no consolidated.00.pth (found {listing(folder)})")
     expected = [f"consolidated.{i:02}.pth" for i in range(len(shards))]
     if shards != expected:
         lacking = sorted(set(expected) - set(shards))[0]
@@ -127,16 +127,16 @@ def _join(folder: Path, params: Mapping[str, Any], shards: list[dict[str, Source
 def _without_copies(
     folder: Path, params: Mapping[str, Any], name: str, parts: tuple[SourceTensor, ...]
 ) -> tuple[SourceTensor, ...]:
-    """Leave out the copies of keys and values where there are more shards than key-value heads.
+    """Drop the copies of keys and values, which exist if there are more shards than key-value heads.
 
-    Llama 3.1 405B in 16 shards has each of its 8 heads twice, in neighbouring shards, where params.json says 8.
+    In 16 shards, Llama 3.1 405B has each of its 8 key-value heads twice, in neighbouring shards.
     """
     n_heads, n_head_kv = params.get("n_heads"), params.get("n_kv_heads")
     if not isinstance(n_heads, int) or not isinstance(n_head_kv, int) or not 0 < n_head_kv < len(parts):
         return parts
     n_copies = len(parts) // n_head_kv
     if len(parts) % n_head_kv or n_heads < 1 or parts[0].n_rows * n_heads != params["dim"]:
-        return parts  # not one head a shard: the shape is told by whoever knows the config
+        return parts  # not one head per shard; the plan reports a wrong shape
     for i, part in enumerate(parts):
         if not same_rows(part, parts[i - i % n_copies]):
             raise CheckpointError(
@@ -150,7 +150,7 @@ def _check_alike(folder: Path, shards: list[dict[str, SourceTensor]]) -> None:
     for i, shard in enumerate(shards):
         odd = sorted(set(shards[0]) ^ set(shard))
         if odd:
-            raise CheckpointError(f"{folder}: {odd[0]} stands in one of consolidated.00.pth and .{i:02}.pth only")
+            raise CheckpointError(f"{folder}: {odd[0]} is in only one of consolidated.00.pth and .{i:02}.pth")
         for name, tensor in shard.items():
             first = shards[0][name]
             if (tensor.dtype, tensor.shape) != (first.dtype, first.shape):
@@ -167,12 +167,12 @@ def _target(folder: Path, name: str) -> tuple[str, str]:
     if layer and layer[2] in _LAYER:
         target, split = _LAYER[layer[2]]
         return f"model.layers.{layer[1]}.{target}", split
-    raise UnsupportedArchitectureError(f"{folder} holds {name}, which is no tensor of a LLaMA text model")
+    raise UnsupportedArchitectureError(f"{folder} holds {name}, which is not a tensor of a LLaMA text model")
 
 
 def _joined(name: str, parts: tuple[SourceTensor, ...], split: str, dim: int) -> SourceTensor:
     first = parts[0]
-    if len(first.shape) != 2 or split == _WHOLE:  # a misshapen tensor is reported by whoever knows the config
+    if len(first.shape) != 2 or split == _WHOLE:  # the plan reports a wrong shape
         return _renamed(first, name)
     rows, columns = first.shape
     by_columns = split == _COLUMNS or (split == _BY_SHAPE and columns != dim)
@@ -198,7 +198,7 @@ def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceT
         raise UnsupportedArchitectureError(f"{path} describes a mixture of experts; supported are dense LLaMA models")
     if "quantization_args" in params:
         raise UnsupportedArchitectureError(
-            f"{path} describes weights that are quantized already: convert the original model"
+            f"{path} describes weights that are already quantized: convert the original model"
         )
     dim, n_head = _size(path, params, "dim"), _size(path, params, "n_heads")
     n_head_kv = _size(path, params, "n_kv_heads", n_head)
@@ -224,7 +224,7 @@ def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceT
         "tie_word_embeddings": "lm_head.weight" not in tensors,
     }
     if params.get("use_scaled_rope"):
-        # params.json does not say by how much: 8 in Llama 3.1 and 3.3, 32 in the small ones of 3.2 (1B, 3B).
+        # params.json does not give the factor: 8 in Llama 3.1 and 3.3, 32 in the small models of 3.2 (1B, 3B).
         factor = _number(path, params, "rope_scaling_factor", 32.0 if dim < 4096 else 8.0)
         config["rope_scaling"] = {
             "rope_type": "llama3",
@@ -246,7 +246,7 @@ def _intermediate_size(path: Path, params: Mapping[str, Any], dim: int) -> int:
 
 
 def _context_length(path: Path, params: Mapping[str, Any], is_llama3: bool) -> int:
-    """The context that the model was trained with, which params.json does not give but for signs of its release."""
+    """Return the context length of training, inferred from signs of the release: params.json does not give it."""
     if is_llama3:
         return 131072 if params.get("use_scaled_rope") else 8192
     if _number(path, params, "rope_theta", 10000.0) > 10000.0:

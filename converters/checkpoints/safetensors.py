@@ -2,9 +2,9 @@
 
     08 00 00 00 00 00 00 00 | {"w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}} | 8 bytes
 
-Only the header is read here, and held against the file before anything trusts it: extents must tile the data without
-gap or overlap to its last byte, and be as long as dtype and shape say (huggingface/safetensors, README "Format"). The
-library's own reader maps files into memory, which a converter of bounded memory cannot use.
+Only the header is read here, and checked against the file before anything relies on it: extents must tile the data to
+its last byte without gap or overlap, and have the length that dtype and shape imply (huggingface/safetensors, README
+"Format"). The library's own reader maps files into memory, which a converter of bounded memory cannot use.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A reader of pickles that knows tensors, storages and plain containers, and can run nothing.
+"""A pickle reader that knows tensors, storages and plain containers, and cannot run any code.
 
     cos\\nsystem\\n(X\\x02\\x00\\x00\\x00idtR.   →   UnsafeCheckpointError: ... asks for os.system ...
 
-A pickle is a program for a small stack machine; Python's own reader can be told which names it may look up, but still
-calls and modifies what it found. This one looks nothing up: a name stays a name, the few that ``torch.save`` writes for
-tensors stand in one table, and everything else in the stream, whether name or instruction, is `UnsafeCheckpointError`.
-What comes out are dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
+A pickle is a program for a small stack machine. Python's own reader can restrict the names that are looked up, but it
+still calls and modifies what it looked up. This one looks nothing up: a name stays a name, one table lists the few that
+``torch.save`` writes for tensors, and any other name or instruction in the stream is `UnsafeCheckpointError`. The
+result consists of dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ STORAGE_DTYPES = {
     "torch ByteStorage": "U8",
     "torch BoolStorage": "BOOL",
 }
-"""What torch calls the storages, to safetensors' names of their dtypes."""
+"""torch's name of a storage → safetensors' name of its dtype."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `n_elements` weights, kept outside the pickle under `key`."""
+    """A sequence of `n_elements` weights, which lies outside the pickle under `key`."""
 
     key: str
     dtype: str
@@ -47,7 +47,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor as torch has it: a storage, the first element, sizes, and strides in elements."""
+    """A tensor as torch represents it: a storage, the offset of its first element, sizes, and strides in elements."""
 
     storage: Storage
     offset: int
@@ -57,7 +57,7 @@ class TensorView:
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that stands in the table, as ``module name``."""
+    """A known name, as ``module name``."""
 
     name: str
 
@@ -66,7 +66,7 @@ _MARK = object()
 
 
 def unpickle(pickle: bytes, where: str, start: int = 0) -> tuple[Any, int]:
-    """Return what the pickle at ``pickle[start:]`` holds, and the position after it; `where` is named in errors."""
+    """Return the value of the pickle at ``pickle[start:]``, and the position after it; errors name `where`."""
     machine = _Machine(where)
     at = start
     for _ in range(MAX_INSTRUCTIONS):
@@ -88,11 +88,11 @@ def unpickle(pickle: bytes, where: str, start: int = 0) -> tuple[Any, int]:
 
 
 def _ended(where: str) -> CheckpointError:
-    return CheckpointError(f"{where} is a damaged pickle: it ends inside of an instruction; download it again")
+    return CheckpointError(f"{where} is a damaged pickle: it ends inside an instruction; download it again")
 
 
 class _Machine:
-    """The stack, the memo, and what each known instruction does to them (CPython, Lib/pickle.py, ``_Unpickler``)."""
+    """The stack, the memo, and the effect of each known instruction (CPython, Lib/pickle.py, ``_Unpickler``)."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -143,7 +143,7 @@ class _Machine:
     def named(self) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise self.damaged("a name that is no text")
+            raise self.damaged("a name that is not a text")
         self.stack.append(self.known(f"{module} {name}"))
 
     def memoize(self) -> None:
@@ -169,7 +169,7 @@ class _Machine:
     def storage(self) -> None:
         identity = self.pop()
         if not (isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage"):
-            raise self.unsafe(f"a persistent object that is no storage ({_kind(identity)})")
+            raise self.unsafe(f"a persistent object that is not a storage ({_kind(identity)})")
         _, kind, key, _device, n_elements, *view = identity
         if not isinstance(kind, _Name) or kind.name not in STORAGE_DTYPES or view not in ([], [None]):
             raise self.unsafe("a storage of an unknown kind")
@@ -205,18 +205,18 @@ class _Machine:
             raise self.damaged("a tensor without storage or offset")
         for sizes in (shape, strides):
             if not isinstance(sizes, tuple) or len(sizes) > 8 or not all(map(_is_count, sizes)):
-                raise self.damaged("a tensor whose sizes are no tuple of counts")
+                raise self.damaged("a tensor whose sizes are not a tuple of counts")
         if len(shape) != len(strides):
             raise self.damaged(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
         return TensorView(storage, offset, shape, strides)
 
     def parameter(self, arguments: tuple[Any, ...]) -> TensorView:
         if not arguments or not isinstance(arguments[0], TensorView):
-            raise self.damaged("a parameter that is no tensor")
+            raise self.damaged("a parameter that is not a tensor")
         return arguments[0]
 
     def build(self) -> None:
-        """Drop the state of an OrderedDict: ``_metadata``, the versions of the modules that wrote it."""
+        """Drop the state of an OrderedDict: ``_metadata``, the version numbers of torch's modules."""
         self.pop()
         if not isinstance(self.top(), dict):
             raise self.unsafe(f"a state for a {_kind(self.top())}")
@@ -224,8 +224,8 @@ class _Machine:
     def unsafe(self, what: str) -> UnsafeCheckpointError:
         shown = "".join(c if c.isprintable() else "?" for c in what[:120])
         return UnsafeCheckpointError(
-            f"{self.where} asks for {shown}, which is no part of a tensor: it was not run and the file is not read "
-            "further; take the model's safetensors, or ask who made the file"
+            f"{self.where} asks for {shown}, which is not part of a tensor: nothing of it was run; use the model's "
+            "safetensors, or ask who made the file"
         )
 
     def damaged(self, what: str) -> CheckpointError:
@@ -266,7 +266,7 @@ _CALLS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
 }
 
 
-# -- how the instructions are written (CPython, Lib/pickletools.py, ``opcodes``) ---------------------------------------
+# -- the encoding of instructions (CPython, Lib/pickletools.py, ``opcodes``) -------------------------------------------
 
 _Take = Callable[[bytes, int], tuple[Any, int]]
 
@@ -302,7 +302,7 @@ def _two_lines(pickle: bytes, at: int) -> tuple[str, int]:
     return f"{_text(pickle[at:middle])} {_text(pickle[middle + 1 : end])}", end + 1
 
 
-_INSTRUCTION_NAMES = {one.code.encode("latin-1"): one.name for one in pickletools.opcodes}
+_INSTRUCTION_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _ARGUMENTS: dict[bytes, tuple[str, _Take | None]] = {
     b"\x80": ("SKIP", _number("<B")),  # PROTO
     b"\x95": ("SKIP", _number("<Q")),  # FRAME

@@ -1,11 +1,11 @@
-"""What ``torch.save`` writes (``pytorch_model.bin``, ``consolidated.00.pth``), read without torch and without pickle.
+"""The files of ``torch.save`` (``pytorch_model.bin``, ``consolidated.00.pth``), read without torch and without pickle.
 
     state_dict = {"model.norm.weight": tensor}     →     data.pkl: names, sizes, strides     data/0: the bytes
 
-The small pickle of names and sizes goes through `tensor_unpickler`, which can run nothing; the weights stay where they
-are and are read at their positions, one tensor at a time, like those of a safetensors file. Both of torch's containers
-are known: the zip of torch 1.6 and later, and the pickles one after the other of the versions before it
-(torch/serialization.py, ``_legacy_save``). Tensors may share a storage, and a matrix may be stored transposed.
+The small pickle of names and sizes goes through `tensor_unpickler`, which cannot run any code; the weights are read at
+their positions, one tensor at a time, like those of a safetensors file. Both of torch's containers are read: the zip of
+torch 1.6 and later, and the older sequence of pickles (torch/serialization.py, ``_legacy_save``). Tensors may share a
+storage, and a matrix may be stored transposed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 
 
 def read_tensors(file: SourceFile) -> dict[str, SourceTensor]:
-    """Return the tensors of an open file of ``torch.save``, in its own order.
+    """Return the tensors of an open file of ``torch.save``, in the file's order.
 
-    Raises `UnsafeCheckpointError` for a pickle that asks for more than tensors, `CheckpointError` for a damaged one.
+    Raises `UnsafeCheckpointError` for a pickle that asks for more than tensors, `CheckpointError` for a damaged file.
     """
     magic = torch_zip.read_bytes(file, 0, min(len(torch_zip.MAGIC), file.n_bytes))
     if magic == torch_zip.MAGIC:
@@ -39,7 +39,7 @@ def read_tensors(file: SourceFile) -> dict[str, SourceTensor]:
     elif magic.startswith(_PICKLE_MAGIC):
         state, offsets = _read_legacy(file)
     else:
-        raise CheckpointError(f"{file.path} begins with {magic!r}: neither a zip nor a pickle of torch.save")
+        raise CheckpointError(f"{file.path} begins with {magic!r}: it is neither a zip nor a pickle of torch.save")
     if not isinstance(state, dict):
         raise CheckpointError(f"{file.path} holds a {type(state).__name__}, expected a dict of tensors by their names")
     tensors = {}
@@ -52,7 +52,7 @@ def read_tensors(file: SourceFile) -> dict[str, SourceTensor]:
 
 @dataclass(frozen=True)
 class StridedTensor(SourceTensor):
-    """A matrix whose rows lie apart (a slice of a wider one), or that is stored column by column (a transposed one)."""
+    """A matrix whose rows are not adjacent: a slice of a wider matrix, or one stored column by column (transposed)."""
 
     file: SourceFile
     offset: int
@@ -109,12 +109,12 @@ def _storages(file: SourceFile, state: Any) -> dict[str, Storage]:
     storages: dict[str, Storage] = {}
     for view in state.values() if isinstance(state, dict) else ():
         if isinstance(view, TensorView):
-            one = view.storage
-            other = storages.setdefault(one.key, one)
-            if other != one:
+            storage = view.storage
+            other = storages.setdefault(storage.key, storage)
+            if other != storage:
                 raise CheckpointError(
-                    f"{file.path}: the storage {one.key!r} is {other.dtype} of {other.n_elements} for one tensor and "
-                    f"{one.dtype} of {one.n_elements} for another"
+                    f"{file.path}: the storage {storage.key!r} is {other.dtype} of {other.n_elements} for one tensor "
+                    f"and {storage.dtype} of {storage.n_elements} for another"
                 )
     return storages
 
@@ -124,7 +124,7 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
     members = torch_zip.read_members(file)
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise CheckpointError(f"{file.path} is a zip without one data.pkl: no file of torch.save")
+        raise CheckpointError(f"{file.path} is a zip without exactly one data.pkl: it is not a file of torch.save")
     (root,) = roots
     order = members.get(f"{root}byteorder")
     if order is not None and torch_zip.read_bytes(file, order.offset, min(order.n_bytes, 8)) != b"little":
@@ -132,7 +132,7 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
     pickle = members[f"{root}data.pkl"]
     if pickle.n_bytes > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"{file.path}: a data.pkl of {pickle.n_bytes:,} bytes, expected {MAX_PICKLE_BYTES:,} at most"
+            f"{file.path}: data.pkl has {pickle.n_bytes:,} bytes, expected at most {MAX_PICKLE_BYTES:,}"
         )
     state, _ = unpickle(torch_zip.read_bytes(file, pickle.offset, pickle.n_bytes), str(file.path))
     offsets = {}
@@ -140,18 +140,18 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
         member = members.get(f"{root}data/{key}")
         expected = storage.n_elements * _STORAGE_BYTES[storage.dtype]
         if member is None or member.n_bytes != expected:
-            found = "nothing" if member is None else f"{member.n_bytes:,} bytes"
-            raise CheckpointError(f"{file.path}: the storage {key!r} has {found}, expected {expected:,} bytes")
+            actual = "nothing" if member is None else f"{member.n_bytes:,} bytes"
+            raise CheckpointError(f"{file.path}: the storage {key!r} has {actual}, expected {expected:,} bytes")
         offsets[key] = member.offset
     return state, offsets
 
 
 def _read_legacy(file: SourceFile) -> tuple[Any, dict[str, int]]:
-    """Return the same from the older container: four pickles, the list of storages, then length and bytes of each."""
+    """As `_read_zip`, for the older container: four pickles, the list of storages, then each one's length and bytes."""
     pickles = torch_zip.read_bytes(file, 0, min(MAX_PICKLE_BYTES, file.n_bytes))
     magic, end = unpickle(pickles, str(file.path))
     if magic != _LEGACY_NUMBER:
-        raise CheckpointError(f"{file.path} is a pickle, but none of torch.save: save it again with torch")
+        raise CheckpointError(f"{file.path} is a pickle, but not of torch.save: save it again with torch")
     version, end = unpickle(pickles, str(file.path), end)
     system, end = unpickle(pickles, str(file.path), end)
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -160,7 +160,7 @@ def _read_legacy(file: SourceFile) -> tuple[Any, dict[str, int]]:
     keys, end = unpickle(pickles, str(file.path), end)
     storages = _storages(file, state)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise CheckpointError(f"{file.path} is damaged: its list of storages is not that of its tensors")
+        raise CheckpointError(f"{file.path} is damaged: its list of storages does not match its tensors")
     offsets = {}
     for key in keys:
         n_elements = int.from_bytes(torch_zip.read_bytes(file, end, 8), "little")

@@ -1,10 +1,10 @@
-"""The zip archives that ``torch.save`` writes: members stored as they are, read at their positions.
+"""The zip archives of ``torch.save``: uncompressed members, read at their positions.
 
     pytorch_model.bin:  archive/data.pkl    archive/byteorder    archive/data/0    archive/data/1    ...
 
-Python's ``zipfile`` reads the directory at the archive's end, and nothing else. What it says is held against the file:
-every member stored and not compressed, inside the file, apart from the others, its name unique. What a zip may hold
-beyond that torch never writes, and it is refused by name: a zip bomb needs compression or members that share bytes.
+Python's ``zipfile`` reads only the directory at the archive's end. It is checked against the file: every member must be
+stored uncompressed, lie inside the file, share no bytes with another, and have a unique name. Anything else that a zip
+may hold is never written by torch and is refused: a zip bomb needs compression or members that share bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOCAL = struct.Struct("<4s22x2H")  # of a member's own header: magic, lengths o
 
 @dataclass(frozen=True)
 class Member:
-    """A member of the archive: where its bytes begin, and how many they are."""
+    """A member of the archive, with the position and number of its bytes."""
 
     name: str
     offset: int
@@ -35,7 +35,7 @@ class Member:
 
 
 def read_members(file: SourceFile) -> dict[str, Member]:
-    """Return the members of an open archive by their names; `CheckpointError` says what is wrong with it."""
+    """Return the members of an open archive by name; `CheckpointError` says what is wrong with it."""
     try:
         with zipfile.ZipFile(_Stream(file)) as archive:
             entries, directory, comment = archive.infolist(), archive.start_dir, archive.comment
@@ -49,7 +49,7 @@ def read_members(file: SourceFile) -> dict[str, Member]:
         name, first = entry.filename, entry.header_offset
         _check_stored(file, entry)
         if name in members:
-            raise CheckpointError(f"{file.path} holds {name!r} twice: which one is meant cannot be told")
+            raise CheckpointError(f"{file.path} holds {name!r} twice: it is unclear which one is meant")
         if first < end:
             raise _damaged(
                 file, f"{name!r} begins at byte {first:,}, inside the member before it, which ends at {end:,}"
@@ -62,7 +62,7 @@ def read_members(file: SourceFile) -> dict[str, Member]:
 
 
 def read_bytes(file: SourceFile, offset: int, n_bytes: int) -> bytes:
-    """Return `n_bytes` at `offset`; `CheckpointError` where the file ends before."""
+    """Return `n_bytes` bytes at `offset`; `CheckpointError` if the file ends before."""
     if offset + n_bytes > file.n_bytes:
         raise _damaged(file, f"byte {offset + n_bytes:,} is needed and the file has {file.n_bytes:,}")
     buffer = np.empty(n_bytes, np.uint8)
@@ -71,7 +71,7 @@ def read_bytes(file: SourceFile, offset: int, n_bytes: int) -> bytes:
 
 
 class _Stream:
-    """A source file as ``zipfile`` wants one, which would read a directory of any size."""
+    """A source file with the interface that ``zipfile`` needs; it limits the size of the directory."""
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
@@ -92,11 +92,11 @@ class _Stream:
         n = left if n < 0 else min(n, left)
         if n > MAX_DIRECTORY_BYTES:
             raise CheckpointError(
-                f"{self._file.path}: a zip directory of {n:,} bytes, expected {MAX_DIRECTORY_BYTES:,} at most"
+                f"{self._file.path}: a zip directory of {n:,} bytes, expected at most {MAX_DIRECTORY_BYTES:,}"
             )
-        found = read_bytes(self._file, self._at, n)
+        content = read_bytes(self._file, self._at, n)
         self._at += n
-        return found
+        return content
 
 
 def _check_stored(file: SourceFile, entry: zipfile.ZipInfo) -> None:
@@ -112,9 +112,9 @@ def _check_stored(file: SourceFile, entry: zipfile.ZipInfo) -> None:
 def _data_offset(file: SourceFile, name: str, header: int) -> int:
     magic, n_name, n_extra = _LOCAL.unpack(read_bytes(file, header, _LOCAL.size))
     if magic != MAGIC:
-        raise _damaged(file, f"{name!r} does not begin at byte {header:,}, where its directory says")
+        raise _damaged(file, f"{name!r} does not begin at byte {header:,}, as its directory says")
     return int(header + _LOCAL.size + n_name + n_extra)
 
 
 def _damaged(file: SourceFile, what: str) -> CheckpointError:
-    return CheckpointError(f"{file.path} is truncated or no file of torch.save: {what}; download it again")
+    return CheckpointError(f"{file.path} is truncated or not a file of torch.save: {what}; download it again")

@@ -1,8 +1,8 @@
 """From the bytes of a checkpoint to the bytes of a GGUF tensor, a chunk of rows at a time.
 
-`widen` makes float32 of what a checkpoint holds; `quantize` makes a tensor type's blocks of float32, and
-`quantize_source` does both at once. All do their work outside the GIL, and give the bytes of ggml's own kernels,
-always: with the extra `fast` several times faster (`llamalite.converters.kernels.fast` says how, and how to choose).
+`widen` turns a checkpoint's weights into float32, `quantize` turns float32 into a tensor type's blocks, and
+`quantize_source` does both at once. All work outside the GIL, and always make the bytes of ggml's own kernels; with the
+extra `fast` they are several times faster (see `llamalite.converters.kernels.fast`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
     """Write `source` (the raw bytes of `dtype`: F32, F16, BF16 or F64) as float32 into `out`, and return `out`.
 
-    F32 to F32 and BF16 to F32 copy bits, F16 to F32 is exact; F64 is rounded to nearest, as torch's ``.to(float32)``.
+    F32, BF16 and F16 are converted exactly; F64 is rounded to nearest, as by torch's ``.to(float32)``.
     """
     flat = out.reshape(-1)
     kernel = None
@@ -66,10 +66,10 @@ def quantize_source(
     importance: Floats | None = None,
     scratch: Floats | None = None,
 ) -> Bytes:
-    """Quantize a checkpoint's rows, `source` being their bytes; as `widen` and `quantize` one after the other.
+    """Quantize rows of a checkpoint from their bytes, `source`: the same as `widen` followed by `quantize`.
 
-    Where a fast kernel reads `dtype` itself, the float32 never reach memory; else `scratch`, of as many elements as
-    there are weights, holds them.
+    If a fast kernel reads `dtype` itself, the float32 weights never reach memory; else they are in `scratch`, which
+    needs one element per weight.
     """
     n_rows = source.nbytes // (n_columns * DTYPE_BYTES[dtype])
     kernel = None

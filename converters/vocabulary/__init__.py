@@ -1,10 +1,10 @@
-"""The vocabulary of a checkpoint, as the ``tokenizer.*`` keys of a GGUF file.
+"""From a checkpoint's tokenizer to the ``tokenizer.*`` keys of a GGUF file.
 
     vocabulary = read_vocabulary(Path("Llama-3.2-1B"), config)
     vocabulary.kind, vocabulary.pre, vocabulary.n_tokens     # ("gpt2", "llama-bpe", 128256)
     vocabulary.write_keys(writer)
 
-Nothing here needs transformers. `probe` proves with a finished file that it tokenizes as the original does.
+Nothing here needs transformers. `probe` tests that a finished file tokenizes as the original does.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from llamalite.converters.vocabulary.tokens import Vocabulary, check_tokens
 __all__ = ["Vocabulary", "read_vocabulary"]
 
 _CODELLAMA_TOKENS = 32016
-_CODELLAMA_EOT = 32010  # "▁<EOT>" ends an infill; llama.cpp finds its other infill tokens by their text
+_CODELLAMA_EOT = 32010  # "▁<EOT>" ends an infill; llama.cpp finds the other infill tokens by their text
 _SMOLLM_TOKENS = 49152
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     """Return the vocabulary of the Hugging Face folder `folder`, whose parsed config.json is `config`.
 
-    ``tokenizer.model`` comes first, then ``tokenizer.json``, as in llama.cpp's converter. Raises `VocabularyError` for
-    a tokenizer that llama.cpp cannot reproduce or whose files contradict each other, `CheckpointError` for files that
-    are not JSON, and ``FileNotFoundError`` where there is no tokenizer.
+    ``tokenizer.model`` is preferred to ``tokenizer.json``, as in llama.cpp's converter. Raises `VocabularyError` for a
+    tokenizer that llama.cpp cannot reproduce or whose files contradict each other, `CheckpointError` for files that are
+    not JSON, and ``FileNotFoundError`` if there is no tokenizer.
     """
     files = tiktoken.open_files(folder, config)
     model, tokenizer = files.sentencepiece_model, files.tokenizer_json
@@ -54,29 +54,29 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 
 def _no_tokenizer(folder: Path) -> str:
-    """What is missing, and how to get it: transformers writes tokenizer.json from the forms that are not read here."""
+    """Return a message on what is missing: transformers can write tokenizer.json from forms that are not read here."""
     save = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     other = next((name for name in ("tekken.json", "vocab.json") if (folder / name).is_file()), None)
     if other is not None:
         return (
-            f"{folder} has its tokenizer as {other} only, which is not read: take tokenizer.json from the model's "
+            f"{folder} has its tokenizer as {other} only, which is not supported: get tokenizer.json from the model's "
             f"repository, or let transformers write it: {save}"
         )
     return (
-        f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Take them from the "
+        f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Get them from the "
         "model's repository, or save them with transformers' AutoTokenizer.save_pretrained"
     )
 
 
 def _space_prefix(files: TokenizerFiles, vocabulary: Vocabulary) -> bool | None:
-    """Return ``tokenizer.ggml.add_space_prefix``, ``None`` to leave it to llama.cpp's default: yes for "llama" only.
+    """Return ``tokenizer.ggml.add_space_prefix``; ``None`` for llama.cpp's default, which is yes for "llama" only.
 
-    On purpose: where tokenizer_config.json does not say, llama.cpp's converter leaves the default, and a SentencePiece
-    model trained without the prefix (Yi) gets one.
+    On purpose: if tokenizer_config.json does not say, llama.cpp's converter leaves the default, and gives a prefix to a
+    SentencePiece model that was trained without one (Yi).
     """
-    said = (files.tokenizer_config or {}).get("add_prefix_space")
-    if isinstance(said, bool):
-        return said
+    configured = (files.tokenizer_config or {}).get("add_prefix_space")
+    if isinstance(configured, bool):
+        return configured
     if vocabulary.kind == "gpt2":
         return None
     if files.tokenizer_json is not None:
@@ -87,16 +87,16 @@ def _space_prefix(files: TokenizerFiles, vocabulary: Vocabulary) -> bool | None:
 
 
 def _settle_bos(files: TokenizerFiles, vocabulary: Vocabulary) -> None:
-    """Say whether a text gets BOS where llama.cpp would otherwise guess wrong.
+    """Set ``add_bos_token`` to false where llama.cpp would wrongly add BOS by default.
 
-    llama.cpp's converter writes "no" for every vocabulary of 49,152 tokens, meant for Granite; here, on purpose, only
-    where no file says that the tokenizer adds one. And llama.cpp adds one by default to SentencePiece vocabularies and
-    under the names in `ADDS_BOS`, which is turned off where tokenizer.json lists what it adds, and BOS is not among it.
+    By default llama.cpp adds BOS to SentencePiece vocabularies and to those with a name in `ADDS_BOS`. That is wrong if
+    tokenizer.json lists the tokens that it adds and BOS is not among them. llama.cpp's converter also writes "no" for
+    every vocabulary of 49,152 tokens, meant for Granite; here, on purpose, only if no file says that BOS is added.
     """
     if "bos" in vocabulary.special.add:
         return
     lists = "TemplateProcessing" in str((files.tokenizer_json or {}).get("post_processor"))
-    # transformers' own LLaMA classes add BOS without saying so in any file.
+    # transformers' own LLaMA classes add BOS, which no file says.
     silent = str((files.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer")
     unwanted = lists if vocabulary.kind == "llama" else vocabulary.pre in ADDS_BOS and (lists or not silent)
     if unwanted or files.config.get("vocab_size") == _SMOLLM_TOKENS:

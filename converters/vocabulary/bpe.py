@@ -1,8 +1,8 @@
-"""``tokenizer.json``: byte-level BPE (Llama 3, SmolLM, DeepSeek, Nemo) and BPE with byte fallback (Llama 2's fast one).
+"""``tokenizer.json``: byte-level BPE (Llama 3, SmolLM, DeepSeek, Nemo) and BPE with byte fallback (Llama 2).
 
 Byte-level tokens are spelled in GPT-2's alphabet (a space is ``Ġ``) and merged in the order of ``merges``. The other
-form is a SentencePiece model in disguise: tokens are plain text with ``▁`` for a space, unknown characters fall back to
-``<0xE2>``; llama.cpp runs it as SentencePiece, which wants scores in the place of merges.
+form is a SentencePiece model in disguise: tokens are plain text with ``▁`` for a space, and unknown characters fall
+back to byte tokens such as ``<0xE2>``; llama.cpp runs it as SentencePiece, which needs scores instead of merges.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import MAX_TOKENS, AddedToken, TokenizerFiles, entries
 from llamalite.converters.vocabulary.pretokenizer import pre_tokenizer_name
 from llamalite.converters.vocabulary.sentencepiece import ADDED_SCORE, PAD_SCORE, looks_special
-from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.converters.vocabulary.tokens import BYTE_LETTERS, TokenType, Vocabulary, as_bytes
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 _SOURCE = "tokenizer.json"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# Merged after everything else: the score of a token that no merge of the original makes.
+# The score of a token that no merge of the original makes: it is merged after everything else.
 _NEVER = -1e9
 
 
 def has_byte_fallback(tokenizer: dict[str, Any]) -> bool:
-    """Tell whether `tokenizer`, a parsed tokenizer.json, is SentencePiece's BPE in disguise (LlamaHfVocab, gguf-py)."""
+    """Tell whether the parsed tokenizer.json is a SentencePiece model in disguise (LlamaHfVocab, gguf-py)."""
     decoder = tokenizer.get("decoder")
     is_sequence = isinstance(decoder, dict) and decoder.get("type") == "Sequence"
     return bool(tokenizer["model"].get("byte_fallback")) and is_sequence
@@ -33,7 +33,7 @@ def has_byte_fallback(tokenizer: dict[str, Any]) -> bool:
 def read_byte_level(files: TokenizerFiles) -> Vocabulary:
     """Return the byte-level BPE vocabulary of tokenizer.json, without special tokens.
 
-    On purpose: a ``▁`` in an added token stays, where llama.cpp's converter makes it a space as in SentencePiece.
+    On purpose: a ``▁`` in an added token is kept; llama.cpp's converter replaces it by a space, as in SentencePiece.
     """
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
@@ -64,9 +64,9 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
 def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
     """Return the vocabulary of a tokenizer.json with byte fallback, without special tokens.
 
-    On purpose unlike llama.cpp's converter, which gives every token the score -1000 and so loses the order of the
-    merges (every text is then merged from the left): the k-th token that the merges make scores -k, as SentencePiece
-    numbers them. And rows of the embedding beyond the tokenizer become ``[PAD7]``: without them no file would load.
+    On purpose: the k-th token that the merges make scores -k, as in SentencePiece. llama.cpp's converter gives every
+    token the score -1000 and so loses the order of the merges: every text is then merged from the left. Rows of the
+    embedding beyond the tokenizer's tokens become ``[PAD7]`` and so on, without which no file would load.
     """
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
@@ -104,7 +104,7 @@ def adds_prefix(tokenizer: dict[str, Any]) -> bool:
 
     prepends = any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers"))
     spaces = [s for s in steps(tokenizer.get("pre_tokenizer"), "pretokenizers") if s.get("type") == "Metaspace"]
-    # Before 0.15 tokenizers said add_prefix_space where it now says prepend_scheme.
+    # Until version 0.14 of tokenizers, prepend_scheme was add_prefix_space.
     return prepends or any(
         s.get("prepend_scheme", "always" if s.get("add_prefix_space", True) else "never") != "never" for s in spaces
     )
@@ -124,7 +124,7 @@ def _bpe(files: TokenizerFiles) -> dict[str, Any]:
 
 
 def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str | None]:
-    """Return the text of every row of the embedding, ``None`` where the tokenizer has none."""
+    """Return the text of every row of the embedding; ``None`` for a row without a token."""
     vocabulary: dict[str, Any] = tokenizer["model"]["vocab"]
     by_id: dict[int, str] = {}
     for text, token_id in vocabulary.items():
@@ -143,9 +143,9 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
     if n_base > n_tokens:
         raise VocabularyError(
             f"{_SOURCE} has {n_base} tokens (the last is {by_id[n_base - 1]!r}), but config.json says "
-            f"vocab_size={n_tokens}: the embedding has no rows for them, so the tokenizer belongs to another model"
+            f"vocab_size={n_tokens}: the embedding has too few rows, so the tokenizer belongs to another model"
         )
-    for token_id in sorted(one for one in by_id if one >= n_tokens):
+    for token_id in sorted(beyond for beyond in by_id if beyond >= n_tokens):
         warn(
             "%s: token %d (%r) has no row in an embedding of %d: left out", _SOURCE, token_id, by_id[token_id], n_tokens
         )
@@ -153,11 +153,11 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
 
 
 def _merges(tokenizer: dict[str, Any]) -> list[str]:
-    """Return the merges, best first, as ``"left right"``; a space inside a part becomes ``Ġ``, which stands for it."""
+    """Return the merges, best first, as ``"left right"``; a space inside a part becomes ``Ġ``."""
     merges = tokenizer["model"].get("merges") or []
     if not isinstance(merges, list):
         raise VocabularyError(f"{_SOURCE}: 'model.merges' is not a list")
-    # Llama 3 has 280,147 of them: what is a text with one space already is taken as it is.
+    # Llama 3 has 280,147 of them, so that those already in this form are not taken apart.
     return [
         merge if isinstance(merge, str) and merge.count(" ") == 1 else _joined(merge, rank)
         for rank, merge in enumerate(merges)
@@ -174,22 +174,15 @@ def _added_type(token: AddedToken, text: str) -> TokenType:
     return TokenType.CONTROL if token.special or looks_special(text) else TokenType.USER_DEFINED
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_ALPHABET = _byte_alphabet()
+_BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
 def _decoded(text: str) -> str:
-    """Return an added token as it stands in texts: one spelled in the byte alphabet is turned back.
+    """Return an added token as it appears in texts: one spelled in GPT-2's alphabet is decoded.
 
-    llama.cpp looks for added tokens in the text itself, so its converter decodes them first (TextModel.get_vocab_base,
-    conversion/base.py); what the tokenizer's ByteLevel decoder does to a token is all that can change.
+    llama.cpp looks for added tokens in the text itself, so its converter decodes them first, as the tokenizer's
+    ByteLevel decoder would (TextModel.get_vocab_base, conversion/base.py).
     """
-    if all(character in _ALPHABET for character in text):
-        return bytes(_ALPHABET[character] for character in text).decode("utf-8", "replace")
+    if all(letter in _BYTE_OF_LETTER for letter in text):
+        return bytes(_BYTE_OF_LETTER[letter] for letter in text).decode("utf-8", "replace")
     return text

@@ -1,10 +1,10 @@
-"""The tokenizer's files in a Hugging Face folder, each read once, and the added tokens that they agree on.
+"""The tokenizer's files in a Hugging Face folder, each read once, and the added tokens that they define together.
 
     files = TokenizerFiles(Path("Llama-3.2-1B"), config)
     files.tokenizer_json["model"]["type"]       # "BPE"
     files.added_tokens[128000].content          # "<|begin_of_text|>"
 
-Knows nothing of GGUF and nothing of what llama.cpp makes of a token.
+This module knows nothing of GGUF and llama.cpp.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.checkpoints.json_file import read_object, whole_number
 from llamalite.errors import VocabularyError
 
-# The names under which tokenizer_config.json and config.json speak of single tokens, in llama.cpp's order
-# (SpecialVocab, gguf-py/gguf/vocab.py): the order of the keys in a GGUF file follows it.
+# The names of special tokens in tokenizer_config.json and config.json (bos_token, bos_token_id, ...), in llama.cpp's
+# order (SpecialVocab, gguf-py/gguf/vocab.py), which is also that of the keys in a GGUF file.
 SPECIAL_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 MAX_TOKENS = 1 << 21  # the largest real vocabularies have 262,144
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in the text before anything else happens to it.
+    """A token that is found in a text before the text is cut.
 
-    `special` tokens are control tokens (dropped when decoding), `normalized` ones are searched in the normalized text.
+    `special` tokens are control tokens (dropped when decoding); `normalized` ones are found in the normalized text.
     """
 
     id: int
@@ -40,10 +40,10 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What stands in `folder`; `config` is its parsed ``config.json``. A missing file is ``None`` or empty.
+    """The parsed files of `folder`; `config` is its ``config.json``. A missing file is ``None`` or empty.
 
-    Every property raises `CheckpointError` for a file that is not JSON, and `VocabularyError` for one that is JSON
-    and not a tokenizer's.
+    Every property raises `CheckpointError` for a file that is not JSON, and `VocabularyError` for JSON that does not
+    describe a tokenizer.
     """
 
     folder: Path
@@ -78,22 +78,22 @@ class TokenizerFiles:
 
     @property
     def n_tokens(self) -> int | None:
-        """The rows of the embedding, as config.json has them; ``None`` where it says nothing."""
+        """The number of rows of the embedding by config.json; ``None`` if it does not say."""
         if self.config.get("vocab_size") is None:
             return None
         return whole_number(self.config, "vocab_size", "config.json", most=MAX_TOKENS)
 
     def named_token(self, name: str) -> str | None:
-        """Return the text of the token that tokenizer_config.json calls `name`_token, where it names one."""
+        """Return the text of `name`_token in tokenizer_config.json; None if it is not there."""
         return token_text((self.tokenizer_config or {}).get(f"{name}_token"))
 
     @cached_property
     def added_tokens_json(self) -> dict[str, int]:
-        """``added_tokens.json``: what older versions of transformers put beside a ``tokenizer.model``."""
-        found = self._object("added_tokens.json") or {}
-        for text, token_id in found.items():
+        """``added_tokens.json``, which older versions of transformers write beside a ``tokenizer.model``."""
+        added = self._object("added_tokens.json") or {}
+        for text, token_id in added.items():
             _check_id(token_id, text, "added_tokens.json")
-        return found
+        return added
 
     @cached_property
     def listed_tokens(self) -> list[AddedToken]:
@@ -115,10 +115,10 @@ class TokenizerFiles:
 
     @cached_property
     def added_tokens(self) -> dict[int, AddedToken]:
-        """Added tokens by id, as transformers sees them once it has read tokenizer.json and tokenizer_config.json.
+        """Added tokens by id, as transformers combines those of tokenizer.json and tokenizer_config.json.
 
-        The flags of tokenizer_config.json win, and a token that is named there (bos_token, ...) and stands in the
-        vocabulary is special even where no list has it (PreTrainedTokenizerFast.__init__, transformers).
+        The flags of tokenizer_config.json win, and a token of the vocabulary that is named there (bos_token, ...) is
+        special even if no list has it (PreTrainedTokenizerFast.__init__, transformers).
         """
         added = {token.id: token for token in self.listed_tokens}
         ids = {token.content: token.id for token in self.listed_tokens}
@@ -152,7 +152,7 @@ class TokenizerFiles:
 
 
 def entries(parent: dict[str, Any], name: str) -> list[Any]:
-    """Return the list `name` of a part of tokenizer.json, empty where there is none."""
+    """Return the list `name` of a part of tokenizer.json, empty if it is missing."""
     listed = parent.get(name)
     if listed is not None and not isinstance(listed, list):
         raise VocabularyError(f"tokenizer.json: {name!r} is {listed!r:.60}, expected a list: save the tokenizer again")
@@ -160,7 +160,7 @@ def entries(parent: dict[str, Any], name: str) -> list[Any]:
 
 
 def token_text(entry: Any) -> str | None:
-    """Return the text of a token that a config gives as a string or as an object with ``content``."""
+    """Return the text of a token, which a config holds as a string or as an object with ``content``."""
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) else None
@@ -186,5 +186,5 @@ def _added_token(token_id: Any, entry: dict[str, Any], where: str) -> AddedToken
 
 def _check_id(token_id: Any, text: str, where: str) -> int:
     if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-        raise VocabularyError(f"{where}: token {text!r} has the id {token_id!r}, expected a whole number from 0 on")
+        raise VocabularyError(f"{where}: token {text!r} has the id {token_id!r}, expected a whole number of 0 or more")
     return token_id

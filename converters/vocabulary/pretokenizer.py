@@ -1,4 +1,4 @@
-"""Which name of llama.cpp's splits texts as the pre-tokenizer of a tokenizer.json does.
+"""llama.cpp's name for the pre-tokenizer of a tokenizer.json.
 
     >>> pre_tokenizer_name({
     ...     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
@@ -10,12 +10,12 @@
     'smollm'
 
 Before BPE merges anything, a text is cut into words, which no merge crosses. tokenizer.json spells the cuts out as a
-list of steps; GGUF only has a name, ``tokenizer.ggml.pre``, behind which llama.cpp keeps its own list of regular
-expressions (llm_tokenizer_bpe, llama-vocab.cpp). llama.cpp's converter finds the name by hashing the ids of one sample
-text, which knows nobody's fine-tune; here the steps themselves are compared, in one canonical spelling. Names that
-stand for the same cuts are one entry: a Falcon 3 gets "llama-bpe", not "falcon3".
+list of steps; GGUF has only a name, ``tokenizer.ggml.pre``, for which llama.cpp has its own list of regular expressions
+(llm_tokenizer_bpe, llama-vocab.cpp). llama.cpp's converter finds the name by a hash of one sample text's ids, which it
+knows for published vocabularies only; here the steps themselves are compared, in one canonical spelling. Names for the
+same cuts are one entry: Falcon 3 gets "llama-bpe", not "falcon3".
 
-Does not know whether llama.cpp's list really cuts like the original's: `probe` proves that with the finished file.
+Whether llama.cpp's list really cuts like the original is not known here: `probe` tests that with the finished file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 from llamalite.converters.vocabulary.files import entries
 from llamalite.errors import VocabularyError
 
-# Spellings of one thing: the English contractions in any case, possessive quantifiers before what they cannot match,
-# and line ends written as themselves.
+# Different spellings of the same expression → the canonical one: English contractions in any case, possessive
+# quantifiers that make no difference, and line ends written literally.
 _RESPELLED = (
     ("'(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
     ("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
@@ -39,7 +39,7 @@ _RESPELLED = (
 )
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_BYTES = "every byte becomes a character"  # the last step of byte-level BPE
+_BYTES = "every byte becomes a character"  # the last step of byte-level BPE, as shown in messages
 _ENGLISH = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
@@ -56,7 +56,7 @@ _GPT4O = (
     r"|\p{N}{1,3}" + _O200K_TAIL
 )
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-# Letters of the scripts that have case: the tokenizer of DeepSeek LLM was trained with them spelled out.
+# Letters of the scripts that have case, which the tokenizer of DeepSeek LLM lists one by one.
 _DEEPSEEK_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-"
@@ -77,9 +77,12 @@ _DEEPSEEK_V3 = (
 
 
 class _Names(NamedTuple):
-    """llama.cpp's names for one list of cuts: `merging` finds tokens only through merges, `whole` takes a word that is
-    a token as it is (``ignore_merges``). ``None`` where llama.cpp has no such name: then the other one does, unless
-    the vocabulary has words that no merge makes, which the probe finds out."""
+    """llama.cpp's names for one list of cuts.
+
+    Under `merging` tokens are made by merges only; under `whole` a word that is a token is taken as it is
+    (``ignore_merges``). If llama.cpp has only one of the two, the other is ``None`` and the first is used, which is
+    right unless the vocabulary has words that no merge makes: the probe would find those.
+    """
 
     merging: str | None
     whole: str | None
@@ -91,7 +94,7 @@ _KNOWN: dict[tuple[str, ...], _Names] = {
     (r"\p{N}", _GPT2): _Names("smollm", None),
     (_QWEN2,): _Names("qwen2", None),
     (_QWEN35,): _Names("qwen35", None),
-    # llama.cpp always takes whole words under this name; Mistral's vocabulary is built so that it makes no difference.
+    # Under this name llama.cpp always takes whole words; with Mistral's vocabulary that makes no difference.
     (_TEKKEN,): _Names("tekken", "tekken"),
     (_GPT4O,): _Names("gpt-4o", None),
     (_SEED_CODER,): _Names("seed-coder", None),
@@ -109,14 +112,14 @@ _KNOWN: dict[tuple[str, ...], _Names] = {
     (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK_V3): _Names("deepseek-v3", None),
 }
 
-# Names that make llama.cpp put BOS before a text unless the file says no (llama_vocab::impl::load).
+# Names under which llama.cpp puts BOS before a text unless the file says no (llama_vocab::impl::load).
 ADDS_BOS = frozenset({"llama-bpe", "tekken"})
-# For the same cuts: "smollm" leaves decoded text alone, "starcoder" takes spaces before punctuation out again.
+# The same cuts, but with "starcoder" llama.cpp removes spaces before punctuation from decoded text.
 _TIDYING = {"smollm": "starcoder"}
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any], *, tidies_spaces: bool = False) -> str:
-    """Return the name for ``tokenizer.ggml.pre``; `VocabularyError` shows the steps that llama.cpp has no name for.
+    """Return the name for ``tokenizer.ggml.pre``; `VocabularyError` shows the steps if llama.cpp has no name for them.
 
     `tokenizer` is a parsed tokenizer.json. `tidies_spaces` is its ``clean_up_tokenization_spaces``.
     """
@@ -134,7 +137,7 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], *, tidies_spaces: bool = False
 
 
 def _steps(node: Any) -> list[str]:
-    """Return the cuts of a pre-tokenizer as regular expressions, each one's matches cut out in turn, and `_BYTES`."""
+    """Return the steps of a pre-tokenizer: regular expressions whose matches are cut out in turn, then `_BYTES`."""
     if node is None:
         return []
     kind = node.get("type") if isinstance(node, dict) else None
@@ -156,11 +159,10 @@ def _split(node: dict[str, Any]) -> str:
         regex = re.escape(pattern["String"])
     if not isinstance(regex, str):
         return repr(node)
-    for one, other in _RESPELLED:
-        regex = regex.replace(one, other)
+    for spelling, canonical in _RESPELLED:
+        regex = regex.replace(spelling, canonical)
     behavior, invert = node.get("behavior"), bool(node.get("invert"))
-    # An expression that matches every character cuts the same whether its matches are isolated, or what lies between
-    # them is removed.
+    # If an expression matches every character, isolating its matches and removing everything else are the same.
     if (behavior == "Isolated" and not invert) or (behavior == "Removed" and invert and regex.endswith(r"|\s+")):
         return regex
     return f"{regex} ({behavior}{', inverted' if invert else ''})"

@@ -1,12 +1,12 @@
-"""Proof that a finished GGUF file tokenizes as the original tokenizer does.
+"""Tests whether a finished GGUF file tokenizes as the original tokenizer does.
 
     report = compare(Path("Llama-3.2-1B"), config, Path("model.gguf.part"))
     report.n_texts, len(report.differences)     # (4609, 0)
-    report.known                                # llama.cpp's own ways, which no converter can change
+    report.known                                # peculiarities of llama.cpp, which no converter can change
 
-A few thousand texts (`probe_texts`) go through the original, by the library `tokenizers` or `sentencepiece`, and
-through the file's vocabulary as llama.cpp loads it. Nothing else could tell that a name in ``tokenizer.ggml.pre`` cuts
-texts as tokenizer.json does.
+A few thousand texts (`probe_texts`) go through the original tokenizer, run by the library `tokenizers` or
+`sentencepiece`, and through the file's vocabulary in llama.cpp. Only so can it be known that the pre-tokenizer named in
+``tokenizer.ggml.pre`` cuts texts as tokenizer.json does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from llamalite.converters.vocabulary.tiktoken import open_files
 from llamalite.errors import VocabularyError
 from llamalite.native.model import NativeModel
 
-# What llama.cpp does its own way, whatever a converter writes.
+# Peculiarities of llama.cpp, whatever a converter writes.
 SPACE_PREFIX = "llama.cpp puts a space before text that follows a special token or begins with a space"
-HIDDEN_TOKEN = "llama.cpp finds added tokens anywhere, the original only where its normalizer leaves them"
+HIDDEN_TOKEN = "llama.cpp finds added tokens anywhere, the original only where its normalizer keeps them"
 NOT_NORMALIZED = "llama.cpp does not normalize Unicode"
-NO_CASE = "llama.cpp cuts words otherwise at combining marks and at capitals outside ASCII"
-NO_DIGITS = "llama.cpp does not part digits outside ASCII"
+NO_CASE = "llama.cpp cuts words differently at combining marks and at capitals outside ASCII"
+NO_DIGITS = "llama.cpp does not separate digits outside ASCII"
 
 
 def _without_case(text: str) -> str:
@@ -47,8 +47,8 @@ def _without_digits(text: str) -> str:
     return "".join(c for c in text if c.isascii() or not c.isnumeric())
 
 
-# Names whose regular expressions in llama.cpp only approximate the originals' (llm_tokenizer_bpe, llama-vocab.cpp), and
-# what makes a text one that both cut alike.
+# Pre-tokenizers whose regular expressions in llama.cpp only approximate the original's (llm_tokenizer_bpe,
+# llama-vocab.cpp), and a function that removes from a text what they cut differently.
 _APPROXIMATE: dict[str, tuple[str, Callable[[str], str]]] = {
     "tekken": (NO_CASE, _without_case),
     "gpt-4o": (NO_CASE, _without_case),
@@ -60,7 +60,7 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A text that the two tokenize differently, with the ids of each; `why` is set where the cause is known."""
+    """A text that the two tokenize differently, with the ids of each; `why` is the cause if it is a known one."""
 
     text: str
     original: list[int]
@@ -73,7 +73,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What the probe found: `differences` that speak against the file, `known` ones that llama.cpp always has.
+    """The result of the probe: unexpected `differences`, and `known` ones that llama.cpp always has.
 
     Both lists have the shortest texts first.
     """
@@ -83,21 +83,21 @@ class ProbeReport:
     known: list[Difference]
 
     def describe(self) -> str:
-        """Return one line for people: what differs, shown by the shortest text, or that nothing does."""
+        """Return one line for people: how many texts differ, and the shortest of them."""
         if self.differences:
             return f"{len(self.differences)} of {self.n_texts} probe texts differ, the shortest: {self.differences[0]}"
         also = ""
         if self.known:
-            reasons = ", ".join(sorted({str(one.why) for one in self.known}))
-            also = f"; {len(self.known)} differ as known ({reasons}), the shortest: {self.known[0]}"
+            reasons = ", ".join(sorted({str(difference.why) for difference in self.known}))
+            also = f"; {len(self.known)} differ for known reasons ({reasons}), the shortest: {self.known[0]}"
         return f"{self.n_texts - len(self.known)} of {self.n_texts} probe texts have the same token ids{also}"
 
     def raise_for_differences(self) -> None:
         """Raise `VocabularyError` if there are differences."""
         if self.differences:
             raise VocabularyError(
-                f"{self.describe()}. A model fed with other ids than it was trained on gets worse: report the "
-                "tokenizer, or convert all the same with --allow-token-mismatch"
+                f"{self.describe()}. A model gets worse with other ids than it was trained on: report the tokenizer, "
+                "or convert anyway with --allow-token-mismatch"
             )
 
 
@@ -111,13 +111,13 @@ def compare(
     """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
 
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
-    the vocabulary. tokenizer.json is the original where there is one, since transformers uses it; else tokenizer.model,
-    in which no special token is ever found in a text, so that those are only tried alone. Takes two seconds for 128k
-    tokens; once `stop` is set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file,
-    `VocabularyError` if the original cannot be loaded.
+    the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model; that never
+    finds special tokens in a text, so that they are tried alone only. Takes two seconds for 128k tokens; once `stop` is
+    set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if the
+    original cannot be loaded.
     """
     files = open_files(folder, config)
-    with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes lets go of the interpreter
+    with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes releases the GIL
         loading = pool.submit(NativeModel, gguf_path, vocab_only=True)
         try:
             original = _Original(files)
@@ -134,20 +134,20 @@ def compare(
             corpus += original.specials
             theirs += [[original.ids[text]] for text in original.specials]
             ours += finished(original.specials)
-        found = [Difference(t, a, b) for t, a, b in zip(corpus, theirs, ours, strict=True) if a != b]
+        differing = [Difference(t, a, b) for t, a, b in zip(corpus, theirs, ours, strict=True) if a != b]
         if original.adds is not None:
-            found += _ends(original.adds, model)
-        found.sort(key=lambda one: (len(one.text), one.text))
+            differing += _ends(original.adds, model)
+        differing.sort(key=lambda difference: (len(difference.text), difference.text))
         pre = model.metadata.get("tokenizer.ggml.pre", "")
-        named = [replace(one, why=_why(one, original, finished, pre)) for one in found]
-        differences = [one for one in named if one.why is None]
+        explained = [replace(d, why=_why(d, original, finished, pre)) for d in differing]
+        differences = [difference for difference in explained if difference.why is None]
         if differences:
             differences[0] = _shortened(differences[0], original, finished)
-        return ProbeReport(len(corpus), differences, [one for one in named if one.why is not None])
+        return ProbeReport(len(corpus), differences, [d for d in explained if d.why is not None])
 
 
 class _Original:
-    """The tokenizer of the checkpoint: `encode` never adds special tokens."""
+    """The checkpoint's own tokenizer; `encode` never adds special tokens."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         n_tokens = files.n_tokens or MAX_TOKENS
@@ -180,7 +180,7 @@ class _Original:
                 tokenizer = tokenizers.Tokenizer.from_str(json.dumps(source))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a bare Exception whatever is wrong, or a panic of the Rust code, which is none
+        except BaseException as error:  # a panic of the Rust code is not an Exception
             raise VocabularyError(
                 f"{path} cannot be loaded by the installed tokenizers {tokenizers.__version__}: {error}. Upgrade it "
                 "(pip install -U tokenizers), or save the tokenizer again"
@@ -189,58 +189,58 @@ class _Original:
         tokenizer.no_padding()
         self.ids = {text: i for text, i in self.ids.items() if tokenizer.token_to_id(text) == i}
         config = files.tokenizer_config or {}
-        # Some versions of transformers let tokenizer_config.json change what the post-processor adds, some do not.
-        said = any(isinstance(config.get(name), bool) for name in ("add_bos_token", "add_eos_token"))
-        if not said and "TemplateProcessing" in json.dumps(source.get("post_processor")):
+        # Only in some versions of transformers can tokenizer_config.json change what the post-processor adds.
+        configured = any(isinstance(config.get(name), bool) for name in ("add_bos_token", "add_eos_token"))
+        if not configured and "TemplateProcessing" in json.dumps(source.get("post_processor")):
             self.adds = ("a", tokenizer.encode("a").ids)
         normalizer = tokenizer.normalizer
         if normalizer is not None and not self.spaces:
             self._normalize = normalizer.normalize_str
-        self.encode: Encode = lambda some: [
-            encoding.ids for encoding in tokenizer.encode_batch(list(some), add_special_tokens=False)
+        self.encode: Encode = lambda texts: [
+            encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
     def _use_sentencepiece(self, path: Path, files: TokenizerFiles, n_tokens: int) -> None:
         model = sentencepiece.load_model(path)
         self.ids |= {text: i for text, i in files.added_tokens_json.items() if i < n_tokens}
         self.ids = {text: i for text, i in self.ids.items() if "▁" not in text}  # would be found as a space
-        self.encode = lambda some: model.encode(list(some))
+        self.encode = lambda texts: model.encode(list(texts))
         self._normalize = lambda text: str(model.normalize(text)).replace("▁", " ").removeprefix(" ")
 
     def normalized(self, text: str) -> str:
-        """Return what the normalizer makes of `text`, apart from the spelling of spaces."""
+        """Return `text` normalized, apart from the spelling of spaces."""
         return text if self._normalize is None else self._normalize(text)
 
 
 def _tokens(model: NativeModel) -> list[str]:
-    """Return the texts of a thousand tokens spread over the vocabulary, those that are no whole characters left out."""
+    """Return the texts of a thousand tokens spread over the vocabulary, without those that end inside a character."""
     pieces = (model.token_to_piece(i) for i in range(0, model.n_vocab, max(1, model.n_vocab // 1000)))
     decoded = (piece.decode("utf-8", "replace") for piece in pieces)
     return [text for text in dict.fromkeys(decoded) if text and "\ufffd" not in text]
 
 
 class _Finished(Protocol):
-    """The file's vocabulary in llama.cpp; never adds special tokens, finds them in the text if `special`."""
+    """The file's tokenizer in llama.cpp; it never adds special tokens, and finds them in texts if `special`."""
 
-    def __call__(self, some: Sequence[str], *, special: bool = True) -> list[list[int]]: ...
+    def __call__(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]: ...
 
 
 def _finished(model: NativeModel, stop: threading.Event) -> _Finished:
     """Return the tokenizer of `model`, on all cores: some of llama.cpp's regular expressions take a millisecond."""
     n_threads = os.cpu_count() or 1
 
-    def encode(some: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        def one(text: str) -> list[int]:
+    def encode(texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        def encode_text(text: str) -> list[int]:
             if stop.is_set():
                 raise CancelledError
             ids: list[int] = model.tokenize(text, add_special=False, parse_special=special).tolist()
             return ids
 
-        if len(some) < 100:
-            return [one(text) for text in some]
+        if len(texts) < 100:
+            return [encode_text(text) for text in texts]
         with ThreadPoolExecutor(n_threads) as pool:
-            parts = pool.map(lambda k: [one(text) for text in some[k::n_threads]], range(n_threads))
-        out: list[list[int]] = [[]] * len(some)
+            parts = pool.map(lambda k: [encode_text(text) for text in texts[k::n_threads]], range(n_threads))
+        out: list[list[int]] = [[]] * len(texts)
         for k, part in enumerate(parts):
             out[k::n_threads] = part
         return out
@@ -249,11 +249,11 @@ def _finished(model: NativeModel, stop: threading.Event) -> _Finished:
 
 
 def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer.json that puts no space before a text, as transformers makes it for add_prefix_space=false."""
+    """Return a tokenizer.json that adds no space before a text, as transformers does for add_prefix_space=false."""
 
     def strip(node: Any) -> Any:
         if isinstance(node, list):
-            return [strip(one) for one in node if not (isinstance(one, dict) and one.get("type") == "Prepend")]
+            return [strip(step) for step in node if not (isinstance(step, dict) and step.get("type") == "Prepend")]
         if not isinstance(node, dict):
             return node
         changed = {key: strip(value) for key, value in node.items()}
@@ -266,47 +266,48 @@ def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ends(adds: tuple[str, list[int]], model: NativeModel) -> list[Difference]:
-    """Compare what is put around a text: BOS and EOS."""
+    """Compare the tokens that are added around a text: BOS and EOS."""
     text, ids = adds
     ours = model.tokenize(text, add_special=True, parse_special=True).tolist()
     return [] if ours == ids else [Difference(text, ids, ours)]
 
 
-def _why(one: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
-    """Name the known cause of a difference, where it is proved by the same text without that cause."""
-    normal = original.normalized(one.text)
-    if normal != one.text and finished([normal]) == [one.original]:
+def _why(difference: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
+    """Return the known cause of a difference if the text without that cause does not differ; else None."""
+    text = difference.text
+    normal = original.normalized(text)
+    if normal != text and finished([normal]) == [difference.original]:
         return NOT_NORMALIZED
     if pre in _APPROXIMATE:
         reason, simplify = _APPROXIMATE[pre]
-        plain = simplify(one.text)
-        if plain != one.text and original.encode([plain]) == finished([plain]):
+        plain = simplify(text)
+        if plain != text and original.encode([plain]) == finished([plain]):
             return reason
     if original.spaces:
-        # With the special tokens out of the way, every piece of the text has to be the same in both.
-        pieces = [piece for piece in original.finder.split(one.text) if piece]
+        # Without the special tokens, every piece of the text must be the same in both.
+        pieces = [piece for piece in original.finder.split(text) if piece]
         if all(_same_but_for_a_space(piece, original, finished) for piece in pieces):
             specials = set(original.ids.values())
-            theirs, ours = ([i for i in ids if i in specials] for ids in (one.original, one.finished))
+            theirs, ours = ([i for i in ids if i in specials] for ids in (difference.original, difference.finished))
             if theirs == ours:
                 return SPACE_PREFIX
-            if any(text in one.text for text in original.normalized_specials):
+            if any(special in text for special in original.normalized_specials):
                 return HIDDEN_TOKEN
     return None
 
 
 def _same_but_for_a_space(text: str, original: _Original, finished: _Finished) -> bool:
-    """Tell whether both agree on `text`, or the original takes the space that it begins with for the prefix."""
-    text = "  " if text == " " else text  # a space alone has no rest that would show the prefix
+    """Tell whether both agree on `text`, or the original takes the space at its start for the prefix."""
+    text = "  " if text == " " else text  # a single space has no rest that would show the prefix
     ids = original.encode([text])
     return finished([text]) == ids or (text.startswith(" ") and finished([text[1:]]) == ids)
 
 
-def _shortened(one: Difference, original: _Original, finished: _Finished) -> Difference:
-    """Drop characters from both ends of a text for as long as the two still differ."""
-    if one.finished != finished([one.text])[0] or one.original != original.encode([one.text])[0]:
-        return one  # it differs in what is put around it, or in a special token alone
-    text = one.text
+def _shortened(difference: Difference, original: _Original, finished: _Finished) -> Difference:
+    """Drop characters from both ends of the text as long as the two tokenizers differ on the rest."""
+    text = difference.text
+    if difference.finished != finished([text])[0] or difference.original != original.encode([text])[0]:
+        return difference  # the difference is in the tokens added around the text, or in a special token alone
     while len(text) > 1:
         shorter = [text[1:], text[:-1]]
         ours, theirs = finished(shorter), original.encode(shorter)

@@ -1,6 +1,6 @@
 """A few thousand short texts that tokenizers disagree about: scripts, digits, white space, code, emoji, contractions.
 
-The same texts in the same order everywhere; `special_texts` adds those with the control tokens of one vocabulary.
+The texts and their order are the same everywhere; `special_texts` adds texts with one vocabulary's control tokens.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _WORDS = (
 
 @cache
 def texts() -> tuple[str, ...]:
-    """Return the corpus, each text once, shortest kinds first."""
+    """Return the corpus: every text once, the kinds of short texts first."""
     return tuple(dict.fromkeys(text for text in _all() if text))
 
 
@@ -124,7 +124,7 @@ def _all() -> Iterator[str]:
         words = passage.split(" ")
         yield from (f" {word}" for word in words)
         yield from (" ".join(words[i : i + 3]) for i in range(0, len(words), 2))
-    # Neighbours that no sentence has.
+    # Random combinations, which no sentence has.
     fragments = [*_WORDS, *_SPACES, *_EMOJI, *_CONTRACTIONS, *_PUNCTUATION, *"0123456789"]
     fragments += [word for sentence in _SENTENCES for word in sentence.split(" ")]
     for _ in range(500):
@@ -132,7 +132,7 @@ def _all() -> Iterator[str]:
 
 
 def _alphabets() -> Iterator[str]:
-    """Single letters of every script in the sentences, alone and after a space, precomposed and decomposed."""
+    """Yield letters of every script in the sentences, alone and after a space, precomposed and decomposed."""
     letters = sorted(set("".join(_SENTENCES)) | set("äöüÄÖÜßéèêëçñåøÅØżźćńőűşğıİœæđðþÿ"))
     yield from (prefix + letter for letter in letters if letter > "\x7f" for prefix in ("", " "))
     for base in "aeiounAEcs":
@@ -162,18 +162,18 @@ def _numbers() -> Iterator[str]:
 
 
 def special_texts(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Return texts with the added tokens `tokens`: alone, glued, spaced, in a row, and in the place of a chat turn.
+    """Return texts with the added tokens `tokens`: alone, with and without spaces, in a row, and as in a chat.
 
-    Of many (Llama 3 has 256) the first and last sixteen stand for all in the longer texts.
+    Of many tokens (Llama 3 has 256) only the first and last sixteen are in the longer texts.
     """
-    found: list[str] = [*tokens]
+    corpus: list[str] = [*tokens]
     chosen = list(dict.fromkeys([*tokens[:16], *tokens[-16:]]))
     for i, token in enumerate(chosen):
         other = chosen[(i + 1) % len(chosen)]
-        found += [
+        corpus += [
             f"{token}Hello", f"Hello{token}", f"Hello{token}world", f"Hello {token} world", f"{token} Hello",
             f"{token}\n\nHello", f"{token}{token}", f"{token}{other}", f"{token} {other}",
             f"{token}user{other}\n\nHi! 你好",
             f"{token[:-1]} {token[-1:]}", f"x{token[1:]}",
         ]  # fmt: skip
-    return tuple(dict.fromkeys(text for text in found if text))
+    return tuple(dict.fromkeys(text for text in corpus if text))

@@ -1,8 +1,8 @@
 """``tokenizer.model``: the SentencePiece vocabulary of LLaMA 1 and 2, CodeLlama, Mistral 7B, TinyLlama, Yi, ...
 
-Pieces keep their ids and scores. Then come the tokens of ``added_tokens.json`` and those of ``added_tokens_decoder`` in
-tokenizer_config.json, each of which may also rename a piece, and what only tokenizer.json adds; what is left up to
-``vocab_size`` is ``[PAD7]``, unused (TextModel._create_vocab_sentencepiece, conversion/base.py).
+Pieces keep their ids and scores. The tokens of ``added_tokens.json`` and of ``added_tokens_decoder`` in
+tokenizer_config.json follow, which may also rename pieces, and then those that only tokenizer.json adds. Ids that are
+left below ``vocab_size`` become unused tokens ``[PAD7]`` (TextModel._create_vocab_sentencepiece, conversion/base.py).
 """
 
 from __future__ import annotations
@@ -12,36 +12,35 @@ from typing import Any
 
 import sentencepiece
 
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import AddedToken, TokenizerFiles
 from llamalite.converters.vocabulary.tokens import TokenType, Vocabulary, as_bytes
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
-# Tokens that some checkpoints forgot to flag as special (TextModel.does_token_look_special, conversion/base.py).
+# Control tokens that some checkpoints do not flag as special (TextModel.does_token_look_special, conversion/base.py).
 _SPECIAL_LOOKS = frozenset({"<pad>", "<mask>", "<2mass>", "[@BOS@]"})
 
 
 def looks_special(text: str) -> bool:
-    """Tell whether a token is a control token by its looks, whatever its flags say: ``<|im_end|>``, ``<pad>``."""
+    """Tell whether a token looks like a control token, whatever its flags say: ``<|im_end|>``, ``<pad>``."""
     brackets = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return text in _SPECIAL_LOOKS or any(text.startswith(a) and text.endswith(b) for a, b in brackets)
 
 
 def load_model(path: Path) -> Any:
-    """Return the ``SentencePieceProcessor`` of `path`; `VocabularyError` for a file that is no SentencePiece model."""
+    """Return the ``SentencePieceProcessor`` of `path`; `VocabularyError` for any other file."""
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last: the library's message quotes the file
-        raise VocabularyError(f"{path} is no SentencePiece model: {error}") from error
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last if its message quotes bytes of the file
+        raise VocabularyError(f"{path} is not a SentencePiece model: {error}") from error
 
 
 def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
     """Return the vocabulary of the SentencePiece model at `path`, without special tokens.
 
-    Pieces and added tokens beyond the embedding's ``vocab_size`` rows are left out with a warning: no row could
-    stand for them.
+    Pieces and added tokens beyond the embedding's ``vocab_size`` rows are left out with a warning.
     """
     model = load_model(path)
     n_pieces = model.vocab_size()
@@ -69,7 +68,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
         if token.special or looks_special(token.content):
             put(token.id, token.content, TokenType.CONTROL, where)
         else:
-            # llama.cpp looks these up in the text itself, where a space is still a space.
+            # llama.cpp finds these in the text itself, where a space is still a space.
             put(token.id, token.content.replace("▁", " "), TokenType.USER_DEFINED, where)
 
     for text, token_id in files.added_tokens_json.items():
@@ -77,7 +76,7 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
     for token in files.configured_tokens:
         add(token, "tokenizer_config.json")
     for token in files.listed_tokens:
-        # On purpose: llama.cpp's converter does not look here, where alone transformers 5 lists the added tokens.
+        # On purpose: llama.cpp's converter ignores this list, the only one in which transformers 5 has added tokens.
         if token.id >= n_tokens or types[token.id] == TokenType.UNUSED:
             add(token, "tokenizer.json")
     return Vocabulary("llama", "default", path.name, tokens, types, scores)
@@ -87,7 +86,7 @@ def _piece(model: Any, token_id: int, path: Path) -> str:
     try:
         return str(model.id_to_piece(token_id))
     except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path}: piece {token_id} is no UTF-8, so the file is damaged: {error}") from None
+        raise VocabularyError(f"{path}: piece {token_id} is not UTF-8, so the file is damaged: {error}") from None
 
 
 def _piece_type(model: Any, token_id: int) -> int:

@@ -1,13 +1,12 @@
-"""Which token opens a text, which one ends it, and the chat template: what GGUF calls ``tokenizer.ggml.bos_token_id``
-and so on.
+"""Special tokens (BOS, EOS and so on) and the chat template, for the keys ``tokenizer.ggml.bos_token_id`` and so on.
 
     special = read_special(files, n_tokens=128256)
     special.ids              # {"bos": 128000, "eos": 128009}
-    special.add              # {"bos": True}: put around a text by default
+    special.add              # {"bos": True}: added to a text by default
     special.chat_template    # Jinja text, or a list of named templates, or None
 
-Follows SpecialVocab of gguf-py (gguf/vocab.py as llama-cpp-python 0.3.36 carries it; the package `gguf` on PyPI lags
-behind it and differs), the order of the keys included. The places where it does otherwise are marked *on purpose*.
+Follows SpecialVocab of gguf-py (gguf/vocab.py as bundled in llama-cpp-python 0.3.36; the package `gguf` on PyPI is
+older and differs), including the order of the keys. Deliberate differences are marked *on purpose*.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Any
 
 from llamalite.converters.checkpoints.folder import member, more_templates
 from llamalite.converters.checkpoints.json_file import read_object
-from llamalite.converters.notices import warn
 from llamalite.converters.vocabulary.files import SPECIAL_NAMES, TokenizerFiles, entries, token_text
+from llamalite.converters.warning_log import warn
 from llamalite.errors import VocabularyError
 
 TemplateSource = str | list[dict[str, str]] | None
 
-# Texts that llama.cpp takes for an end of generation wherever they stand (llama_vocab::impl::load, llama-vocab.cpp).
+# Tokens that llama.cpp recognizes by their text as an end of generation (llama_vocab::impl::load, llama-vocab.cpp).
 KNOWN_ENDS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <｜end▁of▁sentence｜>".split()
@@ -33,7 +32,7 @@ KNOWN_ENDS = frozenset(
 
 @dataclass
 class SpecialTokens:
-    """`ids` by name ("bos", "eos", "eot", ...) and `add`, whether a text gets that token; both in the file's order."""
+    """`ids` by name ("bos", "eos", "eot", ...) and `add`, whether texts get that token; both in the file's order."""
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
@@ -42,9 +41,9 @@ class SpecialTokens:
     strip_accents: bool | None = None
 
     def set_id(self, name: str, token_id: Any, n_tokens: int) -> None:
-        """Note the first id found for `name`; what is no id of this vocabulary is left out.
+        """Set the id of `name` unless it is set; a `token_id` outside this vocabulary is ignored.
 
-        On purpose: llama.cpp's converter stops at a negative id, which LLaMA 1 configs use for "none", and writes ids
+        On purpose: llama.cpp's converter fails on a negative id, which LLaMA 1 configs use for "none", and writes ids
         beyond the vocabulary, which the loader then ignores.
         """
         if not isinstance(token_id, int) or isinstance(token_id, bool) or name in self.ids:
@@ -64,7 +63,7 @@ def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
         _read_normalizer(files.tokenizer_json.get("normalizer"), special)
         names = _read_post_processor(files.tokenizer_json, config, special)
     ids = {}
-    for token in reversed(files.listed_tokens):  # the first of two entries with one text counts
+    for token in reversed(files.listed_tokens):  # of two entries with the same text, the first counts
         ids[token.content] = token.id
     if config is not None:
         for name in names:
@@ -85,22 +84,22 @@ def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
 
 
 def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[str]) -> None:
-    """Carry over every token that ends a generation, where config.json or generation_config.json give several.
+    """Add the tokens that end a generation, of which config.json and generation_config.json may list several.
 
     On purpose: llama.cpp's converter reads no lists. A model without eos_token in tokenizer_config.json would get
-    llama.cpp's default (token 11), and a fine-tune's own end token would never stop it. GGUF has room for three: EOS,
-    EOT and EOM; those that llama.cpp knows by their text (`KNOWN_ENDS`) need none of it.
+    llama.cpp's default (token 11), and a fine-tune's own end token would never stop it. GGUF has keys for three: EOS,
+    EOT and EOM; tokens that llama.cpp recognizes by their text (`KNOWN_ENDS`) need no key.
     """
     lists = [config.get("eos_token_id") for config in (files.config, files.generation_config)]
-    listed = [one for ends in lists if isinstance(ends, list) for one in ends]
-    ends = list(dict.fromkeys(one for one in listed if isinstance(one, int) and 0 <= one < len(texts)))
+    listed = [token_id for ends in lists if isinstance(ends, list) for token_id in ends]
+    ends = list(dict.fromkeys(end for end in listed if isinstance(end, int) and 0 <= end < len(texts)))
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
-    left = [one for one in ends if one not in special.ids.values() and texts[one] not in KNOWN_ENDS]
+    left = [end for end in ends if end not in special.ids.values() and texts[end] not in KNOWN_ENDS]
     for token_id in left:
         slot = next((name for name in ("eot", "eom") if name not in special.ids), None)
         if slot is None:
-            warn("token %d (%r) ends a generation, too, but GGUF has no key left", token_id, texts[token_id])
+            warn("token %d (%r) also ends a generation, but GGUF has no key left for it", token_id, texts[token_id])
             break
         special.ids[slot] = token_id
 
@@ -125,9 +124,10 @@ def _read_normalizer(normalizer: Any, special: SpecialTokens) -> None:
 def _read_post_processor(
     tokenizer: dict[str, Any], config: dict[str, Any] | None, special: SpecialTokens
 ) -> tuple[str, ...]:
-    """Learn from the post-processor which tokens a text gets, and return the names of the tokens to look up.
+    """Set `special.add` from the post-processor, and return the names of the tokens to look up.
 
-    May change `config`: a template that ends with another token than eos_token makes that one EOS and the old one EOT.
+    This may change `config`: if the processor's template ends with another token than eos_token, that one becomes EOS
+    and the old one EOT.
     """
     names: tuple[str, ...] = SPECIAL_NAMES
     text = {name: token_text((config or {}).get(f"{name}_token")) for name in ("bos", "cls", "eos", "sep")}
@@ -167,8 +167,8 @@ def _post_processors(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _special_of(entry: Any) -> str | None:
-    found = entry.get("SpecialToken") if isinstance(entry, dict) else None
-    return token_text({"content": found.get("id")}) if isinstance(found, dict) else None
+    token = entry.get("SpecialToken") if isinstance(entry, dict) else None
+    return token_text({"content": token.get("id")}) if isinstance(token, dict) else None
 
 
 def _read_template(
@@ -220,16 +220,16 @@ def _read_template(
 
 
 def _sequence_of(entry: Any) -> Any:
-    found = entry.get("Sequence") if isinstance(entry, dict) else None
-    return found.get("id") if isinstance(found, dict) else None
+    sequence = entry.get("Sequence") if isinstance(entry, dict) else None
+    return sequence.get("id") if isinstance(sequence, dict) else None
 
 
 def read_chat_template(files: TokenizerFiles) -> TemplateSource:
-    """Return the chat template: of tokenizer_config.json, else ``chat_template.jinja``, else ``chat_template.json``.
+    """Return the chat template of tokenizer_config.json, else ``chat_template.jinja``, else ``chat_template.json``.
 
-    A list has objects with ``name`` and ``template``, as tokenizer_config.json may give several, or as the folder
-    ``additional_chat_templates`` beside ``chat_template.jinja`` does. On purpose: a template file counts even where
-    there is no tokenizer_config.json, which llama.cpp's converter forgets.
+    Several templates, in tokenizer_config.json or in the folder ``additional_chat_templates``, are a list of objects
+    with ``name`` and ``template``. On purpose: a template file counts even without a tokenizer_config.json, where
+    llama.cpp's converter ignores it.
     """
     template: Any = (files.tokenizer_config or {}).get("chat_template")
     where = "tokenizer_config.json"
@@ -244,17 +244,18 @@ def read_chat_template(files: TokenizerFiles) -> TemplateSource:
     if template is None or _is_text(template):
         return template  # type: ignore[no-any-return]
     if isinstance(template, list) and all(
-        isinstance(one, dict) and _is_text(one.get("name")) and _is_text(one.get("template")) for one in template
+        isinstance(entry, dict) and _is_text(entry.get("name")) and _is_text(entry.get("template"))
+        for entry in template
     ):
         return template
     raise VocabularyError(
         f"{where}: 'chat_template' is neither a text nor a list of objects with 'name' and 'template': "
-        "mend it, or take it out to convert without a template"
+        "fix it, or remove it to convert without a template"
     )
 
 
 def _is_text(value: Any) -> bool:
-    """Tell whether `value` is text that UTF-8 can hold, which half a surrogate pair is not."""
+    """Tell whether `value` is a text that UTF-8 can encode, which excludes half a surrogate pair."""
     return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 

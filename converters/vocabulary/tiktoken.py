@@ -1,14 +1,14 @@
-"""Llama 3's ``tokenizer.model`` as Meta publishes it: tiktoken's list of byte strings and ranks, in base64.
+"""Meta's own ``tokenizer.model`` of Llama 3: tiktoken's list of byte strings and ranks, in base64.
 
     IQ== 0              "!" has rank 0
     Ig== 1
     ...
-    IOKWhA== 127999     and so on; the 256 special tokens that follow stand in Meta's program, not in the file
+    IOKWhA== 127999     the 256 special tokens that follow are in Meta's program, not in the file
 
-Out comes what transformers' converter makes of it (``TikTokenConverter``, convert_slow_tokenizer.py), a parsed
-tokenizer.json, so that everything behind it needs to know one form only. tiktoken has no list of merges: it joins
-whatever pair makes the token of the lowest rank. Every way to cut a token into two tokens is therefore a merge, and
-merges are ordered by the rank of what they make, then by the ranks of their parts.
+It is turned into a parsed tokenizer.json, as by transformers (``TikTokenConverter``, convert_slow_tokenizer.py), so
+that the rest of the code deals with one form only. tiktoken has no list of merges: it joins the pair that makes the
+token of the lowest rank. So every way to cut a token into two tokens is a merge, and merges are ordered by the rank of
+the token that they make, then by the ranks of their parts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from llamalite.converters.checkpoints.folder import member
 from llamalite.converters.vocabulary.files import TokenizerFiles
+from llamalite.converters.vocabulary.tokens import BYTE_LETTERS
 from llamalite.errors import VocabularyError
 
 MAX_BYTES = 64 << 20  # Llama 3's has 2.2 MB
@@ -35,7 +36,7 @@ _SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BOS, _EOS = "<|begin_of_text|>", "<|end_of_text|>"
-# The special tokens by their order; None is the next <|reserved_special_token_N|>, as is whatever follows the list.
+# The special tokens in order; None is the next <|reserved_special_token_N|>, as is every token after the list.
 _LLAMA3 = (_BOS, _EOS, None, None, None, None, "<|start_header_id|>", "<|end_header_id|>", None, "<|eot_id|>")
 _LLAMA31 = (
     *(_BOS, _EOS, None, None, "<|finetune_right_pad_id|>", None, "<|start_header_id|>", "<|end_header_id|>"),
@@ -46,7 +47,7 @@ _LLAMA31 = (
 def open_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     """Return the tokenizer's files in `folder`: a ``tokenizer.model`` in tiktoken's form becomes a tokenizer.json.
 
-    One that stands beside a tokenizer.json is left alone, since that says the same better.
+    If the folder has a tokenizer.json as well, that one is used.
     """
     if not _is_tiktoken(member(folder, "tokenizer.model")):
         return TokenizerFiles(folder, config)
@@ -63,7 +64,7 @@ def _is_tiktoken(path: Path) -> bool:
 
 
 class _WithoutModel(TokenizerFiles):
-    """The folder's files without a ``tokenizer.model`` that is none of SentencePiece's."""
+    """The folder's files without ``tokenizer.model``, which is not a SentencePiece model."""
 
     @cached_property
     def sentencepiece_model(self) -> Path | None:
@@ -71,7 +72,7 @@ class _WithoutModel(TokenizerFiles):
 
 
 class TiktokenFiles(_WithoutModel):
-    """The folder's files with tiktoken's ``tokenizer.model`` turned into the tokenizer.json that is missing."""
+    """The folder's files, with a tokenizer.json made from tiktoken's ``tokenizer.model``."""
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any] | None:
@@ -91,9 +92,9 @@ class TiktokenFiles(_WithoutModel):
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return the byte strings of the file at `path` with their ranks, which count from 0; all 256 bytes are there."""
+    """Return the byte strings of the file at `path` with their ranks, from 0 on; all 256 single bytes must be there."""
     if path.stat().st_size > MAX_BYTES:
-        raise VocabularyError(f"{path} has {path.stat().st_size:,} bytes, expected {MAX_BYTES:,} at most")
+        raise VocabularyError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
     ranks: dict[bytes, int] = {}
     for i, line in enumerate(path.read_bytes().splitlines()):
         text, _, rank = line.partition(b" ")
@@ -104,7 +105,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         if not 0 < len(token) <= _MAX_TOKEN_BYTES or rank != b"%d" % i:
             raise VocabularyError(f"{path}: line {i + 1} is {line[:60]!r}, expected a token in base64 and the rank {i}")
         if token in ranks:
-            raise VocabularyError(f"{path}: line {i + 1} has the token {token[:40]!r} of line {ranks[token] + 1} again")
+            raise VocabularyError(f"{path}: line {i + 1} repeats the token {token[:40]!r} of line {ranks[token] + 1}")
         ranks[token] = i
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
@@ -113,7 +114,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def special_tokens(n: int, *, is_31: bool) -> list[str]:
-    """Return the `n` special tokens that follow the ranks, as Llama 3 (or 3.1 and later, `is_31`) orders them.
+    """Return the `n` special tokens that follow the ranks, in the order of Llama 3, or of 3.1 and later with `is_31`.
 
     ``Tokenizer.__init__``, meta-llama/llama3 and meta-llama/llama-models.
     """
@@ -135,7 +136,7 @@ def special_tokens(n: int, *, is_31: bool) -> list[str]:
 
 
 def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return every pair of tokens that make a token, in the order in which tiktoken joins them.
+    """Return every pair of tokens that makes a token, in the order in which tiktoken joins them.
 
     >>> merges({b"a": 0, b"b": 1, b"ab": 2, b"aa": 3, b"aab": 4})
     [(b'a', b'b'), (b'a', b'a'), (b'a', b'ab'), (b'aa', b'b')]
@@ -150,10 +151,9 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def tokenizer_json(ranks: Mapping[bytes, int], special: list[str]) -> dict[str, Any]:
     """Return the parsed tokenizer.json of Llama 3 for these tokens."""
-    letters = _byte_letters()
 
     def spelled(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
+        return "".join(BYTE_LETTERS[byte] for byte in token)
 
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     before = {"SpecialToken": {"id": _BOS, "type_id": 0}}
@@ -196,10 +196,3 @@ def tokenizer_json(ranks: Mapping[bytes, int], special: list[str]) -> dict[str, 
             "merges": [f"{spelled(left)} {spelled(right)}" for left, right in merges(ranks)],
         },
     }
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the other bytes for U+0100 and on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,6 +1,6 @@
 """A vocabulary ready for a GGUF file: tokens, types, scores, merges and special tokens, and the keys they become.
 
-The keys, their order, types and values are those that llama.cpp's converter writes (LlamaModel.set_vocab in
+The keys, their order, types and values are those of llama.cpp's converter (LlamaModel.set_vocab in
 conversion/llama.py, TextModel._set_vocab_* in conversion/base.py), so that the whole file can be the same bytes.
 """
 
@@ -15,7 +15,17 @@ from gguf import TokenType
 from llamalite.converters.vocabulary.special import SpecialTokens, TemplateSource
 from llamalite.errors import VocabularyError
 
-__all__ = ["TokenType", "Vocabulary", "as_bytes", "check_tokens"]
+__all__ = ["BYTE_LETTERS", "TokenType", "Vocabulary", "as_bytes", "check_tokens"]
+
+
+def _byte_letters() -> tuple[str, ...]:
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte) if byte in printable else chr(next(others)) for byte in range(256))
+
+
+BYTE_LETTERS = _byte_letters()
+"""GPT-2's letter for each byte: printable Latin-1 characters are themselves, other bytes become U+0100 and on."""
 
 
 @dataclass
@@ -23,9 +33,9 @@ class Vocabulary:
     """What a tokenizer becomes in a GGUF file.
 
     `kind` is llama.cpp's name of the algorithm: "llama" merges by `scores` (SentencePiece), "gpt2" by the order of
-    `merges` (byte-level BPE). `pre` names how texts are cut beforehand. `tokens` and `token_types` have one entry for
-    every row of the embedding; texts are UTF-8. `source` is the file they come from. `add_space_prefix` is written only
-    where it is not ``None``.
+    `merges` (byte-level BPE). `pre` is llama.cpp's name of the pre-tokenizer. `tokens` (in UTF-8) and `token_types`
+    have one entry for every row of the embedding. `source` is the name of the file that they come from.
+    `add_space_prefix` is written unless it is ``None``.
     """
 
     kind: Literal["llama", "gpt2"]
@@ -37,7 +47,7 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     special: SpecialTokens = field(default_factory=SpecialTokens)
     add_space_prefix: bool | None = None
-    last: SpecialTokens = field(default_factory=SpecialTokens)  # what follows the chat template
+    last: SpecialTokens = field(default_factory=SpecialTokens)  # written after the chat template
 
     @property
     def n_tokens(self) -> int:
@@ -45,10 +55,10 @@ class Vocabulary:
 
     @property
     def chat_template(self) -> str | None:
-        """The template used unless another is asked for; ``None`` for a base model."""
+        """The default template; ``None`` for a base model."""
         template = self.special.chat_template
         if isinstance(template, list):
-            return next((one["template"] for one in template if one["name"] == "default"), None)
+            return _default_template(template)
         return template
 
     def write_keys(self, writer: Any) -> None:
@@ -82,23 +92,27 @@ def _write_special(writer: Any, special: SpecialTokens) -> None:
 
 
 def _write_templates(writer: Any, template: TemplateSource) -> None:
-    """As ``GGUFWriter.add_chat_template``, but the list of names is sorted: there it is a set's random order."""
+    """As ``GGUFWriter.add_chat_template``, but with sorted names; there they are in the random order of a set."""
     if isinstance(template, list):
         names = []
-        for one in template:
-            name = "".join(c if c in ascii_letters + digits else "_" for c in one["name"])
+        for entry in template:
+            name = "".join(c if c in ascii_letters + digits else "_" for c in entry["name"])
             if name and name != "default":
                 names.append(name)
-                writer.add_string(f"tokenizer.chat_template.{name}", one["template"])
+                writer.add_string(f"tokenizer.chat_template.{name}", entry["template"])
         if names:
             writer.add_array("tokenizer.chat_templates", sorted(set(names)))
-        template = next((one["template"] for one in template if one["name"] == "default"), None)
+        template = _default_template(template)
     if template:
         writer.add_chat_template(template)
 
 
+def _default_template(templates: list[dict[str, str]]) -> str | None:
+    return next((entry["template"] for entry in templates if entry["name"] == "default"), None)
+
+
 def as_bytes(text: str, token_id: int, source: str) -> bytes:
-    """Return `text` in UTF-8; `VocabularyError` names a token that is half a character (a lone surrogate)."""
+    """Return `text` in UTF-8; `VocabularyError` for half a character (a lone surrogate), naming the token."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
@@ -106,25 +120,25 @@ def as_bytes(text: str, token_id: int, source: str) -> bytes:
 
 
 def check_tokens(vocabulary: Vocabulary) -> None:
-    """Raise `VocabularyError` for what makes llama.cpp abort the whole process: doubled texts, missing byte tokens.
+    """Raise `VocabularyError` for a vocabulary on which llama.cpp would abort, or that cannot be written as it is.
 
-    llama.cpp checks the first with an assertion (llama_vocab::impl::load) and looks byte tokens up without a check
-    (llama_vocab::byte_to_token) as soon as a text has a character that no token spells. Also for what could not be
-    written as it is: a token with a zero byte, a merge that is no Unicode.
+    llama.cpp asserts that no token occurs twice (llama_vocab::impl::load), and looks up a byte token, without a check,
+    for each character of a text that has no token (llama_vocab::byte_to_token). A token with a zero byte or a merge
+    that is not valid Unicode could not be written as it is.
     """
     seen: dict[bytes, int] = {}
     for token_id, text in enumerate(vocabulary.tokens):
-        text = text or b"[EMPTY_%d]" % token_id  # the name that llama.cpp gives it
+        text = text or b"[EMPTY_%d]" % token_id  # llama.cpp's name for it
         if b"\0" in text:
             raise VocabularyError(
-                f"{vocabulary.source}: token {token_id} is {text!r}, and llama.cpp would cut it at its zero byte: the "
+                f"{vocabulary.source}: token {token_id} is {text!r}, which llama.cpp would cut at its zero byte: the "
                 "file is damaged, or from a tokenizer that llama.cpp cannot run"
             )
         other = seen.setdefault(text, token_id)
         if other != token_id:
             raise VocabularyError(
-                f"{vocabulary.source}: tokens {other} and {token_id} are both {text.decode('utf-8', 'replace')!r}, and "
-                "llama.cpp accepts every text once: rename or remove one of them"
+                f"{vocabulary.source}: tokens {other} and {token_id} are both {text.decode('utf-8', 'replace')!r}, but "
+                "llama.cpp accepts every text only once: rename or remove one of them"
             )
     for rank, merge in enumerate(vocabulary.merges):
         if not merge.isascii():
@@ -134,5 +148,5 @@ def check_tokens(vocabulary: Vocabulary) -> None:
         if missing:
             raise VocabularyError(
                 f"{vocabulary.source}: {len(missing)} of the 256 byte tokens are missing, the first is "
-                f"<0x{missing[0]:02X}>: llama.cpp cannot spell a character that is no token without them, and aborts"
+                f"<0x{missing[0]:02X}>: llama.cpp needs them for characters that are not tokens, and aborts"
             )

@@ -43,7 +43,7 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
       llamalite doctor TinyLlama-1.1B --threads
     """
     from llamalite import diagnosis
-    from llamalite.gguf_check import check
+    from llamalite.gguf_check import checked_header
     from llamalite.native import verdict
 
     if not as_json:
@@ -52,7 +52,7 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
     machine = diagnosis.examine()
     of_model = None
     if path is not None:
-        header = check(path)
+        header = checked_header(path)
         of_model = diagnosis.fitting(header, machine, n_ctx=min(n_ctx, header.n_ctx_train))
     rows = _measure(ctx, path, diagnosis.thread_counts(machine)) if threads and path is not None else []
     best = diagnosis.best_threads(row for _, row in rows) if rows else None

@@ -29,7 +29,7 @@ from llamalite.evaluation.decoding import Decoder, EvalProtocol, opened
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
 from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Text, TokenBatch, TokenIds, batches, sequences, tokens_of
-from llamalite.gguf_check import Header, check
+from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked
 from llamalite.native.context import NativeContext
 from llamalite.native.decode_thread import DecodeThread
@@ -98,7 +98,7 @@ class _Subject:
 
     def __init__(self, path: Path, n_tokens: int) -> None:
         self.path = path
-        self.header: Header = check(path)
+        self.header: Header = checked_header(path)
         self.tokens = TokenDivergence(n_tokens)
         self.n_scored = 0
         self.load_s = self.tg_tok_per_s = self.decode_s = 0.0

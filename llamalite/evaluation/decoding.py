@@ -22,7 +22,7 @@ import numpy.typing as npt
 from llamalite import hardware, store
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.windows import TokenBatch, TokenIds, Window, chunk_windows, sequences, stride_windows
-from llamalite.gguf_check import check
+from llamalite.gguf_check import checked_header
 from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
@@ -119,7 +119,10 @@ def opened(
     path = store.resolve(model)
     if n_gpu_layers == 0:
         hardware.fit(
-            check(path), n_ctx=_LEAST_N_CTX, free_bytes=hardware.free_memory_bytes(), repacked=hardware.repacked()
+            checked_header(path),
+            n_ctx=_LEAST_N_CTX,
+            free_bytes=hardware.free_memory_bytes(),
+            repacked=hardware.repacked(),
         )
     native = NativeModel(path, n_gpu_layers=n_gpu_layers, device=device, thread=thread)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.evaluation.comparison import Candidate, Comparison, needed
-from llamalite.gguf_check import check
+from llamalite.gguf_check import checked_header
 from llamalite.hardware import MemoryNeeded
 
 SMALL_LOSS = 0.05
@@ -48,7 +48,7 @@ def check_budgets(comparison: Comparison, *, kld_budget: float, n_ctx: int, free
     results: list[BudgetResult] = []
     for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.n_bytes):
         assert candidate.divergence is not None  # only the reference has none
-        memory = needed(check(candidate.path), n_ctx)
+        memory = needed(checked_header(candidate.path), n_ctx)
         mean_kld = candidate.divergence.mean_kld
         within_budget, fits = mean_kld <= kld_budget, memory.total_bytes <= free_bytes
         chosen = within_budget and fits and not any(result.chosen for result in results)

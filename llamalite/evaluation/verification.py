@@ -33,7 +33,7 @@ from llamalite.converters.checkpoints import Checkpoint, open_checkpoint
 from llamalite.converters.checkpoints.gguf_source import QuantizedTensor
 from llamalite.converters.checkpoints.interface import FileTensor, SourceFile
 from llamalite.converters.mix import Choice
-from llamalite.converters.planning import ConversionPlan, make_plan
+from llamalite.converters.plan import ConversionPlan, make_plan
 from llamalite.converters.vocabulary import probe, read_vocabulary
 from llamalite.errors import VerificationError
 from llamalite.evaluation.decoding import Decoder

@@ -1,11 +1,11 @@
-"""What the header of a GGUF file says: its keys and its table of tensors.
+"""The header of a GGUF file: its keys and its table of tensors.
 
     header = read_header("stories260k-F32.gguf")
     header.architecture, header.n_layer, header.n_vocab      # ('llama', 5, 512)
     header.metadata["tokenizer.ggml.tokens"][:3]             # ['<unk>', '<s>', '</s>'], decoded when first asked for
     header.tensors[0]        # TensorInfo('token_embd.weight', TensorType('F32', ...), shape=(64, 512), offset=..., ...)
 
-This module knows nothing of what a model needs: that is `llamalite.gguf_check.llama`.
+What a model needs to have in its header is not known here: that is `llamalite.gguf_check.llama`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TensorInfo(NamedTuple):
     name: str
     type: TensorType
     shape: tuple[int, ...]
-    """In GGUF's order: the row length, which lies together in memory, comes first (``ne`` of ggml)."""
+    """In GGUF's order (ggml's ``ne``): the row length, along which memory is contiguous, comes first."""
     offset: int
     """Of its first byte, from the start of the file."""
     nbytes: int
@@ -46,7 +46,7 @@ class Entry:
     """A value as the file holds it; `Metadata` decodes it."""
 
     type: str  # "uint32", "string", "array[float32]", ...
-    value: Any = None  # of a scalar; of an array None until it is asked for
+    value: Any = None  # for an array, None until it is first asked for
     n: int = 1
     start: int = 0
     spans: Spans | None = None
@@ -55,7 +55,7 @@ class Entry:
 class Metadata(Mapping[str, Any]):
     """The keys of a file: int, float, bool and str for scalars, NumPy arrays and lists of str for arrays.
 
-    Arrays are decoded when they are first asked for. Bytes that are no UTF-8 become U+FFFD.
+    Arrays are decoded when they are first asked for. Bytes that are not valid UTF-8 become U+FFFD.
     """
 
     def __init__(self, entries: dict[str, Entry], buffer: bytes) -> None:
@@ -91,10 +91,10 @@ class Metadata(Mapping[str, Any]):
         return self._entries[key].n if key in self._entries else 0
 
     def strings(self, key: str) -> tuple[bytes, Spans]:
-        """Return the header's bytes, and where in them the strings of the array under `key` lie: int64 [n, 2]."""
+        """Return the header's bytes, and in them the start and end of each string of `key`'s array: int64 [n, 2]."""
         spans = self._entries[key].spans
         if spans is None:
-            raise ValueError(f"{key} is no array of strings")
+            raise ValueError(f"{key} is not an array of strings")
         return self._buffer, spans
 
 
@@ -102,7 +102,7 @@ class Metadata(Mapping[str, Any]):
 class Header:
     """What a GGUF file says of itself. Properties that need a key raise ``GGUFError`` when it is missing or no number.
 
-    They are trustworthy after `llamalite.gguf_check.check`; after `read_header` alone they are what the file claims.
+    They can be relied on after `checked_header`; after `read_header` alone they are what the file claims.
     """
 
     path: Path
@@ -114,7 +114,7 @@ class Header:
     """Where the first tensor's bytes begin, from the start of the file."""
     n_bytes_file: int
     rest: tuple[Header, ...] = field(default=(), repr=False)
-    """The other files of a split model, in their order; `read_header` leaves it empty, `check` fills it."""
+    """The other files of a split model, in their order; empty after `read_header`, filled by `checked_header`."""
 
     @property
     def all_tensors(self) -> tuple[TensorInfo, ...]:
@@ -125,10 +125,10 @@ class Header:
         key = key.replace("{arch}", self.architecture)
         value = self.metadata.get(key, default)
         if isinstance(value, np.ndarray) and value.ndim == 1 and value.size and value.dtype.kind in "iu":
-            return int(value.max())  # one number a layer: what the largest layer needs
+            return int(value.max())  # one number per layer: the largest
         if isinstance(value, bool) or not isinstance(value, int):
-            found = self.metadata.type_of(key) or "nothing"
-            raise GGUFError(f"{self.path}: key {key} should be a whole number, found {found}; {DAMAGED}")
+            actual = self.metadata.type_of(key) or "nothing"
+            raise GGUFError(f"{self.path}: key {key} should be a whole number, found {actual}; {DAMAGED}")
         return value
 
     @property
@@ -136,18 +136,18 @@ class Header:
         """``general.architecture``, such as ``"llama"``."""
         value = self.metadata.get("general.architecture")
         if not isinstance(value, str) or not value:
-            raise GGUFError(f"{self.path}: key general.architecture is missing or no string; {DAMAGED}")
+            raise GGUFError(f"{self.path}: key general.architecture is missing or not a string; {DAMAGED}")
         return value
 
     @property
     def name(self) -> str | None:
-        """``general.name``, where the file has one."""
+        """``general.name``; None if the file has none."""
         value = self.metadata.get("general.name")
         return value if isinstance(value, str) else None
 
     @property
     def file_type(self) -> str | None:
-        """The file's type as people call it, such as ``"Q4_K_M"``; None where the file does not say."""
+        """The name of ``general.file_type``, such as ``"Q4_K_M"``; None if the file does not say."""
         number = self.metadata.get("general.file_type")
         return next((t.name for t in FILE_TYPES.values() if isinstance(number, int) and t.ftype == number), None)
 
@@ -168,7 +168,7 @@ class Header:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight; 0.0 for a file without tensors (a vocabulary alone)."""
+        """Bits of tensor data per weight; 0.0 for a file without tensors (a vocabulary alone)."""
         return 8 * self.tensor_bytes / self.n_params if self.all_tensors else 0.0
 
     @property
@@ -187,17 +187,17 @@ class Header:
 
     @property
     def n_head(self) -> int:
-        """Query heads a layer (the most, where layers differ)."""
+        """Query heads per layer (the most, where layers differ)."""
         return self._number("{arch}.attention.head_count")
 
     @property
     def n_head_kv(self) -> int:
-        """Key and value heads a layer (the most, where layers differ)."""
+        """Key and value heads per layer (the most, where layers differ)."""
         return self._number("{arch}.attention.head_count_kv", self.n_head)
 
     @property
     def n_embd_head_k(self) -> int:
-        """The width of one key head: what the KV cache holds for a token, a layer and a head."""
+        """The width of one key head: the values that the KV cache holds per token, layer and head."""
         return self._number("{arch}.attention.key_length", self.n_embd // max(1, self.n_head))
 
     @property
@@ -212,11 +212,11 @@ class Header:
 
     @property
     def n_vocab(self) -> int:
-        """Tokens in the vocabulary; ``vocab_size`` where the file carries no tokens."""
+        """Tokens in the vocabulary; ``vocab_size`` if the file has no tokens."""
         return self.metadata.length_of("tokenizer.ggml.tokens") or self._number("{arch}.vocab_size", 0)
 
     @property
     def chat_template(self) -> str | None:
-        """``tokenizer.chat_template``, where the file has one."""
+        """``tokenizer.chat_template``; None if the file has none."""
         value = self.metadata.get("tokenizer.chat_template")
         return value if isinstance(value, str) else None

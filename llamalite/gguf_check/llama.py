@@ -1,8 +1,8 @@
 """What a file of architecture ``llama`` must hold for llama.cpp to run it: keys, their types and bounds, tensor shapes.
 
 The rules are those of ``llama_model_base::load_hparams``, ``llama_model_llama::load_arch_tensors`` and
-``create_tensor_qkv`` (llama-model.cpp and models/llama.cpp, as llama-cpp-python 0.3.36 carries them), and of the
-assertions that the graph and the CPU kernels make on what they are given: where llama.cpp would abort, this raises.
+``create_tensor_qkv`` (llama-model.cpp and models/llama.cpp, as bundled in llama-cpp-python 0.3.36), and of the
+assertions in llama.cpp's graph and CPU kernels: where llama.cpp would abort, this raises.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_CONTEXT = 1 << 30  # tokens; llama.cpp rounds up to 256 in 32 bits
 SCALING = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPESCALING_TYPES (llama-model.cpp)
 
 Rule = Callable[[Any], bool]
-Known = dict[str, tuple[tuple[int, ...], bool, bool]]  # tensor name → shape, must be there, is a vector
+Known = dict[str, tuple[tuple[int, ...], bool, bool]]  # tensor name → shape, is required, is a vector
 
-# key → type, must be there, a bound, and the bound in words
+# key → type, is required, a bound, and the bound in words
 _KEYS: dict[str, tuple[str, bool, Rule, str]] = {
     "context_length": ("uint32", True, lambda v: 0 < v <= MAX_CONTEXT, f"1 to {MAX_CONTEXT}"),
     "embedding_length": ("uint32", True, lambda v: v > 0, "at least 1"),
     "block_count": ("uint32", True, lambda v: 0 < v <= MAX_LAYERS, f"1 to {MAX_LAYERS}"),
     "nextn_predict_layers": ("uint32", False, lambda v: v == 0, "0"),
-    "feed_forward_length": ("uint32 a layer", True, lambda v: v > 0, "at least 1"),
-    "attention.head_count": ("uint32 a layer", True, lambda v: v > 0, "at least 1"),
-    "attention.head_count_kv": ("uint32 a layer", False, lambda v: v > 0, "at least 1"),
+    "feed_forward_length": ("uint32 per layer", True, lambda v: v > 0, "at least 1"),
+    "attention.head_count": ("uint32 per layer", True, lambda v: v > 0, "at least 1"),
+    "attention.head_count_kv": ("uint32 per layer", False, lambda v: v > 0, "at least 1"),
     "attention.key_length": ("uint32", False, lambda v: v > 0, "at least 1"),
     "attention.value_length": ("uint32", False, lambda v: v > 0, "at least 1"),
     "attention.layer_norm_rms_epsilon": ("float32", True, lambda v: 0 <= v < math.inf, "0 or more, and finite"),
@@ -51,7 +51,7 @@ _KEYS: dict[str, tuple[str, bool, Rule, str]] = {
     "embedding_length_out": ("uint32", False, lambda v: v > 0, "at least 1"),
     "pooling_type": ("uint32", False, lambda v: v <= 3, "0 to 3"),
     "expert_count": ("uint32", False, lambda v: v <= MAX_EXPERTS, f"at most {MAX_EXPERTS}"),
-    "expert_used_count": ("uint32 a layer", False, lambda v: v <= MAX_EXPERTS, f"at most {MAX_EXPERTS}"),
+    "expert_used_count": ("uint32 per layer", False, lambda v: v <= MAX_EXPERTS, f"at most {MAX_EXPERTS}"),
     "expert_group_count": ("uint32", False, lambda v: v == 0, "0"),
     "expert_group_used_count": ("uint32", False, lambda v: v == 0, "0"),
 }
@@ -62,13 +62,13 @@ def check_llama(header: Header, n_vocab: int) -> None:
     values = _read_keys(header)
     n_head, n_head_kv = values["attention.head_count"], values["attention.head_count_kv"]
     if n_head % n_head_kv:
-        _fail(header, f"key llama.attention.head_count is {n_head}, no multiple of the {n_head_kv} key heads")
+        _fail(header, f"key llama.attention.head_count is {n_head}, not a multiple of the {n_head_kv} key heads")
     n_embd, head_dim = values["embedding_length"], values["attention.key_length"]
     if head_dim % 2 or head_dim < 2:
-        _fail(header, f"heads of {head_dim} dimensions, and an even number of them is expected (rotary embeddings)")
+        _fail(header, f"heads have {head_dim} dimensions, expected an even number (rotary embeddings)")
     for key in ("attention.value_length", "rope.dimension_count"):
         if values[key] != head_dim:
-            _fail(header, f"key llama.{key} is {values[key]}, expected {head_dim}, as the keys of the attention")
+            _fail(header, f"key llama.{key} is {values[key]}, expected {head_dim}, the width of the key heads")
     if values["embedding_length_out"] != n_embd:
         _fail(header, f"key llama.embedding_length_out is {values['embedding_length_out']}, expected {n_embd}")
     n_expert, n_used = values["expert_count"], values["expert_used_count"]
@@ -92,12 +92,12 @@ def _read_keys(header: Header) -> dict[str, Any]:
             if required:
                 _fail(header, f"key {key} is missing")
             continue
-        found = metadata.type_of(key)
+        actual = metadata.type_of(key)
         value = metadata[key]
-        if kind.endswith("a layer") and found in ("array[uint32]", "array[int32]"):
-            value = _one_for_all(header, key, value)
-        elif found != kind.removesuffix(" a layer"):
-            _fail(header, f"key {key} should be {kind}, found {found}")
+        if kind.endswith("per layer") and actual in ("array[uint32]", "array[int32]"):
+            value = _shared_by_layers(header, key, value)
+        elif actual != kind.removesuffix(" per layer"):
+            _fail(header, f"key {key} should be {kind}, found {actual}")
         if not rule(value):
             _fail(header, f"key {key} is {value!r:.80}, expected {words}")
         values[name] = value
@@ -112,18 +112,18 @@ def _read_keys(header: Header) -> dict[str, Any]:
     return values
 
 
-def _one_for_all(header: Header, key: str, value: Any) -> int:
-    """Return the number that all layers share: llama.cpp's graph of this architecture takes the first for all."""
+def _shared_by_layers(header: Header, key: str, value: Any) -> int:
+    """Return the number that all layers share: llama.cpp's graph of this architecture uses the first one for all."""
     n_layer = header.metadata["llama.block_count"]
     if len(value) != n_layer:
         _fail(header, f"key {key} has {len(value)} numbers for {n_layer} layers")
     if len(np.unique(value)) != 1:
-        _fail(header, f"key {key} differs from layer to layer, which architecture llama does not allow for")
+        _fail(header, f"key {key} differs from layer to layer, which the architecture llama does not allow")
     return int(value[0])
 
 
 def _known_tensors(tensors: Mapping[str, TensorInfo], values: dict[str, Any], n_vocab: int) -> Known:
-    """Return every tensor that llama.cpp would look for: its shape, must it be there, is it a vector."""
+    """Return every tensor that llama.cpp would look for: its shape, whether it is required, whether it is a vector."""
     n_embd, n_ff, head_dim = values["embedding_length"], values["feed_forward_length"], values["attention.key_length"]
     n_q, n_kv = head_dim * values["attention.head_count"], head_dim * values["attention.head_count_kv"]
     n_expert = values["expert_count"]
@@ -182,11 +182,11 @@ def _check_tensors(header: Header, tensors: Mapping[str, TensorInfo], known: Kno
             _fail(header, f"tensor {name} is of type {kind}, which llama.cpp cannot multiply with")
     for name in tensors:
         if name not in known:
-            _fail(header, f"tensor {name} has no place in a model of architecture llama with these keys")
+            _fail(header, f"tensor {name} does not belong in a model of architecture llama with these keys")
 
 
 def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return `shape` without the ones at its end, which ggml does not tell from dimensions that are not there."""
+    """Return `shape` without the ones at its end, which ggml treats as absent dimensions."""
     n = len(shape)
     while n and shape[n - 1] == 1:
         n -= 1

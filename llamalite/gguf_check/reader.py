@@ -1,9 +1,9 @@
-"""Reading a header: every count and length is held against the file's own size before it is used.
+"""Reading a header: every count and length is checked against the file's size before it is used.
 
-What can be said of a file without knowing its architecture is said here, by ``gguf_init_from_reader``'s rules
-(ggml/src/gguf.cpp of llama.cpp, as llama-cpp-python 0.3.36 carries it) and a few more: names are UTF-8 without NUL
-bytes, no dimension is zero, and the header is bounded. No memory is mapped: a file that shrinks while it is read is an
-error here, not a SIGBUS.
+Here are the checks that need not know the architecture: those of ``gguf_init_from_reader`` (ggml/src/gguf.cpp of
+llama.cpp, as bundled in llama-cpp-python 0.3.36) and a few more: names are UTF-8 without NUL bytes, no dimension is
+zero, and the header's size is bounded. No memory is mapped: a file that shrinks while it is read raises an error here
+instead of a SIGBUS.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MAX_STRINGS = 1 << 21  # in all arrays together; gguf.cpp allows 2**30 in each, 
 MAX_KEY_BYTES = 0xFFFF  # GGUF's specification
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME (ggml.h) with its closing NUL
 MAX_DIMS = 4  # GGML_MAX_DIMS (ggml.h)
-MIN_ALIGNMENT = 32  # TENSOR_ALIGNMENT (ggml-impl.h): llama.cpp aborts on a mapped tensor that lies otherwise
+MIN_ALIGNMENT = 32  # TENSOR_ALIGNMENT (ggml-impl.h): llama.cpp aborts on a mapped tensor that is aligned to less
 
 
 class _Reader:
-    """Takes bytes from the front of a file, which it reads in growing pieces and no further than it must."""
+    """Takes bytes from the front of a file, and reads no further into it than it must."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -45,21 +45,21 @@ class _Reader:
         raise GGUFError(f"{self.path}: {text}")
 
     def grow(self, needed: int, what: str) -> None:
-        """Have the buffer reach at least byte `needed` of the file, which is asked for by `what`."""
+        """Read on until the buffer reaches byte `needed` of the file; `what` is being read, for messages."""
         if needed > self.size:
             self.fail(f"the file ends inside {what}: byte {needed} is needed, and it has {self.size}; {DAMAGED}")
         if needed > MAX_HEADER_BYTES:
             self.fail(
-                f"{what} reaches byte {needed}, and a header takes {MAX_HEADER_BYTES} bytes at the most here; "
-                "no model needs that: get the file from a source you trust"
+                f"{what} reaches byte {needed}, and a header may take at most {MAX_HEADER_BYTES} bytes; no model needs "
+                "more: get the file from a source you trust"
             )
         wanted = min(self.size, MAX_HEADER_BYTES, max(needed, len(self.buffer) * 5 // 4 + (1 << 16)))
         self.buffer += self.file.read(wanted - len(self.buffer))
         if len(self.buffer) < needed:
-            self.fail(f"the file became shorter while it was read, inside {what}; try again once it is complete")
+            self.fail(f"the file became shorter while {what} was read; try again once it is complete")
 
     def take(self, form: str, what: str) -> Any:
-        """Return the number that `form`, of the module struct, describes."""
+        """Return the number of the struct format `form`."""
         return self.take_all(form, what)[0]
 
     def take_all(self, form: str, what: str) -> tuple[Any, ...]:
@@ -71,7 +71,7 @@ class _Reader:
     def take_bytes(self, what: str, most: int) -> bytes:
         length = self.take("<Q", what)
         if length > most:
-            self.fail(f"{what} is {length} bytes long, expected {most} at the most; {DAMAGED}")
+            self.fail(f"{what} is {length} bytes long, expected at most {most}; {DAMAGED}")
         start, self.at = self.at, self.at + length
         if self.at > len(self.buffer):
             self.grow(self.at, what)
@@ -82,9 +82,9 @@ class _Reader:
         try:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
-            self.fail(f"{what} is no UTF-8: {raw[:80]!r}; {DAMAGED}")
-        if not name.isprintable() or not name:  # NUL would cut it in C, and others would write on the terminal
-            self.fail(f"{what} is {raw[:80]!r}, and a name of printable characters is expected; {DAMAGED}")
+            self.fail(f"{what} is not valid UTF-8: {raw[:80]!r}; {DAMAGED}")
+        if not name.isprintable() or not name:  # C would cut it at a NUL, and a terminal obey control characters
+            self.fail(f"{what} is {raw[:80]!r}, expected a name of printable characters; {DAMAGED}")
         return name
 
     def take_strings(self, n: int, what: str) -> Spans:
@@ -94,7 +94,7 @@ class _Reader:
                 f"{what} claims {n} strings, more than the file can hold or any vocabulary needs ({MAX_STRINGS}); "
                 f"{DAMAGED}"
             )
-        likely = min(self.at + 20 * n, self.size, MAX_HEADER_BYTES)  # to save a search that would run out of bytes
+        likely = min(self.at + 20 * n, self.size, MAX_HEADER_BYTES)  # enough, mostly, for the search to succeed at once
         if likely > len(self.buffer):
             self.grow(likely, what)
         while (spans := packed_spans(self.buffer, self.at, n)) is None:
@@ -105,16 +105,16 @@ class _Reader:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of the GGUF file at `path` and hold it against the file's size.
+    """Read the header of the GGUF file at `path` and check it against the file's size.
 
-    Raises ``GGUFError``, naming the key or tensor, when the file contradicts itself, ``FileNotFoundError`` when there
-    is none. Takes about 30 ms for a vocabulary of 128,256 tokens, and at most 128 MiB of the file is ever read.
+    Raises ``GGUFError``, naming the key or tensor, if the file contradicts itself, ``FileNotFoundError`` if it does not
+    exist. Takes about 30 ms for a vocabulary of 128,256 tokens, and reads at most 128 MiB of the file.
     """
     path = Path(path)
     if path.is_dir():
-        raise GGUFError(f"{path} is a folder, and a GGUF file is wanted: name the file inside it")
+        raise GGUFError(f"{path} is a folder, expected a GGUF file: name the file inside it")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
-        raise GGUFError(f"{path} is no regular file, and a GGUF file is wanted")
+        raise GGUFError(f"{path} is not a regular file, expected a GGUF file")
     with path.open("rb") as file:
         reader = _Reader(path, file)
         version = _read_version(reader)
@@ -140,15 +140,15 @@ def _read_version(reader: _Reader) -> int:
     magic = reader.buffer[:4]
     if magic != b"GGUF":
         hint = "it is empty" if not magic else f"it begins with {magic!r}, not b'GGUF'"
-        reader.fail(f"this is no GGUF file: {hint}")
+        reader.fail(f"this is not a GGUF file: {hint}")
     reader.at = 4
     version: int = reader.take("<I", "the version")
     if version and not version & 0xFFFF:
         reader.fail("the file is big-endian; convert it with `gguf-convert-endian FILE little` of the package gguf")
     if version == 1:
-        reader.fail("the file is of version 1, which llama.cpp no longer reads; convert the model anew")
+        reader.fail("the file is of GGUF version 1, which llama.cpp no longer reads; convert the model again")
     if version not in (2, 3):
-        reader.fail(f"the file is of GGUF version {version}, and versions 2 and 3 are known; {DAMAGED}")
+        reader.fail(f"the file is of GGUF version {version}, expected 2 or 3; {DAMAGED}")
     return version
 
 
@@ -160,12 +160,12 @@ def _read_value(reader: _Reader, key: str) -> Entry:
     if kind == ARRAY:
         return _read_array(reader, what)
     if kind not in SCALARS:
-        reader.fail(f"{what} is of type {kind}, and 0 to 12 are known; {DAMAGED}")
+        reader.fail(f"{what} is of type {kind}, expected 0 to 12; {DAMAGED}")
     name, form = SCALARS[kind]
     value = reader.take(form, what)
     if name == "bool":
         if value > 1:
-            reader.fail(f"{what} is a bool of value {value}, and 0 or 1 is expected; {DAMAGED}")
+            reader.fail(f"{what} is a bool of value {value}, expected 0 or 1; {DAMAGED}")
         value = bool(value)
     return Entry(name, value)
 
@@ -176,7 +176,7 @@ def _read_array(reader: _Reader, what: str) -> Entry:
     if kind == STRING:
         return Entry("array[string]", n=n, start=reader.at, spans=reader.take_strings(n, what))
     if kind not in SCALARS:
-        reader.fail(f"{what} is an array of type {kind}, and numbers, bools and strings are known; {DAMAGED}")
+        reader.fail(f"{what} is an array of type {kind}, expected numbers, bools or strings; {DAMAGED}")
     name, form = SCALARS[kind]
     start = reader.at
     size = struct.calcsize(form)
@@ -197,14 +197,14 @@ def _alignment(reader: _Reader, entries: dict[str, Entry]) -> int:
     value = entry.value
     if entry.type != "uint32" or value < MIN_ALIGNMENT or value & (value - 1):
         reader.fail(
-            f"key general.alignment is {value} ({entry.type}), and a power of two of at least {MIN_ALIGNMENT} (uint32) "
-            f"is expected; {DAMAGED}"
+            f"key general.alignment is {value} ({entry.type}), expected a power of two of at least {MIN_ALIGNMENT} "
+            f"(uint32); {DAMAGED}"
         )
     return int(value)
 
 
 def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tuple[TensorInfo, ...], int]:
-    """Return the table, and where the data begin: tensors lie in the table's order, each padded to `alignment`."""
+    """Return the table and the offset of the data, in which tensors follow the table's order, padded to `alignment`."""
     table: dict[str, tuple[TensorType, tuple[int, ...], int, int]] = {}
     expected = 0
     for i in range(n_tensors):
@@ -214,7 +214,7 @@ def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tupl
         what = f"tensor {name}"
         n_dims = reader.take("<I", what)
         if n_dims > MAX_DIMS:
-            reader.fail(f"{what} has {n_dims} dimensions, and {MAX_DIMS} are the most; {DAMAGED}")
+            reader.fail(f"{what} has {n_dims} dimensions, expected at most {MAX_DIMS}; {DAMAGED}")
         *dimensions, number, offset = reader.take_all(f"<{n_dims}QIQ", what)
         shape = tuple(dimensions)
         if number not in TENSOR_TYPES_BY_ID:
@@ -241,11 +241,11 @@ def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tupl
 
 
 def _size(reader: _Reader, what: str, kind: TensorType, shape: tuple[int, ...]) -> int:
-    """Return the bytes that `shape` weights of `kind` take, which the file must be able to hold."""
+    """Return the number of bytes of a tensor of `shape` and `kind`, after checking that the file can hold them."""
     n_weights = 1
     for n in shape:
         if n == 0:
-            reader.fail(f"{what} has shape {list(shape)}, with nothing in it; {DAMAGED}")
+            reader.fail(f"{what} has shape {list(shape)}, which holds nothing; {DAMAGED}")
         n_weights *= n  # Python's integers do not overflow
     if (shape[0] if shape else 1) % kind.block_size:
         reader.fail(

@@ -1,8 +1,8 @@
 """The whole check: the header, the files of a split model as one set, and what the architecture needs.
 
-For ``llama`` every key, tensor and token is held against what llama.cpp does with it. For other architectures it is the
-header, the vocabulary's arrays, and the assertions of ``llama_model_base::load_hparams`` (llama-model.cpp) that come
-before an architecture's own code; what that code expects of its own keys is not known here.
+For ``llama`` every key, tensor and token is checked against what llama.cpp does with it. For other architectures the
+check covers the header, the vocabulary's arrays, and the assertions of ``llama_model_base::load_hparams``
+(llama-model.cpp) that run before an architecture's own code; what that code expects of its own keys is not known here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llamalite.gguf_check.reader import read_header
 from llamalite.gguf_check.vocabulary import check_vocabulary
 
 
-def check(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
-    """Return the header of the GGUF model at `path` if llama.cpp can be trusted with it, else raise ``GGUFError``.
+def checked_header(path: str | os.PathLike[str], *, vocab_only: bool = False) -> Header:
+    """Return the header of the GGUF model at `path` if it is safe to load with llama.cpp, else raise ``GGUFError``.
 
-    Of a split model `path` is the first file; the others are looked for beside it, and stand in the header's `rest`.
-    `vocab_only` is for a load of the vocabulary alone: the model's numbers and tensors are then not asked for. Takes
-    less than 50 ms for a vocabulary of 128,256 tokens. The weights themselves are not read.
+    For a split model `path` is the first file; the others are expected beside it, and their headers are in `rest`. With
+    `vocab_only`, for a load of the vocabulary alone, the model's numbers and tensors are not checked. Takes less than
+    50 ms for a vocabulary of 128,256 tokens. The weights are not read.
     """
     header = _with_the_rest(read_header(path))
     if header.architecture == "llama":
@@ -53,27 +53,27 @@ def _with_the_rest(first: Header) -> Header:
     name = shards.parse(first.path.stem)
     if name is None or name.count != count or first.path.suffix != ".gguf":
         raise GGUFError(
-            f"{first.path} is one of {count} files, but is not called {shards.Shard('NAME', 1, count)}.gguf: give all "
-            "of them back the names they were made with"
+            f"{first.path} is one of {count} files, but is not named {shards.Shard('NAME', 1, count)}.gguf: give all "
+            "of them back their original names"
         )
-    paths = [first.path.with_name(f"{one}.gguf") for one in shards.all_of(name.stem, count)]
+    paths = [first.path.with_name(f"{shard}.gguf") for shard in shards.all_of(name.stem, count)]
     if first.path != paths[0]:
         raise GGUFError(f"{first.path} is one of {count} files, and not the first: open {paths[0]}")
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise GGUFError(f"{first.path} is one of {count} files, and beside it are missing: {shown}")
+        raise GGUFError(f"{first.path} is one of {count} files, and these are missing beside it: {shown}")
     rest = tuple(_other_file(path) for path in paths[1:])
     whole = dataclasses.replace(first, rest=rest)
     seen: dict[str, Path] = {}
-    for i, one in enumerate((first, *rest)):
-        number = _typed(one, "split.no", "uint16", None)
+    for i, header in enumerate((first, *rest)):
+        number = _typed(header, "split.no", "uint16", None)
         if number != i:
-            _fail(one, f"key split.no is {number}, expected {i} by the file's name")
-        for tensor in one.tensors:
+            _fail(header, f"key split.no is {number}, expected {i} by the file's name")
+        for tensor in header.tensors:
             if tensor.name in seen:
-                _fail(one, f"tensor {tensor.name} is in {seen[tensor.name].name} too")
-            seen[tensor.name] = one.path
+                _fail(header, f"tensor {tensor.name} is in {seen[tensor.name].name} too")
+            seen[tensor.name] = header.path
     expected = _typed(first, "split.tensors.count", "int32", None)
     if expected != len(seen):
         _fail(first, f"key split.tensors.count is {expected}, and the {count} files hold {len(seen)} tensors")
@@ -83,26 +83,26 @@ def _with_the_rest(first: Header) -> Header:
 def _other_file(path: Path) -> Header:
     header = read_header(path)
     if "tokenizer.ggml.tokens" in header.metadata:
-        _fail(header, "key tokenizer.ggml.tokens belongs into the first file of a split model")
+        _fail(header, "key tokenizer.ggml.tokens belongs in the first file of a split model only")
     return header
 
 
 def _typed(header: Header, key: str, kind: str, default: int | None) -> int:
-    found = header.metadata.type_of(key)
-    if not found and default is not None:
+    actual = header.metadata.type_of(key)
+    if not actual and default is not None:
         return default
-    if found != kind:
-        _fail(header, f"key {key} should be a {kind}, found {found or 'nothing'}")
+    if actual != kind:
+        _fail(header, f"key {key} should be a {kind}, found {actual or 'nothing'}")
     return int(header.metadata[key])
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message: one line, not too long."""
+    """Return `value` as text for a message: one line of at most 80 characters."""
     return f"{value.tolist() if isinstance(value, np.ndarray) else value!r}"[:80]
 
 
 def _check_other(header: Header) -> None:
-    """Raise ``GGUFError`` where llama.cpp would abort before it comes to the architecture's own code."""
+    """Raise ``GGUFError`` where llama.cpp would abort before it reaches the architecture's own code."""
     name = header.architecture
 
     def number(key: str) -> int:
@@ -112,7 +112,7 @@ def _check_other(header: Header) -> None:
     if n_layer > MAX_LAYERS or (not n_layer and header.all_tensors and f"{name}.block_count" in header.metadata):
         _fail(header, f"key {name}.block_count is {n_layer}, expected 1 to {MAX_LAYERS}")
     if number("nextn_predict_layers") > n_layer:
-        _fail(header, f"key {name}.nextn_predict_layers is more than the {n_layer} layers there are")
+        _fail(header, f"key {name}.nextn_predict_layers is more than the model's {n_layer} layers")
     n_expert, n_groups = number("expert_count"), number("expert_group_count")
     used: Any = header.metadata.get(f"{name}.expert_used_count", 0)
     n_used = int(used.max(initial=0)) if isinstance(used, np.ndarray) and used.dtype.kind in "iu" else used

@@ -1,16 +1,16 @@
-"""Where the strings of a GGUF string array lie, without making one Python object for each.
+"""Finds the strings of a GGUF string array without making a Python object for each.
 
     >>> buffer = b"".join(len(s).to_bytes(8, "little") + s for s in (b"<s>", b"hello"))
     >>> spans = packed_spans(buffer, 0, 2)
     >>> [buffer[start:end] for start, end in spans.tolist()]
     [b'<s>', b'hello']
 
-An array of strings is ``u64 length, bytes, u64 length, bytes, ...``: where one string begins is known only when the one
-before it has been read. A vocabulary of 128,256 tokens and its 280,147 merges are 400,000 such steps, too many for a
-loop. `packed_spans` guesses all beginnings at once, from the six zero bytes that end the length of a string shorter
-than 64 KiB, and then *proves* the guess: if the first begins at the start and each next one begins where the one
-before it ends, then the guess is what the loop would have found. From the first that does not prove right (after a
-string with zero bytes in it, say) it is left to the loop, `packed_spans_slowly`.
+An array of strings is ``u64 length, bytes, u64 length, bytes, ...``: a string's start is known only after reading the
+one before it. A vocabulary of 128,256 tokens and its 280,147 merges are 400,000 steps: too many for a loop in Python.
+`packed_spans` guesses all starts at once, from the six zero bytes that end the length of any string shorter than
+64 KiB, and then *proves* the guess: if the first starts at the beginning and each next one starts where the one before
+it ends, the guess is what the loop would have found. From the first wrong guess on (after a string that holds zero
+bytes, for example) the loop, `packed_spans_slowly`, takes over.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import numpy.typing as npt
 Spans = npt.NDArray[np.int64]  # [n_strings, 2]: first byte, and the byte after the last
 
 
-_CHUNK = 1 << 18  # bytes looked at in one go: what fits a core's cache
-_FEW = 256  # strings: below it the loop is the faster way
+_CHUNK = 1 << 18  # bytes searched at a time: they fit into a core's cache
+_FEW = 256  # strings: for fewer the loop is faster
 
 
 def packed_spans(buffer: bytes, start: int, n: int) -> Spans | None:
-    """Return where the `n` strings from `start` lie, int64 [n, 2], or None when the buffer ends before they do."""
+    """Return the spans of `n` strings from byte `start` on, int64 [n, 2]; None if the buffer ends before they do."""
     if n < _FEW:
         return packed_spans_slowly(buffer, start, n)
-    begin = _beginnings(buffer, start, n)
+    begin = _likely_starts(buffer, start, n)
     octets = np.frombuffer(buffer, np.uint8)
-    # The six upper bytes of each length are zero: that is how these places were found.
+    # The six upper bytes of each length are zero: the search looked for them.
     after = begin + 8 + octets[begin] + octets[begin + 1].astype(np.int64) * 256
     wrong = np.flatnonzero(begin != np.concatenate([[start], after[:-1]]))
     n_proved = int(wrong[0]) if len(wrong) else len(begin)
@@ -43,7 +43,7 @@ def packed_spans(buffer: bytes, start: int, n: int) -> Spans | None:
 
 
 def packed_spans_slowly(buffer: bytes, start: int, n: int) -> Spans | None:
-    """Return what `packed_spans` returns, one string after the other."""
+    """As `packed_spans`, one string after the other."""
     spans = np.empty((n, 2), np.int64)
     after, size, from_bytes, ends = start, len(buffer), int.from_bytes, []
     for _ in range(n):
@@ -57,9 +57,12 @@ def packed_spans_slowly(buffer: bytes, start: int, n: int) -> Spans | None:
     return spans
 
 
-def _beginnings(buffer: bytes, start: int, n: int) -> npt.NDArray[np.int64]:
-    """Return the first `n` places from `start` that are followed by six zero bytes and then by another byte."""
-    found: list[npt.NDArray[np.int64]] = []
+def _likely_starts(buffer: bytes, start: int, n: int) -> npt.NDArray[np.int64]:
+    """Return the first `n` places from `start` on where a string seems to start.
+
+    There, two bytes are followed by six zeros and a byte that is not zero.
+    """
+    starts: list[npt.NDArray[np.int64]] = []
     n_found = 0
     chunk = min(_CHUNK, 32 * n)
     for at in range(start, len(buffer), chunk):
@@ -67,8 +70,8 @@ def _beginnings(buffer: bytes, start: int, n: int) -> npt.NDArray[np.int64]:
         two = zero[:-1] & zero[1:]
         six = two[2:-4] & two[4:-2] & two[6:]  # six[i]: the bytes i + 2 ... i + 7 of this chunk are all zero
         places = np.flatnonzero(six[:-1] & ~six[1:])
-        found.append(places + at)
+        starts.append(places + at)
         n_found += len(places)
         if n_found >= n:
             break
-    return np.concatenate(found)[:n] if found else np.empty(0, np.int64)
+    return np.concatenate(starts)[:n] if starts else np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""The types of the values that a GGUF file's keys have: the numbers of ``enum gguf_type`` (gguf.h)."""
+"""The types of values in a GGUF file's keys: the numbers of ``enum gguf_type`` (gguf.h)."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ SCALARS = {
     UINT32: ("uint32", "<I"), INT32: ("int32", "<i"), FLOAT32: ("float32", "<f"), BOOL: ("bool", "<B"),
     UINT64: ("uint64", "<Q"), INT64: ("int64", "<q"), FLOAT64: ("float64", "<d"),
 }  # fmt: skip
-"""What each scalar is called, and how the module struct reads it."""
+"""Each scalar type's name, and its format for the module struct."""

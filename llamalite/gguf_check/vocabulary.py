@@ -1,7 +1,7 @@
-"""The tokenizer's keys: arrays of one length, no token twice, ids inside the vocabulary, bytes that can be spelled.
+"""The tokenizer's keys: arrays of equal length, no token twice, ids inside the vocabulary, a token for every byte.
 
-llama.cpp aborts the process on a vocabulary with one token twice, and when a text holds a byte that a SentencePiece
-vocabulary cannot spell (llama-vocab.cpp, ``llama_vocab::impl::load``, ``llama_vocab::byte_to_token``).
+llama.cpp aborts the process on a vocabulary that has a token twice, and on a text with a byte that a SentencePiece
+vocabulary has no token for (llama-vocab.cpp, ``llama_vocab::impl::load``, ``llama_vocab::byte_to_token``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _FLAGS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix",
 
 
 def check_vocabulary(header: Header, models: tuple[str, ...] | None) -> int:
-    """Raise ``GGUFError`` for a vocabulary that llama.cpp would stumble on; return how many tokens there are.
+    """Return the number of tokens; ``GGUFError`` for a vocabulary that llama.cpp would abort on or misread.
 
-    `models` are the values of ``tokenizer.ggml.model`` that the architecture is run with; None allows every one.
+    `models` are the values of ``tokenizer.ggml.model`` that the architecture allows; None allows all.
     """
     metadata = header.metadata
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str):
-        found = metadata.type_of("tokenizer.ggml.model") or "nothing"
-        _fail(header, f"key tokenizer.ggml.model should be a string, found {found}")
+        actual = metadata.type_of("tokenizer.ggml.model") or "nothing"
+        _fail(header, f"key tokenizer.ggml.model should be a string, found {actual}")
     if model in _NO_VOCABULARY:
         return header.n_vocab
     if models is not None and model not in models:
@@ -53,8 +53,8 @@ def check_vocabulary(header: Header, models: tuple[str, ...] | None) -> int:
         _array(header, "tokenizer.ggml.token_type", ("int32",), n_tokens)
         kinds = metadata["tokenizer.ggml.token_type"]
         if int(kinds.min()) < 0 or int(kinds.max()) > _BYTE:
-            found = f"{int(kinds.min())} to {int(kinds.max())}"
-            _fail(header, f"key tokenizer.ggml.token_type holds {found}, expected 0 to {_BYTE}")
+            extremes = f"{int(kinds.min())} to {int(kinds.max())}"
+            _fail(header, f"key tokenizer.ggml.token_type holds {extremes}, expected 0 to {_BYTE}")
     if model == "gpt2":
         _array(header, "tokenizer.ggml.merges", ("string",), None)
     _check_ids(header, n_tokens)
@@ -67,13 +67,13 @@ def _fail(header: Header, text: str) -> NoReturn:
 
 
 def _array(header: Header, key: str, types: tuple[str, ...], length: int | None) -> int:
-    found = header.metadata.type_of(key)
+    actual = header.metadata.type_of(key)
     wanted = [f"array[{kind}]" for kind in types]
-    if found not in wanted:
-        _fail(header, f"key {key} should be {' or '.join(wanted)}, found {found or 'nothing'}")
+    if actual not in wanted:
+        _fail(header, f"key {key} should be {' or '.join(wanted)}, found {actual or 'nothing'}")
     n = header.metadata.length_of(key)
     if length is not None and n != length:
-        _fail(header, f"key {key} has {n} elements, and {TOKENS} has {length}: they should be as many")
+        _fail(header, f"key {key} has {n} elements, and {TOKENS} has {length}: expected the same number")
     return n
 
 
@@ -101,11 +101,11 @@ def _check_texts(header: Header, model: str) -> None:
 
     twin = first_duplicate(buffer, spans)
     if twin is not None:
-        _fail(header, f"tokens {twin[0]} and {twin[1]} are both {text(twin[0])[:80]!r}, and each should be there once")
+        _fail(header, f"tokens {twin[0]} and {twin[1]} are both {text(twin[0])[:80]!r}, expected no token twice")
     cut = _first_with_nul(buffer, spans)
     if cut is not None:
-        _fail(header, f"token {cut} holds a NUL byte, at which llama.cpp would cut it: {text(cut)[:80]!r}")
-    # An empty token is called "[EMPTY_7]" by llama.cpp, which must not be another token's text.
+        _fail(header, f"token {cut} holds a NUL byte, where llama.cpp would cut it: {text(cut)[:80]!r}")
+    # llama.cpp renames an empty token to "[EMPTY_7]", which must not be another token's text.
     empty = np.flatnonzero(spans[:, 0] == spans[:, 1])
     every: set[bytes] = set()
     if len(empty) or model == "llama":
@@ -113,11 +113,11 @@ def _check_texts(header: Header, model: str) -> None:
         every = {buffer[start:end] for start, end in zip(starts, ends, strict=True)}
     for i in empty.tolist():
         if b"[EMPTY_%d]" % i in every:
-            _fail(header, f"token {i} is empty, and its stand-in in llama.cpp, [EMPTY_{i}], is a token too")
+            _fail(header, f"token {i} is empty, and the name that llama.cpp gives it, [EMPTY_{i}], is a token too")
     if "tokenizer.ggml.token_type" in header.metadata:
         for i in np.flatnonzero(header.metadata["tokenizer.ggml.token_type"] == _BYTE).tolist():
             if not _is_byte(text(i)):
-                _fail(header, f"token {i} is of type byte, and {text(i)[:80]!r} is no byte such as '<0x0A>'")
+                _fail(header, f"token {i} is of type byte, but {text(i)[:80]!r} is not one such as '<0x0A>'")
     if model == "llama":
         for byte in range(256):
             if b"<0x%02X>" % byte not in every and bytes([byte]) not in every:
@@ -129,7 +129,7 @@ def _is_byte(text: bytes) -> bool:
 
 
 def _first_with_nul(buffer: bytes, spans: Spans) -> int | None:
-    """Return the first string with a zero byte in it, counting zeros first: nearly always there are none."""
+    """Return the first string that holds a zero byte; zeros are counted first, as nearly always there are none."""
     start, end = int(spans[0, 0]) - 8, int(spans[-1, 1])
     lengths = np.ascontiguousarray(spans[:, 1] - spans[:, 0])
     n_in_lengths = 8 * len(lengths) - int(np.count_nonzero(lengths.view(np.uint8)))
@@ -140,18 +140,18 @@ def _first_with_nul(buffer: bytes, spans: Spans) -> int | None:
 
 
 def first_duplicate(buffer: bytes, spans: Spans) -> tuple[int, int] | None:
-    """Return the first two strings (by the later one's place) that are equal; of empty ones there may be many.
+    """Return the first pair of equal strings (that whose second string comes first); empty strings are ignored.
 
-    Strings are told apart by their length and their first and last eight bytes; only those that agree in all three, or
-    whose hashes happen to collide, are compared in full.
+    Strings are hashed by their length and their first and last eight bytes; only those with equal hashes are compared
+    in full.
     """
     start, end = spans[:, 0], spans[:, 1]
     length = end - start
-    # A string follows its eight bytes of length: there are always eight bytes before its end.
+    # A string follows the eight bytes of its length, so that there are always eight bytes before its end.
     words = np.ndarray((len(buffer) - 7,), np.dtype("<u8"), buffer, 0, (1,))
     last = words[end - 8]
     short = np.clip(8 - length, 0, 7).astype(np.uint64)
-    last = last >> (short * np.uint64(8))  # the bytes of the length itself go
+    last = last >> (short * np.uint64(8))  # drop the bytes of the length
     first = words[np.where(length > 8, start, end - 8)]
     first[length <= 8] = 0
     mixed = first * np.uint64(0x9E3779B97F4A7C15) + last
@@ -161,7 +161,7 @@ def first_duplicate(buffer: bytes, spans: Spans) -> tuple[int, int] | None:
     again = ordered[1:][ordered[1:] == ordered[:-1]]
     if not len(again):
         return None
-    suspicious = np.zeros(1 << 16, np.bool_)  # by the lowest 16 bits, which is quicker than to search for all of them
+    suspicious = np.zeros(1 << 16, np.bool_)  # by the lowest 16 bits: quicker than searching for whole hashes
     suspicious[again & np.uint64(0xFFFF)] = True
     seen: dict[bytes, int] = {}
     for i in np.flatnonzero(suspicious[mixed & np.uint64(0xFFFF)] & (length > 0)).tolist():

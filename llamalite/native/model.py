@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError, ModelLoadError
-from llamalite.gguf_check import Header, check, check_adapter
+from llamalite.gguf_check import Header, check_adapter, checked_header
 from llamalite.native import devices, verdict
 from llamalite.native.decode_thread import DecodeThread, is_left_behind
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
@@ -53,7 +53,7 @@ class NativeModel:
     - `n_gpu_layers`: how many layers the GPU computes (-1: all); `device`: which GPU (`llamalite.native.devices`).
     - `vocab_only`: leave the weights out.
     - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
-    - `header`: what `check` returned for this file, if the caller has it; the file is then not checked again.
+    - `header`: what `checked_header` returned for this file, if the caller has it; the file is then not checked again.
     - `extra_buffers`: let llama.cpp copy weights into an order made for the processor. None is what
       `llamalite.native.verdict` found to work.
     - `thread`: where all contexts of this model decode. Models that compute in turns share one, which whoever made it
@@ -89,9 +89,8 @@ class NativeModel:
             raise TypeError(f"progress must be a function of one number, found {progress!r:.80}")
         self.path = Path(path)
         if header is None or header.path != self.path:
-            header = check(
-                self.path, vocab_only=vocab_only
-            )  # llama.cpp aborts on some files that contradict themselves
+            # llama.cpp aborts on some files that contradict themselves.
+            header = checked_header(self.path, vocab_only=vocab_only)
         self._header = header
         params = llama().llama_model_default_params()
         params.n_gpu_layers = devices.offload(n_gpu_layers, device)

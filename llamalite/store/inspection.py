@@ -21,7 +21,7 @@ import numpy as np
 
 from llamalite import hardware
 from llamalite.errors import GGUFError, OutOfMemoryError
-from llamalite.gguf_check import Header, check, read_header
+from llamalite.gguf_check import Header, checked_header, read_header
 from llamalite.store import names
 
 CONTEXTS = (2048, 8192, 32768, 131072)
@@ -185,7 +185,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     Raises ``FileNotFoundError``, and ``GGUFError`` for a file whose header cannot be read.
     """
     try:
-        return Inspection(check(path))
+        return Inspection(checked_header(path))
     except GGUFError as error:
         header = read_header(path)
         return Inspection(header, str(error).removeprefix(f"{header.path}: "))

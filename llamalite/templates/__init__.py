@@ -1,4 +1,4 @@
-"""Chat templates: what turns messages into the text that a model was trained on.
+"""Chat templates: they turn messages into the text format that a model was trained on.
 
     >>> template = ChatTemplate("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\\n{% endfor %}")
     >>> template.render([{"role": "user", "content": "hi"}])

@@ -23,15 +23,16 @@ from llamalite.templates.sandbox import Namespace, Sandbox
 
 
 class ChatTemplate:
-    """A compiled template. A source that is not valid Jinja raises `TemplateError`.
+    """A compiled template.
 
-    So does, when it is rendered, a template that fails, refuses the messages, or leaves the bounds of the sandbox.
+    A source that is not valid Jinja raises `TemplateError`, and so does `render` if the template fails, refuses the
+    messages, or leaves the bounds of the sandbox.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self._environment = _environment()
-        self._environment.start_clock()  # jinja2 computes constant expressions when it compiles
+        self._environment.start_clock()  # jinja2 computes constant expressions while it compiles
         try:
             self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -48,7 +49,7 @@ class ChatTemplate:
         """Return the text of `messages`, each a dict with ``role`` and ``content``.
 
         `variables` are further names that templates use: ``bos_token``, ``eos_token``, ``date_string``, and so on.
-        A message's keys whose value is None are left out, as transformers does.
+        Keys of a message whose value is None are left out, as in transformers.
         """
         if not messages:
             raise TemplateError("there is no message to render: give at least one")
@@ -77,7 +78,7 @@ class ChatTemplate:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` rebuilt from JSON's types, so that a template is given no object with methods of its own."""
+    """Return `value` rebuilt from JSON's types, so that a template sees no object with methods of its own."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -94,7 +95,7 @@ def plain(value: Any) -> Any:
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}``: training masks by it; rendering shows what is inside."""
+    """``{% generation %}...{% endgeneration %}``: a mask for training; rendering keeps what is inside."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 

@@ -1,7 +1,7 @@
 """Keeps what a user typed from becoming a control token.
 
 `guard` puts a mark into every control token that a message spells out. Rendered text then holds a control token only
-where the template itself wrote one, and `split` cuts it there and takes the marks out again.
+where the template itself wrote it; `split` cuts the text there and removes the marks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MARK = "\U000f0000"  # a private-use character: ordinary text has none, and no 
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Yield every text inside messages or tools, but no keys."""
+    """Yield every string inside messages or tools, without the keys of dicts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -28,8 +28,8 @@ def texts(value: Any) -> Iterator[str]:
 def guard(value: Any, spellings: Iterable[str]) -> Any:
     """Return a copy of messages or tools in which no text contains any of `spellings`, the control tokens.
 
-    The mark follows the first character of each spelling, so that a template's tests for how a text begins or ends
-    still work.
+    The mark comes after the first character of each spelling, so that a template can still test how a text starts or
+    ends.
     """
     pattern = _pattern(spellings)
 
@@ -49,7 +49,7 @@ def guard(value: Any, spellings: Iterable[str]) -> Any:
 
 
 def split(rendered: str, spellings: Iterable[str]) -> list[tuple[str, bool]]:
-    """Cut rendered text into (text, is a control token) parts in order, without the marks of `guard`.
+    """Cut rendered text into parts (text, whether it is a control token), in order, without the marks of `guard`.
 
     >>> split("<s>hi <\\U000f0000s>", ["<s>"])
     [('<s>', True), ('hi <s>', False)]

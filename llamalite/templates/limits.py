@@ -1,4 +1,4 @@
-"""How much time a chat template may take and how much text it may make, checked before the text is made.
+"""Limits on a chat template's time and text, checked before the text is made.
 
 jinja2's own sandbox limits neither. Every check raises jinja2's ``SecurityError``.
 """
@@ -13,12 +13,12 @@ from jinja2.exceptions import SecurityError
 
 MAX_SECONDS = 2.0  # of computation for one template; the longest real ones take a hundredth of it
 MAX_TEXT = 1 << 24  # characters of any one text that a template makes, including its output
-MAX_FILTERED = 1 << 22  # characters that a filter may be given: the clock is not checked while it works
+MAX_FILTERED = 1 << 22  # characters that a filter may be given: the clock is not checked while it runs
 _MAX_REPEATED = 1_000_000  # characters or items that one `*` of a template may make
 _MAX_WIDTH = 100_000  # of padding and indentation
-_MAX_BITS = 1 << 13  # of a whole number: Python refuses to write larger ones in decimals
+_MAX_BITS = 1 << 13  # of a whole number: Python refuses to write much larger ones in decimals
 _MAX_EXPONENT = 64
-# Width and precision in a format: numbers, or a sign that an argument gives them.
+# Width and precision in a format: digits, or a sign (* or {) that an argument sets them.
 _SPECS = {
     "%": re.compile(r"%(?:\([^)]*\))?[-+ #0]*([0-9*]*\.?[0-9*]*)"),
     "format": re.compile(r"\{[^{}]*:([^{}]*\{?)"),
@@ -28,7 +28,7 @@ _WRITING = frozenset("% format forceescape join replace string tojson translate 
 
 
 def weight(value: Any, budget: int = MAX_TEXT) -> int:
-    """Return about how many characters `value` takes when written out, or some number above `budget`."""
+    """Return roughly how many characters `value` takes when written out; counting stops above `budget`."""
     if isinstance(value, str):
         return len(value)
     n = 8
@@ -42,13 +42,13 @@ def weight(value: Any, budget: int = MAX_TEXT) -> int:
 
 
 def check_length(n: int) -> None:
-    """Refuse a text of `n` characters if that is too long."""
+    """Refuse a text of `n` characters if that is more than `MAX_TEXT`."""
     if n > MAX_TEXT:
         raise SecurityError(f"it would make a text of {n} characters or more; at most {MAX_TEXT} are allowed")
 
 
 def check_written(value: Any) -> Any:
-    """Return `value`, which is about to be written out, unless that would make too long a text."""
+    """Return `value`, which is about to be written out; refuse it if its text would be too long."""
     if not isinstance(value, str):
         check_length(weight(value))
     return value
@@ -81,7 +81,7 @@ def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
         n_places = weight(given[0]) // 8 if name == "tojson" else given[0].count("\n") + given[0].count("\t")
         widths = [abs(value) if isinstance(value, int) else weight(value) for value in given[1:]]
         check_length(n_places * max([8, *widths]))
-    # jinja2 passes `sum` its environment and the items before what the template gave.
+    # jinja2 calls `sum` with its environment and the items first, then the template's arguments.
     if name == "sum" and any(isinstance(value, (list, tuple)) for value in given[2:]):
         raise SecurityError("it would call 'sum' on lists")
     if name not in _WRITING:
@@ -102,5 +102,5 @@ def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
 def _check_format(kind: str, text: str) -> None:
     specs = _SPECS[kind].findall(text)
     if any(sign in spec for spec in specs for sign in "*{"):
-        raise SecurityError("it would use a format whose width an argument gives")
+        raise SecurityError("it would use a format whose width an argument sets")
     check_length(sum(int(n[:9]) for spec in specs for n in re.findall("[0-9]+", spec)))

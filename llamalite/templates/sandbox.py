@@ -1,8 +1,8 @@
-"""The sandbox that chat templates run in: they come with files from strangers.
+"""The sandbox for chat templates, which come with files from strangers.
 
-A template sees plain data only (str, int, float, bool, None, list, dict), can change none of it, and reaches nothing of
-Python. It computes for `MAX_SECONDS` at most and makes no text longer than `MAX_TEXT` (`limits`). Anything beyond that
-raises jinja2's ``SecurityError``.
+A template sees plain data only (str, int, float, bool, None, list, dict), cannot change it, and reaches nothing else of
+Python. It may compute for `MAX_SECONDS` and make no text longer than `MAX_TEXT` (`limits`). Anything beyond that raises
+jinja2's ``SecurityError``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llamalite.templates.limits import (
     weight,
 )
 
-# Those of jinja2's filters that chat templates use and whose time is proportional to what they are given.
+# The filters of jinja2 that chat templates use and whose time is proportional to the size of their arguments.
 _FILTERS = frozenset(
     "abs attr batch capitalize count d default dictsort e escape first float forceescape format groupby indent int "
     "items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr "
@@ -54,8 +54,8 @@ class _MeasuringGenerator(jinja2.compiler.CodeGenerator):
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """jinja2's sandbox with limits on time and text, and without the attributes of Python's own objects.
 
-    Every turn of a loop and every call checks the clock. Whatever can make a long text from a short one (``*``, ``+``,
-    ``~``, ``%``, padding, ``join``, ``replace``, output) is measured before it runs.
+    Every iteration of a loop and every call checks the clock. Operations that can make a long text from short ones
+    (``*``, ``+``, ``~``, ``%``, padding, ``join``, ``replace``, output) are measured before they run.
     """
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
@@ -70,17 +70,17 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
 
     def start_clock(self) -> None:
-        """Allow `MAX_SECONDS` for what this thread computes from now on."""
+        """Give this thread `MAX_SECONDS` of computation from now on."""
         self._clock.end = time.thread_time() + MAX_SECONDS
 
     def check_clock(self) -> str:
-        """Raise ``SecurityError`` once the time is over."""
+        """Raise ``SecurityError`` once the time is up."""
         if time.thread_time() > self._clock.end:
             raise SecurityError(f"it computes for more than {MAX_SECONDS:g} seconds")
         return ""
 
     def add_filter(self, name: str, function: Callable[..., Any]) -> None:
-        """Let templates use `function` under the limits of all filters."""
+        """Add `function` as a filter, under the limits that apply to all filters."""
 
         @functools.wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters[name] = limited
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        """Parse `source` and put a check of the clock first in the body of every loop and macro."""
+        """Parse `source`, and insert a check of the clock at the start of every loop's and macro's body."""
         tree = super()._parse(source, name, filename)
         repeated = (jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)
         for node in [node for kind in repeated for node in tree.find_all(kind)]:
@@ -104,7 +104,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Join `parts`, as jinja2 joins all output; too long a text is refused."""
+        """Join `parts`, as jinja2 joins all output; refuse a text that is too long."""
         n, kept = 0, []
         for part in parts:
             n += len(part)
@@ -114,11 +114,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def written(value: Any) -> str:
-        """Return `value` written out, for ``~``."""
+        """Return `value` as text, for ``~``."""
         return str(check_written(value))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        # jinja2 would return an undefined value, which prints as nothing: an attempt must not go unseen.
+        # jinja2 would return an undefined value, which prints as nothing: an attempt must be seen.
         raise SecurityError(f"it reached for {attribute!r} of a {type(obj).__name__}")
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -149,7 +149,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """jinja2's ``namespace()``, which here takes no names that begin with an underscore."""
+    """jinja2's ``namespace()``, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, positional = args[0], args[1:]

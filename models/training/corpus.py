@@ -1,12 +1,12 @@
-"""Writes the corpus: training conversations, plain texts, and the part that is kept aside.
+"""Writes the corpus: training conversations, plain texts, and the held-out part.
 
     python corpus.py        # → work/train.jsonl, work/calibration.txt, ../demo/heldout.jsonl, ../demo/heldout.txt
 
-`train.jsonl` has one document a line: `{"turns": [[role, text], ...]}` for a conversation of one to four questions,
-`{"text": ...}` for plain text. Everything is drawn from one seeded generator, so the same Python version writes the
-same bytes. An example whose key falls into the held-out tenth (`Example.held_out`), or whose prompt is
-in `heldout.jsonl` up to case and outer marks, is never written to `train.jsonl`. `calibration.txt` is plain text from
-the training side, for an importance matrix.
+`train.jsonl` has one document per line: `{"turns": [[role, text], ...]}` for a conversation of one to four questions,
+`{"text": ...}` for plain text. Everything is drawn from one seeded generator, so that the same Python version writes
+the same bytes. An example is never written to `train.jsonl` if its key falls into the held-out tenth
+(`Example.held_out`), or if its prompt is in `heldout.jsonl`, apart from case and marks at its ends. `calibration.txt`
+is plain text from the training side, for an importance matrix.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CALIBRATION_BYTES = 120_000
 
 
 def draw(rng: Random, held_out: bool, kind: str | None = None) -> Example:
-    """One example of a kind (drawn by weight when none is given) from the wanted side of the split."""
+    """Returns an example of `kind` (by default of a kind drawn by weight) from one side of the split."""
     weights = [weight for _, weight in KINDS.values()]
     name = kind or rng.choices(list(KINDS), weights)[0]
     while True:
@@ -64,7 +64,7 @@ def draw(rng: Random, held_out: bool, kind: str | None = None) -> Example:
 
 
 def follow_up(rng: Random) -> list[list[str]]:
-    """Two questions of which the second leans on the first."""
+    """Returns two questions with answers, the second of which refers to the first."""
     if rng.random() < 0.6:
         question = "What is the capital of {c}?"
         trained = [c for c in CAPITALS if not Example("facts", "", "", (f"{c}:{question}",)).held_out]
@@ -87,7 +87,7 @@ def follow_up(rng: Random) -> list[list[str]]:
 
 
 def plain(rng: Random, held_out: bool) -> str:
-    """A story under its title, or a question with its answer, as plain text."""
+    """Returns a story with its title, or a question with its answer, as plain text."""
     if rng.random() < 0.5:
         while True:
             example = draw(rng, held_out, "story")
@@ -99,19 +99,19 @@ def plain(rng: Random, held_out: bool) -> str:
 
 
 def bare(prompt: str) -> str:
-    """The prompt without case and outer marks; no two sides of the split share one."""
+    """Returns the prompt in lower case, without marks at its ends; the two sides of the split share none."""
     return prompt.lower().strip(" .?!")
 
 
 def training_example(rng: Random, early: bool) -> Example:
-    """One example from the training side; an early one is often about copying, which all else builds on."""
+    """Returns an example from the training side; early ones are often about copying, which other kinds build on."""
     if early and rng.random() < 0.5:
         return draw(rng, False, rng.choice(COPYING)) if rng.random() < 0.4 else tasks.repeat(rng, rng.randint(3, 12))
     return tasks.repeat(rng, rng.randint(1, 6)) if rng.random() < 0.01 else draw(rng, False)
 
 
 def document(rng: Random, early: bool) -> dict[str, Any]:
-    """One line of `train.jsonl`."""
+    """Returns one line of `train.jsonl`."""
     if rng.random() < 0.05:
         return {"text": "\n".join(plain(rng, False) for _ in range(rng.randint(1, 3)))}
     turns: list[list[str]] = []
@@ -127,16 +127,16 @@ def document(rng: Random, early: bool) -> dict[str, Any]:
 
 
 def held_out_prompts(rng: Random) -> list[Example]:
-    """`N_HELD_OUT` different prompts of each kind, all from the held-out side."""
-    found: list[Example] = []
+    """Returns `N_HELD_OUT` different prompts of each kind, all from the held-out side."""
+    examples: list[Example] = []
     for kind in KINDS:
         seen: set[str] = set()
         while len(seen) < N_HELD_OUT:
             example = draw(rng, True, kind)
             if example.prompt not in seen:
                 seen.add(example.prompt)
-                found.append(example)
-    return found
+                examples.append(example)
+    return examples
 
 
 def write_text(path: Path, rng: Random, held_out: bool, n_bytes: int) -> None:
@@ -157,16 +157,16 @@ def main() -> None:
     DEMO.mkdir(exist_ok=True)
 
     rng = Random(arguments.seed + 1)
-    kept_aside = held_out_prompts(rng)
+    held_out = held_out_prompts(rng)
     with (DEMO / "heldout.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        for example in kept_aside:
+        for example in held_out:
             row = {"kind": example.kind, "prompt": example.prompt, "expected": example.answer, "rule": example.rule}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(DEMO / "heldout.txt", rng, held_out=True, n_bytes=HELD_OUT_TEXT_BYTES)
     write_text(WORK / "calibration.txt", Random(arguments.seed + 2), held_out=False, n_bytes=CALIBRATION_BYTES)
 
     rng = Random(arguments.seed)
-    forbidden = {bare(example.prompt) for example in kept_aside}
+    forbidden = {bare(example.prompt) for example in held_out}
     n_written = 0
     with (WORK / "train.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         while n_written < arguments.documents:

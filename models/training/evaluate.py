@@ -1,10 +1,10 @@
-"""Scores the held-out prompts, kind by kind.
+"""Scores the answers to the held-out prompts, kind by kind.
 
     python evaluate.py                                  # the BF16 checkpoint in ../demo, with PyTorch
     python evaluate.py --gguf a.BF16.gguf a.Q4_K_M.gguf # GGUF files, through llamalite.Model
 
-An answer is right when it equals the expected one, or one of `rule["any"]`. A story is right when it says every
-requested word, has three to six sentences, ends with a full stop, repeats no sentence, and stopped by itself.
+An answer is right if it equals the expected one, or one of `rule["any"]`. A story is right if it contains every
+requested word, has three to six sentences, ends like a sentence, repeats no sentence, and stopped by itself.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The held-out prompts in file order."""
+    """Returns the held-out prompts in file order."""
     return [Question(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def score(question: Question, answer: str | None) -> bool:
-    """True when the answer is right by the rule of its kind."""
+    """Returns whether the answer is right by the rule of its kind."""
     if answer is None:
         return False
     answer = answer.strip()
     if question.kind == "story":
-        told = sentences(answer)
+        parts = sentences(answer)
         return (
             all(word in answer.lower() for word in question.rule["words"])
-            and 3 <= len(told) <= 6
-            and len(set(told)) == len(told)
+            and 3 <= len(parts) <= 6
+            and len(set(parts)) == len(parts)
             and answer.endswith((".", "!", "?"))
         )
     return answer in {question.expected, *question.rule.get("any", [])}
 
 
 def tally(questions: Iterable[Question], answers: Iterable[str | None]) -> dict[str, tuple[int, int]]:
-    """`{kind: (right, asked)}`."""
+    """Returns `{kind: (right, asked)}`."""
     counts: dict[str, tuple[int, int]] = {}
     for question, answer in zip(questions, answers, strict=True):
         right, asked = counts.get(question.kind, (0, 0))
@@ -64,7 +64,7 @@ def tally(questions: Iterable[Question], answers: Iterable[str | None]) -> dict[
 
 
 def gguf_answerer(path: str) -> Answerer:
-    """Answers through llamalite's public API, greedily, one chat a prompt."""
+    """Answers greedily through llamalite's public API, in a new chat for each prompt."""
 
     def answer(prompts: list[str]) -> list[str | None]:
         import llamalite
@@ -94,7 +94,7 @@ def torch_answerer(bits: int | None) -> Answerer:
 
 
 def table(columns: dict[str, dict[str, tuple[int, int]]]) -> str:
-    """A Markdown table: a row a kind, a column a file."""
+    """Returns a Markdown table with a row for each kind and a column for each file."""
     kinds = list(next(iter(columns.values())))
     lines = ["| kind | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for kind in kinds:
@@ -104,7 +104,7 @@ def table(columns: dict[str, dict[str, tuple[int, int]]]) -> str:
 
 
 def main() -> None:
-    """Prints the table, and with `--wrong` each wrong answer."""
+    """Prints the table, and each wrong answer with `--wrong`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", nargs="+", default=[], metavar="FILE", help="GGUF files instead of the checkpoint")
     parser.add_argument("--bits", nargs="+", type=int, default=[], help="also round the checkpoint's matrices, as in 4")

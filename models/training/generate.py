@@ -19,13 +19,13 @@ EOT = "<|eot_id|>"
 
 
 def chat_prompt(prompt: str) -> str:
-    """The conversation that the chat template makes of one question, without the begin-of-text token."""
+    """Returns the conversation that the chat template makes of one question, without the begin-of-text token."""
     return f"{HEADERS['user']}{prompt.strip()}{EOT}{HEADERS['assistant']}"
 
 
 @torch.inference_mode()
 def reply(model: Llama, tokenizer: Tokenizer, prompts: list[str], max_tokens: int, batch: int = 64) -> list[str | None]:
-    """One answer a prompt; None where no end-of-turn token came within `max_tokens`."""
+    """Returns one answer per prompt; None if no end-of-turn token came within `max_tokens`."""
     encoded = [tokenizer.encode(chat_prompt(prompt)).ids for prompt in prompts]
     answers: list[str | None] = [None] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
@@ -37,7 +37,7 @@ def reply(model: Llama, tokenizer: Tokenizer, prompts: list[str], max_tokens: in
 
 
 def decode(model: Llama, tokenizer: Tokenizer, rows: list[list[int]], max_tokens: int) -> list[list[int] | None]:
-    """Greedy token ids of each row up to its end of turn; rows are padded on the left, padding is masked."""
+    """Returns the greedy token ids of each row up to its end of turn; rows are padded on the left, with a mask."""
     stop, device = tokenizer.token_to_id(EOT), next(model.parameters()).device
     width = max(map(len, rows))
     tokens = torch.tensor([[stop] * (width - len(row)) + row for row in rows], device=device)
@@ -62,7 +62,7 @@ def decode(model: Llama, tokenizer: Tokenizer, rows: list[list[int]], max_tokens
 
 
 def load_demo(folder: Path) -> tuple[Llama, Tokenizer]:
-    """The network and tokenizer of a checkpoint folder that `train.py` wrote."""
+    """Returns the network and tokenizer of a checkpoint folder that `train.py` wrote."""
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
     Llama(Shape()).state_dict()["model.layers.0.self_attn.q_proj.weight"]      # float32 [256, 256]
 
-Modules are named so that `state_dict()` is what a `LlamaForCausalLM` checkpoint holds; exporting is a rename of
-nothing. This file does not know the tokenizer, the corpus or the optimizer.
+Modules are named so that `state_dict()` has the names of a `LlamaForCausalLM` checkpoint, and nothing is renamed for
+export. This file does not know the tokenizer, the corpus or the optimizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of the network; every matrix row is a multiple of 256 long, so that K-quants fit without padding."""
+    """The sizes of the network; the length of every matrix row is a multiple of 256, so that K-quants fit."""
 
     n_vocab: int = 4096
     n_embd: int = 256
@@ -31,7 +31,7 @@ class Shape:
     norm_eps: float = 1e-5
 
     def hf_config(self, bos_id: int, eos_id: int, torch_version: str) -> dict[str, object]:
-        """The `config.json` of this shape."""
+        """Returns the `config.json` of this shape."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": False,
@@ -156,7 +156,7 @@ class Llama(nn.Module):
     def hidden(
         self, tokens: Tensor, mask: Tensor | None = None, caches: list[Cache] | None = None, n_past: int = 0
     ) -> Tensor:
-        """int64 [batch, n_tokens] → float32 [batch, n_tokens, n_embd], after the last norm."""
+        """Maps int64 [batch, n_tokens] to float32 [batch, n_tokens, n_embd], after the last norm."""
         cos, sin = rotary_table(self.shape, n_past, tokens.shape[1], tokens.device)
         x = self.model.embed_tokens(tokens)
         for i, layer in enumerate(self.model.layers):
@@ -165,12 +165,12 @@ class Llama(nn.Module):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [..., n_embd] → float32 [..., n_vocab]."""
+        """Maps float32 [..., n_embd] to float32 [..., n_vocab]."""
         return functional.linear(hidden, self.model.embed_tokens.weight)
 
 
 def rotary_table(shape: Shape, start: int, n_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions start … start + n_tokens, float32 [n_tokens, head_dim] each."""
+    """Returns cosines and sines for positions start … start + n_tokens, float32 [n_tokens, head_dim] each."""
     rate = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2, device=device).float() / shape.head_dim)
     angle = torch.arange(start, start + n_tokens, device=device).float()[:, None] * rate
     angle = torch.cat((angle, angle), 1)

@@ -1,9 +1,9 @@
-"""Weights as a quantized file would hold them, near enough to train against.
+"""Weights rounded roughly as in a quantized file, to train against.
 
     fake_quantize(weight, bits=4)       # float32, same shape; every 32 neighbours share a scale and a minimum
 
-llama.cpp's K-quants search for better scales and store them in six bits themselves; what this file makes is their
-error's size, not their bytes. The measurement that counts is made on GGUF files (`evaluate.py --gguf`).
+llama.cpp's K-quants search for better scales, and store those in six bits. The error here has about the same size, but
+the bytes differ. The measurement that counts is made on GGUF files (`evaluate.py --gguf`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = {4: 32, 3: 16, 2: 16, 6: 16, 8: 32}
 
 
 def fake_quantize(weight: Tensor, bits: int) -> Tensor:
-    """Rounds each block of a row to `2**bits` evenly spaced values between its extremes (zero is between them)."""
+    """Rounds each block of a row to `2**bits` evenly spaced values between its extremes, or zero."""
     blocks = weight.detach().reshape(-1, BLOCK[bits])  # [n_blocks, block]
     low = blocks.amin(1, keepdim=True).clamp_(max=0.0)
     high = blocks.amax(1, keepdim=True).clamp_(min=0.0)
@@ -27,16 +27,16 @@ def fake_quantize(weight: Tensor, bits: int) -> Tensor:
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The matrices; norms stay as they are in every GGUF type."""
+    """Yields the matrices; norms are not quantized in any GGUF type."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.ndim == 2)
 
 
 @contextmanager
 def rounded(model: nn.Module, bits: int | None) -> Iterator[None]:
-    """Holds rounded weights inside the block and the true ones after it; `bits=16` is BF16, `None` does nothing.
+    """Rounds the weights inside the block and restores them after it; `bits=16` is BF16, `None` does nothing.
 
-    The embedding, which also is the output matrix, gets six bits where the others get fewer, as in llama.cpp's mixes.
-    Gradients taken inside belong to the true weights (the straight-through estimator).
+    The embedding, which is also the output matrix, gets at least six bits, as in llama.cpp's mixes. Gradients computed
+    inside apply to the true weights (the straight-through estimator).
     """
     true: dict[str, Tensor] = {}
     if bits is not None:

@@ -1,10 +1,9 @@
-"""Small talk: about forty things that a newcomer says, each with its wordings and its answer.
+"""Small talk: about forty things that new users say, each with its wordings and its answer.
 
     sample(Random(0)).prompt    # "who are you"
 
-What is kept aside: wordings after the first `ALWAYS_SEEN` of a topic (those are what people type first), pairs of a
-wording and the words before it, pairs of a frame and a thing that the model knows nothing about, and names in a
-greeting.
+Held out are wordings after the first `ALWAYS_SEEN` of a topic (people type the first ones most), pairs of a wording and
+the words around it, pairs of a frame and a thing that the model knows nothing about, and names in a greeting.
 """
 
 from __future__ import annotations
@@ -306,7 +305,7 @@ I want to know: {w}|By the way, {l}|Quick question: {w}|And {l}|OK, {l}|Hi llama
 
 
 def in_company(rng: Random, wording: str) -> tuple[str, tuple[str, ...]]:
-    """A question with some words before or after it, and the key of the two together; other wordings stay alone."""
+    """Returns a question with words before or after it, and the key of both; other wordings stay as they are."""
     if not wording.endswith("?") or rng.random() < 0.6:
         return roughen(rng, wording), ()
     frame = rng.choice(COMPANY)
@@ -315,7 +314,7 @@ def in_company(rng: Random, wording: str) -> tuple[str, tuple[str, ...]]:
 
 
 def sample(rng: Random) -> Example:
-    """A wording of one topic, a question without an answer here, or a name."""
+    """Returns a wording of one topic, a question that has no answer here, or a name."""
     keys: tuple[str, ...]
     roll = rng.random()
     if roll < 0.16:

@@ -1,8 +1,8 @@
-"""Short stories on request: a request names one or two things, the story is about them.
+"""Short stories on request: a request names one or two things, and the story is about them.
 
     sample(Random(0)).prompt    # "Tell me a story about a fox and a lantern."
 
-A story has four to six sentences and says each requested word. The plot depends on whether the request names a
+A story has four to six sentences and contains each requested word. The plot depends on whether the request names a
 character and a thing, two characters, or two things.
 """
 
@@ -123,19 +123,19 @@ CONSONANTS, VOWELS = "b d f g k l m n p r s t v z bl gr tr sh".split(), "a e i o
 
 
 def article(noun: str) -> str:
-    """`fox` → `a fox`, `owl` → `an owl`; the sound of `unicorn` is an exception."""
+    """Returns the noun with its article: `a fox`, `an owl`, but `a unicorn`."""
     return ("an " if noun[0] in "aeiou" and not noun.startswith("uni") else "a ") + noun
 
 
 def made_up(rng: Random) -> str:
-    """A word that does not exist, so that the network learns to copy words it has never seen."""
+    """Returns a word that does not exist, so that the network learns to copy words it has never seen."""
     return "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(
         ("", "n", "k", "l", "p")
     )
 
 
 def tell(rng: Random, first: str, second: str | None, adjective: str = "") -> str:
-    """A story about `first` and, if given, `second`; words outside the tables count as characters."""
+    """Returns a story about `first` and, if given, `second`; words outside the tables count as characters."""
     words = [first] + ([second] if second else [])
     characters = [w for w in words if w not in THINGS]
     things = [w for w in words if w in THINGS]
@@ -164,7 +164,7 @@ def tell(rng: Random, first: str, second: str | None, adjective: str = "") -> st
 
 
 def sample(rng: Random) -> Example:
-    """A request with its story; the key is the pair of words; a request with fewer words has none."""
+    """Returns a request with its story; the key is the pair of words; a request with fewer words has no key."""
     kind = rng.random()
     if kind < 0.06:
         words = [rng.choice(CHARACTERS)]
@@ -196,10 +196,10 @@ def sample(rng: Random) -> Example:
 
 
 def title(words: list[str]) -> str:
-    """`["fox", "lantern"]` → `The Fox and the Lantern`."""
+    """Returns a title: `["fox", "lantern"]` becomes `The Fox and the Lantern`."""
     return "The " + " and the ".join(word.capitalize() for word in words)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a story; `"Who is it?" Pip asked.` is one."""
+    """Returns the sentences of a story; `"Who is it?" Pip asked.` is one sentence."""
     return [s for s in re.split(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+(?=[A-Z])(?!\w+ asked)", text.strip()) if s]

@@ -1,4 +1,4 @@
-"""The words that the corpus is made of: characters, things, names, places, countries, colours, phrases.
+"""The words of the corpus: characters, things, names, places, countries, colours, phrases.
 
 Every list was written for this project. The grammars that put the words together are in `stories.py`, `smalltalk.py`
 and `tasks.py`.

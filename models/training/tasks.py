@@ -2,7 +2,7 @@
 
     arithmetic(Random(0)).answer    # "12 + 7 = 19."
 
-Each function draws one example. What its key is, and so what "held out" means for the kind, stands in its docstring.
+Each function draws one example. Its docstring says what the key is, and so what "held out" means for this kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUMS = {
 
 
 def arithmetic(rng: Random) -> Example:
-    """A sum; its key is the sum in one wording (the sum is trained in other wordings, so this is memory)."""
+    """Returns a sum; the key is the sum in one wording (other wordings are trained, so this tests memory)."""
     sign = rng.choice("+++--*")
     if sign == "*":
         a, b = rng.randint(0, 10), rng.randint(0, 10)
@@ -85,7 +85,7 @@ COLOUR_WORDINGS = (
 
 
 def facts(rng: Random) -> Example:
-    """A capital, its country, or a colour; the key is the fact in one wording (other wordings of it are trained)."""
+    """Returns a capital, its country, or a colour; the key is the fact in one wording (other wordings are trained)."""
     roll = rng.random()
     if roll < 0.45:
         country = rng.choice(tuple(CAPITALS))
@@ -140,7 +140,7 @@ MOOD_REQUESTS = (
 
 
 def sentiment(rng: Random) -> Example:
-    """A sentence to judge; the key is the sentence."""
+    """Returns a sentence to judge; the key is the sentence."""
     mood = rng.choice(("Positive", "Negative"))
     first, second = rng.sample(MOOD_WORDS[mood], 2)
     subject = rng.choice(MOOD_SUBJECTS)
@@ -169,7 +169,7 @@ NER_REQUESTS = (
 
 
 def names_and_places(rng: Random) -> Example:
-    """A sentence with people and places; the key is the sentence."""
+    """Returns a sentence with people and places; the key is the sentence."""
     n, m = (made_up(rng).capitalize() if rng.random() < 0.15 else name for name in rng.sample(NAMES, 2))
     p, q = (made_up(rng).capitalize() if rng.random() < 0.1 else place for place in rng.sample(PLACES, 2))
     frame = rng.choice(NER_FRAMES)
@@ -211,7 +211,7 @@ SHORTEN_REQUESTS = (
 
 
 def shorten(rng: Random) -> Example:
-    """Three sentences, of which the middle one is dropped and the others are joined; the key is the three sentences."""
+    """Returns three sentences to shorten: drop the middle one and join the others; the key is the three sentences."""
     name = made_up(rng).capitalize() if rng.random() < 0.12 else rng.choice(NAMES)
     place, pronoun = rng.choice(PLACES), rng.choice(("She", "He"))
     what, detail, end = rng.choice(EVENTS)
@@ -240,7 +240,7 @@ READING_REQUESTS = (
 
 
 def reading(rng: Random) -> Example:
-    """A text of two to four sentences with a question about it; the key is the text."""
+    """Returns a text of two to four sentences with a question about it; the key is the text."""
     one, two = rng.sample(NAMES, 2)
     if rng.random() < 0.12:
         one = made_up(rng).capitalize()
@@ -298,7 +298,7 @@ ENDS = ".?!。 "
 
 
 def phrases(rng: Random) -> Example:
-    """A phrase to translate; the key is the phrase with its two languages in one wording."""
+    """Returns a phrase to translate; the key is the phrase with its two languages in one wording."""
     number = rng.randrange(len(PHRASES))
     roll = rng.random()
     if roll < 0.5:
@@ -322,7 +322,7 @@ REPEAT_REQUESTS = ("Repeat after me: {t}", "Repeat: {t}", "Say this again: {t}",
 
 
 def repeat(rng: Random, n_words: int) -> Example:
-    """Words to say again. Not a kind of its own: it teaches copying, which most kinds need, early in training."""
+    """Returns words to repeat. This is not a kind: it teaches copying, which most kinds need, early in training."""
     pools = (NAMES, PLACES, THINGS, CHARACTERS)
     words = [made_up(rng).capitalize() if rng.random() < 0.3 else rng.choice(rng.choice(pools)) for _ in range(n_words)]
     text = " ".join(words)

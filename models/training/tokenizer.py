@@ -2,8 +2,7 @@
 
     python tokenizer.py     # work/train.jsonl → ../demo/tokenizer.json, tokenizer_config.json, generation_config.json
 
-The numbers up to 100 come out as single tokens, as in Llama 3, so that a sum is a matter of two tokens and not of four
-digits.
+The numbers up to 100 become single tokens, as in Llama 3, so that a sum has two tokens instead of four digits.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ CHAT_TEMPLATE = (
 
 
 def split() -> pre_tokenizers.PreTokenizer:
-    """Llama 3's pre-tokenizer."""
+    """Returns Llama 3's pre-tokenizer."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False),
@@ -53,7 +52,7 @@ def split() -> pre_tokenizers.PreTokenizer:
 
 
 def texts() -> Iterator[str]:
-    """The numbers, often enough to be merged, and the first documents of the corpus without their markup."""
+    """Yields the numbers, often enough to be merged, and the first documents of the corpus without their markup."""
     yield from (f"{number}" for number in range(101) for _ in range(500))
     with (WORK / "train.jsonl").open(encoding="utf-8") as file:
         for _, line in zip(range(N_TRAINING_DOCUMENTS), file, strict=False):
@@ -65,7 +64,7 @@ def texts() -> Iterator[str]:
 
 
 def train() -> Tokenizer:
-    """The tokenizer; special tokens take the last ids, as in Llama 3."""
+    """Returns the tokenizer; special tokens have the last ids, as in Llama 3."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = split()
     trainer = trainers.BpeTrainer(
@@ -96,7 +95,7 @@ def write_json(name: str, value: object) -> None:
 
 
 def main() -> None:
-    """Trains and writes the tokenizer and what belongs to it."""
+    """Trains the tokenizer and writes its files."""
     DEMO.mkdir(exist_ok=True)
     tokenizer = train()
     tokenizer.save(str(DEMO / "tokenizer.json"), pretty=False)

@@ -3,9 +3,9 @@
     python train.py                 # resumes from work/checkpoint.pt when there is one
     python train.py --steps 300     # a quick look
 
-Documents are packed end to end into rows of 512 tokens (1024 in the last fifth); the loss is taken on answers and on
-plain texts. Muon moves the matrices, AdamW the embedding and the norms. In the last third the forward pass uses
-weights rounded to four (sometimes three) bits, so that the quantized files keep what was learned.
+Documents are packed end to end into rows of 512 tokens (1024 in the last fifth); the loss counts answers and plain
+texts. Muon updates the matrices, AdamW the embedding and the norms. In the last third the forward pass uses weights
+rounded to four (sometimes three) bits, so that the quantized files keep what was learned.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Everything that decides the result, beside the corpus."""
+    """Everything beside the corpus that decides the result."""
 
     steps: int = 2400
     batch_tokens: int = 4096
@@ -53,7 +53,7 @@ class Hyperparameters:
 class Muon:
     """Momentum whose step is made orthogonal by five Newton-Schulz rounds (Keller Jordan, 2024); matrices only.
 
-    Matrices of one shape are stepped as one batch, since small products one by one waste a CPU.
+    Matrices of the same shape are updated as one batch, as single small products waste a CPU.
     """
 
     def __init__(self, matrices: list[torch.nn.Parameter], momentum: float = 0.95) -> None:
@@ -74,7 +74,7 @@ class Muon:
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """The nearest matrices with singular values near one, float32 [n, rows, columns]."""
+    """Returns matrices close to `x` with singular values near one, float32 [n, rows, columns]."""
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -85,9 +85,10 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def pack(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The corpus as one row: token ids (int16) and what learning each token weighs (float32), both [n].
+    """Returns the corpus as one row: token ids (int16) and each token's weight in the loss (float32), both [n].
 
-    The tokens of an answer share the square root of their number, so that a long story does not drown short answers.
+    The weights of an answer add up to the square root of its length, so that long stories do not outweigh short
+    answers.
     """
     bos, end = tokenizer.token_to_id("<|begin_of_text|>"), tokenizer.token_to_id("<|end_of_text|>")
     parts: list[str] = []
@@ -119,10 +120,10 @@ def pack(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 def batch_at(
     ids: np.ndarray, learn: np.ndarray, start: int, row_tokens: int, batch_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs [rows, row_tokens], and half as many places to learn as there are tokens: index, target, weight.
+    """Returns inputs [rows, row_tokens], and index, target and weight of the places to learn.
 
-    The number of places is fixed so that the compiled step has one shape; places beyond the learnable ones weigh
-    nothing, and learnable ones beyond half of the tokens are left out.
+    There are always half as many places as tokens, so that the compiled step has one shape: if fewer can be learned,
+    the others have weight zero, and if more can, they are left out.
     """
     start %= len(ids) - batch_tokens - 1
     window = torch.from_numpy(ids[start : start + batch_tokens + 1].astype(np.int64))
@@ -137,13 +138,13 @@ def batch_at(
 
 
 def loss_of(model: Llama, tokens: Tensor, index: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean cross-entropy, in nats, over the places to learn."""
+    """Returns the weighted mean cross-entropy, in nats, over the places to learn."""
     hidden = model.hidden(tokens).flatten(0, 1)[index]  # [places, n_embd]
     return (functional.cross_entropy(model.logits(hidden), target, reduction="none") * weight).sum()
 
 
 def rate(hyper: Hyperparameters, step: int) -> float:
-    """Warm-up, plateau, then a straight line to zero."""
+    """Returns the factor of the learning rates: warm-up, plateau, then a straight line to zero."""
     done = step / hyper.steps
     return min(1.0, (step + 1) / hyper.warmup, (1 - done) / (1 - hyper.decay_from))
 
@@ -160,7 +161,7 @@ def export(model: Llama, tokenizer: Tokenizer) -> None:
 
 
 def report(model: Llama, tokenizer: Tokenizer, bits: int, each: int) -> str:
-    """Held-out accuracy by kind over the first `each` prompts of each, with weights rounded to `bits`."""
+    """Returns the held-out accuracy by kind, over the first `each` prompts of each, with weights rounded to `bits`."""
     questions: list[Question] = []
     for question in read_questions(DEMO / "heldout.jsonl"):
         if sum(q.kind == question.kind for q in questions) < each:
@@ -172,7 +173,7 @@ def report(model: Llama, tokenizer: Tokenizer, bits: int, each: int) -> str:
 
 
 def train(hyper: Hyperparameters, n_layer: int, compiled: bool, checkpoint: Path, report_every: int) -> None:
-    """Trains from the checkpoint, if there is one, to the end."""
+    """Trains to the end, from the checkpoint if there is one."""
     torch.manual_seed(hyper.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))

@@ -1,9 +1,9 @@
-"""A long run over numbered files in child processes, so that a dead or hanging child costs one file and is told.
+"""A long run over numbered files in child processes, so that a dead or hanging child costs one file and is reported.
 
     outcomes, faults = campaign([sys.executable, "gguf_load.py"], first=0, last=20000)
 
-The command is run with ``--child FIRST LAST LOG``; it appends ``NUMBER `` to LOG before a file, and after it what came
-of it and a line's end. A line that begins with ``FAULT`` is a fault, as is a file that a child never came back from.
+The command is run with ``--child FIRST LAST LOG``; it appends ``NUMBER `` to LOG before each file, and the result and a
+line end after it. A result that begins with ``FAULT`` is a fault, as is a file that a child never finished.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUIET = {"GGML_NO_BACKTRACE": "1"}  # else ggml starts a debugger on the process
 Faults = list[tuple[int, str]]
 
 
-def go_through(first: int, last: int, log: Path, one: Callable[[int], str]) -> None:
+def go_through(first: int, last: int, log: Path, run: Callable[[int], str]) -> None:
     """Be the child: call `one` for each number and write down what it returns."""
     if sys.platform != "win32":
         import resource
@@ -37,8 +37,8 @@ def go_through(first: int, last: int, log: Path, one: Callable[[int], str]) -> N
         for number in range(first, last):
             lines.write(f"{number} ")
             lines.flush()
-            said = one(number)
-            lines.write(said.replace("\n", " ") + "\n")
+            outcome = run(number)
+            lines.write(outcome.replace("\n", " ") + "\n")
             lines.flush()
 
 
@@ -54,21 +54,21 @@ def campaign(command: list[str], first: int, last: int) -> tuple[collections.Cou
                 bounds = ["--child", str(first), str(min(last, first + BATCH)), str(log)]
                 process = subprocess.Popen(command + bounds, stdout=sink, stderr=sink, env=os.environ | QUIET)
                 code = _wait(process, log)
-            told = errors.read_bytes().decode("utf-8", "replace").strip().splitlines()
+            output = errors.read_bytes().decode("utf-8", "replace").strip().splitlines()
             lines = log.read_text(encoding="utf-8").splitlines()
             if code and not lines:
-                raise RuntimeError(f"the child fails before its first file: {told[-5:]}")
+                raise RuntimeError(f"the child fails before its first file: {output[-5:]}")
             for line in lines:
-                number, _, said = line.partition(" ")
+                number, _, outcome = line.partition(" ")
                 first = int(number) + 1
-                outcomes[said.partition(":")[0]] += bool(said)
-                if more := re.search(r": (\d+) (refused by the check) before it$", said):
+                outcomes[outcome.partition(":")[0]] += bool(outcome)
+                if more := re.search(r": (\d+) (refused by the check) before it$", outcome):
                     outcomes[more[2]] += int(more[1])
-                if said.startswith("FAULT"):
-                    faults.append((int(number), said))
+                if outcome.startswith("FAULT"):
+                    faults.append((int(number), outcome))
             if code:
                 how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-                last_words = re.sub("/.*/llama.cpp/", "", " | ".join(told[-3:]))[:300]
+                last_words = re.sub("/.*/llama.cpp/", "", " | ".join(output[-3:]))[:300]
                 faults.append((first - 1, f"{how} {last_words}"))
             sys.stderr.write(f"file {first} of {last}: {dict(outcomes)}, faults: {len(faults)}\n")
     return outcomes, faults
@@ -90,9 +90,9 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> int:
 def report(name: str, n: int, seconds: float, outcomes: collections.Counter[str], faults: Faults) -> None:
     """Write what came of `n` files."""
     sys.stdout.write(f"{name}: {n} files in {seconds:.0f} s\n")
-    for said, times in outcomes.most_common(12):
-        sys.stdout.write(f"{times:8}  {said}\n")
+    for outcome, times in outcomes.most_common(12):
+        sys.stdout.write(f"{times:8}  {outcome}\n")
     sys.stdout.write(f"{len(faults):8}  faults\n")
-    for number, told in faults[:100]:
-        sys.stdout.write(f"  file {number}: {told}\n")
+    for number, fault in faults[:100]:
+        sys.stdout.write(f"  file {number}: {fault}\n")
     sys.stdout.flush()

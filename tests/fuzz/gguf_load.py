@@ -1,10 +1,10 @@
-"""Let llama.cpp load and run mutated files that pass the check, and count what it does not survive.
+"""Let llama.cpp load and run mutated files that pass the check, and count those that it does not survive.
 
     python tests/fuzz/gguf_load.py --files 20000 --seed 0
     python tests/fuzz/gguf_load.py --files 20000 --admitted     # each of the 20,000 passes the check, and is loaded
 
-File after file is made from its number, checked, and if it passes loaded, tokenized with, detokenized and decoded with,
-all in a child process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
+Each file is made from its number, checked, and, if it passes, loaded to tokenize, detokenize and decode, all in a child
+process. Exit code 1 if a child died: each such file is a gap in `llamalite.gguf_check`.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ TRIES = 1000
 def child(first: int, last: int, log: Path, other: bool, unchecked: bool, admitted: bool) -> None:
     """Go through the files number `first` to `last` - 1; `admitted`: make each anew until it passes the check."""
     from llamalite.errors import GGUFError
-    from llamalite.gguf_check import check
+    from llamalite.gguf_check import checked_header
 
     path = log.with_suffix(".gguf")
 
     def passes(number: int) -> bool:
         path.write_bytes(damaged_bytes(number, other_architectures=other))
         try:
-            check(path)
+            checked_header(path)
         except GGUFError:
             return False
         return True

@@ -1,9 +1,9 @@
-"""Small GGUF models of every kind that architecture ``llama`` allows for, and thousands of ways to damage them.
+"""Small GGUF models of every kind that the architecture ``llama`` allows, and thousands of ways to damage them.
 
     file = variant(rng)          # a consistent model: random sizes, weight types, vocabulary, experts, biases
     damage(file, rng)            # one to three random mutations of its keys, tensors, arrays or raw bytes
 
-Everything follows from the seed of `rng`, so that a crash is made again from its number alone.
+Everything follows from the seed of `rng`, so that a crash can be made again from its number alone.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ ARCHITECTURES = sorted(name.encode() for name in gguf.MODEL_ARCH_NAMES.values())
 
 def _known_keys() -> list[str]:
     """Every key that the gguf package knows, spelled for architecture llama."""
-    found = []
+    keys = []
     todo: list[object] = [gguf.Keys]
     while todo:
-        one = todo.pop()
-        for name, value in vars(one).items():
+        owner = todo.pop()
+        for name, value in vars(owner).items():
             if isinstance(value, str) and not name.startswith("_") and "." in value:
-                found.append(value.replace("{arch}", "llama"))
+                keys.append(value.replace("{arch}", "llama"))
             elif isinstance(value, type):
                 todo.append(value)
     extra = ["nextn_predict_layers", "embedding_length_out", "classifier.output_labels", "rope.scaling.alpha",
              "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"]  # fmt: skip
     more = ["suppress_tokens", "eom_token_id", "fim_sep_token_id", "prefix_token_id", "middle_token_id"]
-    found += [f"llama.{name}" for name in extra] + [f"tokenizer.ggml.{name}" for name in more]
-    return sorted(set(found) - {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"})
+    keys += [f"llama.{name}" for name in extra] + [f"tokenizer.ggml.{name}" for name in more]
+    return sorted(set(keys) - {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"})
 
 
 KNOWN_KEYS = _known_keys()
@@ -239,7 +239,7 @@ def change_type(file: GgufBytes, rng: random.Random) -> None:
     kind = rng.choice([*FORMS, STRING, ARRAY])
     if key.type == ARRAY and rng.random() < 0.5 and kind in FORMS:
         old = key.value.values
-        key.value = Array(kind, [_number(rng, kind, one) for one in old[: rng.randrange(len(old) + 1)]])
+        key.value = Array(kind, [_number(rng, kind, element) for element in old[: rng.randrange(len(old) + 1)]])
         return
     same = kind in FORMS and key.type in FORMS and kind not in (FLOAT32, FLOAT64) and isinstance(key.value, int)
     value = key.value & ((1 << (8 * struct.calcsize("<" + FORMS[kind]) - 1)) - 1) if same else _value(rng, kind)

@@ -1,10 +1,10 @@
-"""Give every reader of strangers' files mutated ones, and count what is neither read nor refused with an error of ours.
+"""Feed mutated files to every reader of strangers' files, and count those neither read nor refused with our own errors.
 
     python tests/fuzz/random_fuzz.py --files 50000                    # of each target
     python tests/fuzz/random_fuzz.py --files 1000 template pickle
 
 A fault is an exception that is not ours, a dead process, more than two seconds for one file, or more than 1 GiB of
-memory. Exit code 1 if there was one; its number makes it again.
+memory. Exit code 1 if there was one; its file can be made again from its number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The readers of strangers' files, each as a function of bytes, with seeds to mutate and the errors it may answer with.
+"""The readers of strangers' files, each as a function of bytes, with seeds to mutate.
 
     for name, target in TARGETS.items():
         with target.open() as run:
@@ -38,7 +38,7 @@ from llamalite.converters.vocabulary import read_vocabulary
 from llamalite.errors import LlamaliteError
 from llamalite.generation import session_file
 from llamalite.generation.session_file import SavedSession
-from llamalite.gguf_check import check
+from llamalite.gguf_check import checked_header
 from llamalite.templates import ChatTemplate
 
 Reader = Callable[[bytes, Path], None]
@@ -74,7 +74,7 @@ class Target:
 def _gguf(content: bytes, folder: Path) -> None:
     path = folder / "model.gguf"
     path.write_bytes(content)
-    check(path)
+    checked_header(path)
 
 
 def _tensors(name: str, reader: Callable[[SourceFile], Any]) -> Reader:
@@ -218,7 +218,7 @@ def _somewhere(rng: random.Random, tree: Any) -> tuple[Any, Any]:
         if isinstance(tree, list):
             holder, key = tree, rng.randrange(len(tree))
         else:  # the large vocabularies last: what lies beside them is more telling
-            keys = [one for one in tree if not isinstance(tree[one], (dict, list)) or len(tree[one]) < 50]
+            keys = [entry for entry in tree if not isinstance(tree[entry], (dict, list)) or len(tree[entry]) < 50]
             holder, key = tree, rng.choice(keys if keys and rng.random() < 0.7 else list(tree))
         tree = holder[key]
         if rng.random() < 0.3:

@@ -1,10 +1,10 @@
-"""Forged session files, whose digest and facts are right, taken up and answered from: does llama.cpp survive them?
+"""Does llama.cpp survive forged session files, with a right digest and metadata, that are loaded and continued?
 
     python tests/fuzz/session_load.py --files 20000 --seed 0
 
-A session's state goes into llama.cpp's KV cache. Here its bytes are changed, mostly where it has structure (the counts,
-positions, types and sizes), and now and then in the cache's content, and an answer is computed from what is accepted.
-Exit code 1 if a child died, or raised something that is not ours.
+A session's state goes into llama.cpp's KV cache. Its bytes are changed, mostly in the structure (counts, positions,
+types and sizes), sometimes in the cache's content, and an answer is computed from each state that is accepted. Exit
+code 1 if a child died or raised an exception that is not ours.
 """
 
 from __future__ import annotations

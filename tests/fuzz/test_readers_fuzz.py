@@ -1,4 +1,4 @@
-"""Every reader of strangers' files answers a mutated one with an error of ours, soon, and in bounded memory."""
+"""Every reader of strangers' files refuses a mutated one with our own error, soon, and in bounded memory."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def kill_conversions(folder: Path, n_kills: int, *, seed: int = 0, n_layer: int 
             assert out.read_bytes() == whole
             assert not part.exists()
             told = log.read_text()
-            assert (f"{part} is left from a conversion that was stopped; it is replaced" in told) == is_left, told
+            assert (f"{part} is left over from a conversion that was stopped; it is replaced" in told) == is_left, told
         assert _digests(source) == before
     finally:
         nursery.close()

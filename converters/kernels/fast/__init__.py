@@ -1,20 +1,20 @@
-"""Kernels that do what ggml's do, byte for byte, with one sub-block in each SIMD lane; compiled by Numba.
+"""Kernels that make the same bytes as ggml's, with one sub-block in each SIMD lane; compiled by Numba.
 
-ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Along a sub-block
-this search cannot be vectorised without changing the order of its sums, and so the bytes. Across sub-blocks it can:
-each lane has one, and goes through it in the order of the C code. No fast-math.
+ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Within a sub-block
+the search cannot be vectorised without changing the order of its sums, and thereby the bytes. Across sub-blocks it can:
+each lane has its own, and goes through it in the order of the C code. No fast-math.
 
-Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` says what is used:
+Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` chooses the kernels:
 
 - ``auto`` (the default): these kernels, if Numba is installed and there is enough to quantize to pay for loading it;
-  while one thread loads or compiles a kernel, the others go on with ggml's.
+  while one thread loads or compiles a kernel, the others use ggml's.
 - ``fast``: these kernels from the first row on; without Numba that is an error.
 - ``ggml``: ggml's own.
 
-A compiler may contract a product and a sum into one instruction, which rounds once; so each kernel comes in the ways of
-several compilers (contractions.py). Before its first use a kernel makes some hundred blocks, ordinary and strange ones,
-and is used only if they are ggml's. The first type tries one way after the other, the next begin with the way found.
-Where none fits, ggml's own kernel is used.
+A compiler may contract a product and a sum into one instruction, which rounds once; so each kernel exists in the
+variants of several compilers (contractions.py). Before a kernel is used, it makes some hundred blocks, ordinary and
+unusual ones, which must be ggml's to the byte. The first tensor type tries one variant after the other, the next types
+start with the variant found. If none fits, ggml's own kernel is used.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Kernel = Callable[[Bytes, str, int, "Floats | None", Bytes], None]
 """(source bytes, their dtype, number of blocks, importance [n_columns] or None, out bytes)"""
 
 SOURCES = {"F32": 0, "BF16": 1, "F16": 2}  # as in tiles.py
-LOADING_NS = 1e9  # about what it costs to load Numba and the first kernel, if that is compiled; the next cost little
+LOADING_NS = 1e9  # about the time to load Numba and the first kernel, if that is in the cache; later ones take little
 
 _logger = logging.getLogger(__name__)
 _MODES = ("auto", "fast", "ggml")
 
 
-class Shelf:
-    """The kernels of this process: made once, by whichever thread first needs one."""
+class KernelCache:
+    """The kernels of this process, each made once, by the first thread that needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Shelf:
             return None
         if name in self._made:
             return self._made[name]
-        self._n_weights += n_weights  # threads may lose a count to each other: it is a rough measure
+        self._n_weights += n_weights  # not atomic: a rough measure is enough
         if mode == "auto" and not self._made and self._n_weights * RECIPES[name].saved_ns < LOADING_NS:
             return None
         if not self._lock.acquire(blocking=mode == "fast"):
@@ -85,34 +85,34 @@ class Shelf:
     def make(self, tensor_type: TensorType, mode: str) -> Kernel | None:
         try:
             return chosen(tensor_type, self._contractions)
-        except Exception as error:  # whatever a Numba that does not fit this Python, NumPy or LLVM raises
+        except Exception as error:  # a Numba that does not fit this Python, NumPy or LLVM may raise anything
             if mode == "fast":
                 raise
             self._broken = True
-            _logger.warning("Numba is installed but does not work, so that ggml's kernels are used: %s", error)
+            _logger.warning("Numba is installed but does not work, so ggml's kernels are used: %s", error)
             return None
 
 
-_shelf = Shelf()
+_cache = KernelCache()
 
 
 def expect(n_weights: int) -> None:
-    """Say that so many weights are to come, so that kernels are loaded at once where that will pay."""
-    _shelf.expect(n_weights)
+    """Announce `n_weights` to be quantized, so that kernels are loaded at once if that will pay."""
+    _cache.expect(n_weights)
 
 
 def kernel_for(tensor_type: TensorType, n_weights: int, *, weighted: bool) -> Kernel | None:
-    """Return the kernel for `n_weights` more weights of this type, or None where ggml's own is to be used."""
+    """Return the kernel for `n_weights` more weights of this type, or None if ggml's own is to be used."""
     recipe = RECIPES.get(tensor_type.name)
     if recipe is None or n_weights % recipe.multiple_of:
         return None
     if weighted and recipe.weighted is None and not recipe.ignores_importance:
         return None
-    return _shelf.get(tensor_type, n_weights)
+    return _cache.get(tensor_type, n_weights)
 
 
 def chosen_mode() -> str:
-    """Return what ``LLAMALITE_KERNELS`` asks for: auto, fast or ggml."""
+    """Return the value of ``LLAMALITE_KERNELS``: auto, fast or ggml; ``ValueError`` for any other."""
     mode = (os.environ.get("LLAMALITE_KERNELS") or "auto").lower()
     if mode not in _MODES:
         raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; known are {', '.join(_MODES)}")
@@ -120,7 +120,7 @@ def chosen_mode() -> str:
 
 
 def numba_is_installed(*, needed: bool = False) -> bool:
-    """Whether the extra `fast` is installed; does not load it. If it is `needed` and missing: `QuantizationError`."""
+    """Tell whether Numba is installed, without loading it; `QuantizationError` if it is `needed` and missing."""
     installed = importlib.util.find_spec("numba") is not None
     if needed and not installed:
         raise QuantizationError("LLAMALITE_KERNELS=fast needs Numba: pip install numba")
@@ -129,7 +129,7 @@ def numba_is_installed(*, needed: bool = False) -> bool:
 
 @functools.cache
 def load(name: str, how: Contraction) -> Kernel:
-    """Return the kernel of the tensor type called `name`, compiled now or by an earlier process; not yet tested."""
+    """Return the kernel of the tensor type `name`, compiled now or by an earlier process, and not yet tested."""
     from llamalite.converters.kernels.fast import compiler
 
     recipe = RECIPES[name]
@@ -162,13 +162,14 @@ def _call(
         compiled(*start, _room(), np.ascontiguousarray(importance), *weighted, out)
 
 
-# The widest search needs about 110 KiB. Not the stack: on Windows that takes a call which compiled code may not find.
+# The widest search needs about 110 KiB: too much for the stack, which on Windows grows by a call to a function that
+# compiled code may not find.
 ROOM_BYTES = 1 << 18
 _threads = threading.local()
 
 
 def _room() -> Bytes:
-    """This thread's ROOM_BYTES, aligned to a cache line."""
+    """Return this thread's ROOM_BYTES of scratch memory, aligned to a cache line."""
     room: Bytes | None = getattr(_threads, "room", None)
     if room is None:
         whole = np.empty(ROOM_BYTES + 63, np.uint8)
@@ -178,9 +179,9 @@ def _room() -> Bytes:
 
 
 def chosen(tensor_type: TensorType, contractions: list[Contraction]) -> Kernel | None:
-    """Return the first kernel that makes ggml's bytes on the trial rows, or None.
+    """Return the first kernel that makes ggml's bytes from the trial rows, or None.
 
-    Its contraction becomes the first of `contractions`: ggml's other types were compiled by the same compiler.
+    Its contraction moves to the front of `contractions`: ggml's other types were compiled by the same compiler.
     """
     name = tensor_type.name
     for contraction in list(contractions) if RECIPES[name].contracted else [PLAIN]:
@@ -192,7 +193,7 @@ def chosen(tensor_type: TensorType, contractions: list[Contraction]) -> Kernel |
                 contractions.remove(contraction)
                 contractions.insert(0, contraction)
             return kernel
-    _logger.info("no fast kernel for %s makes the bytes that this ggml makes, so that ggml's own is used", name)
+    _logger.info("no fast kernel for %s makes the same bytes as this ggml, so ggml's own is used", name)
     return None
 
 
@@ -203,7 +204,7 @@ def _can_fuse() -> bool:
 
 
 def accepted(tensor_type: TensorType, kernel: Kernel) -> Kernel | None:
-    """Return `kernel` if its bytes are ggml's on the trial rows, else None."""
+    """Return `kernel` if it makes ggml's bytes from the trial rows, else None."""
     importance = np.linspace(0.0, 2.0, N_COLUMNS, dtype=np.float32)
     trials: list[tuple[str, Floats | None]] = [(dtype, None) for dtype in SOURCES]
     if RECIPES[tensor_type.name].weighted is not None:

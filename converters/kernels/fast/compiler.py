@@ -1,8 +1,8 @@
-"""Compiles kernels, or loads what an earlier process compiled.
+"""Compiles kernels, or loads those that an earlier process compiled.
 
-Machine code lies in ``NUMBA_CACHE_DIR``, else in the user's cache folder, in a folder whose name is a digest of this
-package's sources: Numba by itself looks only at the file in which a kernel stands, and not at those from which it takes
-its parts. The package's own folder is never written to. Numba tells processors apart by itself.
+Machine code is kept in ``NUMBA_CACHE_DIR``, else in the user's cache folder, in a folder named by a digest of this
+package's sources: Numba alone notices changes in the file that defines a kernel, but not in those that it imports from.
+The package's own folder is never written to. Numba keeps the code of different processors apart.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ import numba
 from numba import types
 
 from llamalite.converters.kernels.fast.contractions import Contraction
+from llamalite.user_folders import cache_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +31,11 @@ _READ_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 def compiled(
     function: Callable[..., Any], how: Contraction, settings: tuple[Any, ...], *, weighted: bool
 ) -> Callable[..., Any]:
-    """Compile a kernel: (how, source, kind, n_blocks, room and importance if it is `weighted`, its settings, out).
+    """Compile a kernel, whose arguments are (how, source, kind, n_blocks, [room, importance,] *settings, out).
 
-    `how` is a `Contraction`; source, room and out are bytes, importance and settings float32, the rest integers.
-
-    It runs without the GIL and has no fast-math. Where no folder can be written to it is compiled in every process.
+    Only a `weighted` one has room and importance. `how` is a `Contraction`; source, room and out are bytes, importance
+    and settings float32, the rest integers. It runs without the GIL and has no fast-math. If no folder can be written
+    to, it is compiled in every process.
     """
     arguments = [numba.typeof(how), _READ_BYTES, types.int64, types.int64]
     arguments += [_BYTES, _READ_FLOATS] if weighted else []
@@ -49,8 +48,8 @@ def _compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any
     log = logging.getLogger("numba")
     root, level = numba.config.CACHE_DIR, log.level
     try:
-        log.setLevel(max(logging.INFO, level))  # at DEBUG it writes down every step of every function
-        numba.config.CACHE_DIR = str(_writable(cache_folder()))  # read when a function is decorated
+        log.setLevel(max(logging.INFO, level))  # at DEBUG Numba logs every step of every function
+        numba.config.CACHE_DIR = str(_writable(kernel_folder()))  # Numba reads it when a function is decorated
         kernel: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
     except OSError as error:
         _logger.info("compiled kernels are not kept for the next run: %s", error)
@@ -68,18 +67,10 @@ def _writable(folder: Path) -> Path:
 
 
 @functools.cache
-def cache_folder() -> Path:
-    """Where the machine code of these sources lies."""
+def kernel_folder() -> Path:
+    """Return the folder for the machine code of these sources; it need not exist yet."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     root = numba.config.CACHE_DIR
-    return (Path(root) if root else _user_cache() / "llamalite") / f"kernels-{digest.hexdigest()[:16]}"
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(root) if root else cache_folder()) / f"kernels-{digest.hexdigest()[:16]}"

@@ -1,7 +1,7 @@
-"""A product and a sum, rounded once or twice: as the compiler of ggml had it in that place.
+"""A product and a sum, rounded once or twice, as ggml's compiler chose in that place.
 
-`how`, the first argument of the kernels and of their parts, is a `Contraction`. To Numba it is a type without a value:
-each contraction has machine code of its own, in which nothing is left to be decided.
+`how`, the first argument of the kernels and of their parts, is a `Contraction`. For Numba it is a type without a value:
+each contraction has its own machine code, in which nothing is decided at run time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llamalite.converters.kernels.fast.vectors import Vector, operation, spread
 
 
 class How(types.Type):  # type: ignore[misc]
-    """The type of a `Contraction`, one for each set of places."""
+    """Numba's type of a `Contraction`, a different one for each set of places."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -42,8 +42,8 @@ def _no_value(_how: How, _contraction: Any, call: Any) -> Any:
 
 
 def _contracts(how: Any, place: Any) -> Any:
-    answer = bool(how.places & place.literal_value)
-    return types.boolean(how, place), lambda _builder, _how, _place: ir.Constant(ir.IntType(1), answer)
+    contracted = bool(how.places & place.literal_value)
+    return types.boolean(how, place), lambda _builder, _how, _place: ir.Constant(ir.IntType(1), contracted)
 
 
 def _without(how: Any, place: Any) -> Any:
@@ -51,7 +51,7 @@ def _without(how: Any, place: Any) -> Any:
 
 
 def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
-    vector = next(one for one in (a, b, c) if isinstance(one, Vector))
+    vector = next(operand for operand in (a, b, c) if isinstance(operand, Vector))
     contracted = how.places & place.literal_value
 
     def emit(builder: ir.IRBuilder, _how: ir.Value, _place: ir.Value, *values: ir.Value) -> ir.Value:
@@ -63,10 +63,11 @@ def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
             cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{vector.lanes}f32"), [a, b, c]
         )
 
-    return vector(how, place, *(one if isinstance(one, Vector) else types.float32 for one in (a, b, c))), emit
+    operands = (operand if isinstance(operand, Vector) else types.float32 for operand in (a, b, c))
+    return vector(how, place, *operands), emit
 
 
 # (how, place, a, b, c): a · b + c, of which one or two may be scalars; rounded once if `how` contracts this place
 mul_add = operation(_mul_add, literal=True)
-contracts = operation(_contracts, literal=True)  # (how, place): whether it does
-without = operation(_without, literal=True)  # (how, place): the same, but for this place
+contracts = operation(_contracts, literal=True)  # (how, place): whether `how` contracts this place
+without = operation(_without, literal=True)  # (how, place): `how` without this place

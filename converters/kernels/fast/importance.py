@@ -1,45 +1,46 @@
-"""An importance matrix's row, turned into the weights of the squares that a search adds up."""
+"""From a row of an importance matrix to the weights of a search's squared errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast import vectors as v
 from llamalite.converters.kernels.fast.contractions import BLOCK_SQUARES, STATEMENT
 from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.tiles import STEP, turn
-from llamalite.converters.kernels.fast.vectors import LANES, floats_at, inlined, load, splat, square_root, store
+from llamalite.converters.kernels.fast.vectors import LANES
 
 
-@inlined
+@v.inlined
 def importance_batch(importance: Any, first: Any, batch: Any) -> None:
-    """Write to `batch` the importance of each weight of the blocks from ``first`` on: a row's, over and over."""
-    source = floats_at(importance.ctypes.data)
+    """Write the importance of the blocks from `first` on to `batch`; the row of importances repeats."""
+    source = v.floats_at(importance.ctypes.data)
     blocks_per_row = len(importance) // 256
     for block in range(LANES):
         at = (first + block) % blocks_per_row * 256
         for i in range(0, 256, 32):
-            store(batch, block * STEP + i, load(source, at + i, 32))
+            v.store(batch, block * STEP + i, v.load(source, at + i, 32))
 
 
-@inlined
+@v.inlined
 def weigh(how: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
-    """Write importance · √(sigma2 + x²) to `weights`, all [n, LANES], and return its sum over n."""
-    total = splat(0.0, LANES)
+    """Write importance · √(sigma2 + x²) to `weights` (all are [n, LANES]), and return the sum over n."""
+    total = v.splat(0.0, LANES)
     for i in range(n):
-        v = load(x, i * LANES, LANES)
-        w = load(importances, i * LANES, LANES) * square_root(mul_add(how, STATEMENT, v, v, sigma2))
-        store(weights, i * LANES, w)
+        value = v.load(x, i * LANES, LANES)
+        w = v.load(importances, i * LANES, LANES) * v.square_root(mul_add(how, STATEMENT, value, value, sigma2))
+        v.store(weights, i * LANES, w)
         total = total + w
     return total
 
 
-@inlined
+@v.inlined
 def sum_of_squares(how: Any, batch: Any, n: Any, x: Any) -> Any:
-    """The sum of the squares of each block of a batch, added up in order; `x` is room for a tile of `n`."""
-    squares = splat(0.0, LANES)
+    """Return the sum of squares of each block of a batch, added in order; `x` is scratch memory for a tile of `n`."""
+    squares = v.splat(0.0, LANES)
     for start in range(0, 256, n):
         turn(batch, start, n, x)
         for i in range(n):
-            v = load(x, i * LANES, LANES)
-            squares = mul_add(how, BLOCK_SQUARES, v, v, squares)
+            value = v.load(x, i * LANES, LANES)
+            squares = mul_add(how, BLOCK_SQUARES, value, value, squares)
     return squares

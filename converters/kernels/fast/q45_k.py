@@ -1,4 +1,4 @@
-"""Q4_K and Q5_K: blocks of 8 sub-blocks of 32 weights, a 6-bit scale and a 6-bit minimum to each sub-block.
+"""Q4_K and Q5_K: blocks of 8 sub-blocks of 32 weights, with a 6-bit scale and a 6-bit minimum for each sub-block.
 
 One weight is d · scale · l − dmin · minimum. Bytes of a block: d and dmin (16-bit floats), 12 of scales and minima, for
 Q5_K 32 with the fifth bits, and 128 with the low four bits. The rules are those of ``quantize_row_q4_K_ref``,
@@ -9,89 +9,70 @@ from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast import vectors as v
 from llamalite.converters.kernels.fast.contractions import SQUARES
 from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.importance import importance_batch, sum_of_squares, weigh
 from llamalite.converters.kernels.fast.ranges import search_range
 from llamalite.converters.kernels.fast.rounding import MAGIC, halves, nearest, nearest_product, widen_halves
 from llamalite.converters.kernels.fast.scales import fit_scales, round_scales
-from llamalite.converters.kernels.fast.tiles import BATCH, STEP, turn, widen_batch
-from llamalite.converters.kernels.fast.vectors import (
-    LANES,
-    absolute,
-    as_bytes,
-    bits_of_floats,
-    bytes_at,
-    floats,
-    floats_at,
-    from_index,
-    inlined,
-    load,
-    low_bytes,
-    select,
-    splat,
-    square_root,
-    store,
-    truncate,
-)
+from llamalite.converters.kernels.fast.tiles import STEP, divide, store_words, turn, widen_batch
+from llamalite.converters.kernels.fast.vectors import LANES
 
-_TILE = LANES * 32
 _SUBS = LANES * 8
-_FOUND = 4 * _SUBS
+_FITS = 4 * _SUBS
 _HEADER = LANES * 16
 
 
-@inlined
+@v.inlined
 def _plain_weights(how: Any, x: Any, weights: Any) -> None:
-    squares = splat(0.0, LANES)
+    squares = v.splat(0.0, LANES)
     for i in range(32):
-        v = load(x, i * LANES, LANES)
-        squares = mul_add(how, SQUARES, v, v, squares)
-    average = square_root(squares / 32.0)
+        value = v.load(x, i * LANES, LANES)
+        squares = mul_add(how, SQUARES, value, value, squares)
+    average = v.square_root(squares / 32.0)
     for i in range(32):
-        store(weights, i * LANES, average + absolute(load(x, i * LANES, LANES)))
+        v.store(weights, i * LANES, average + v.absolute(v.load(x, i * LANES, LANES)))
 
 
-@inlined
+@v.inlined
 def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: Any) -> None:
     """Write the first 16 bytes of each block to `header` [16, LANES].
 
-    `scales` and `minima` become d·scale and dmin·minimum. An integer above `limit` is lowered to it.
+    `scales` and `minima` become d·scale and dmin·minimum. Integers are capped at `limit`.
     """
     d_word, m_word = halves(d), halves(m)
-    store(header, 0, low_bytes(d_word))
-    store(header, LANES, low_bytes(d_word >> 8))
-    store(header, 2 * LANES, low_bytes(m_word))
-    store(header, 3 * LANES, low_bytes(m_word >> 8))
+    store_words(header, 0, d_word)
+    store_words(header, 2 * LANES, m_word)
     d, m = widen_halves(d_word), widen_halves(m_word)
     for j in range(4):
         low, high = j * LANES, (j + 4) * LANES
-        s0, s4 = truncate(load(scales, low, LANES)), truncate(load(scales, high, LANES))
-        m0, m4 = truncate(load(minima, low, LANES)), truncate(load(minima, high, LANES))
-        s0, s4 = select(s0 < limit, s0, limit), select(s4 < limit, s4, limit)
-        m0, m4 = select(m0 < limit, m0, limit), select(m4 < limit, m4, limit)
+        s0, s4 = v.truncate(v.load(scales, low, LANES)), v.truncate(v.load(scales, high, LANES))
+        m0, m4 = v.truncate(v.load(minima, low, LANES)), v.truncate(v.load(minima, high, LANES))
+        s0, s4 = v.select(s0 < limit, s0, limit), v.select(s4 < limit, s4, limit)
+        m0, m4 = v.select(m0 < limit, m0, limit), v.select(m4 < limit, m4, limit)
         a = s0 | ((s4 >> 4) << 6)
         b = m0 | ((m4 >> 4) << 6)
         c = (s4 & 15) | ((m4 & 15) << 4)
-        store(header, 4 * LANES + low, low_bytes(a))
-        store(header, 8 * LANES + low, low_bytes(b))
-        store(header, 12 * LANES + low, low_bytes(c))
-        # As they are read back (get_scale_min_k4).
-        store(scales, low, d * floats(a & 63))
-        store(minima, low, m * floats(b & 63))
-        store(scales, high, d * floats((c & 15) | (((a >> 6) & 3) << 4)))
-        store(minima, high, m * floats(((c >> 4) & 15) | (((b >> 6) & 3) << 4)))
+        v.store(header, 4 * LANES + low, v.low_bytes(a))
+        v.store(header, 8 * LANES + low, v.low_bytes(b))
+        v.store(header, 12 * LANES + low, v.low_bytes(c))
+        # The values that a reader gets (get_scale_min_k4).
+        v.store(scales, low, d * v.floats(a & 63))
+        v.store(minima, low, m * v.floats(b & 63))
+        v.store(scales, high, d * v.floats((c & 15) | (((a >> 6) & 3) << 4)))
+        v.store(minima, high, m * v.floats(((c >> 4) & 15) | (((b >> 6) & 3) << 4)))
 
 
-@inlined
+@v.inlined
 def _round(how: Any, batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
-    """32 weights as integers in 0…nmax: for the scale as it is stored; where that is 0, as the search had them."""
-    v = load(batch, at, 32)
+    """Return 32 weights as integers in 0…nmax, by the stored scale; if that is 0, by the search's own scale."""
+    value = v.load(batch, at, 32)
     if d != 0.0:
-        v = nearest((v + splat(m, 32)) / splat(d, 32), MAGIC, MAGIC + nmax)
+        value = nearest((value + v.splat(m, 32)) / v.splat(d, 32), MAGIC, MAGIC + nmax)
     else:
-        v = nearest_product(how, splat(inverse, 32), v - splat(lowest, 32), MAGIC, MAGIC + nmax)
-    return low_bytes(bits_of_floats(v))
+        value = nearest_product(how, v.splat(inverse, 32), value - v.splat(lowest, 32), MAGIC, MAGIC + nmax)
+    return v.low_bytes(v.bits_of_floats(value))
 
 
 def quantize(
@@ -99,27 +80,21 @@ def quantize(
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31.
 
-    `room` is ROOM_BYTES for what lies between.
+    `room` is ROOM_BYTES of scratch memory.
     """
-    # The room is divided up: each part begins where the one before it ends.
-    batch = floats_at(room.ctypes.data)
-    importances = from_index(batch, BATCH)
-    x = from_index(importances, BATCH)
-    weights = from_index(x, _TILE)
-    levels = from_index(weights, _TILE)
-    found = from_index(levels, _TILE)
-    sums = from_index(found, _FOUND)
-    scales = from_index(sums, _SUBS)
-    minima = from_index(scales, _SUBS)
-    header = as_bytes(from_index(minima, _SUBS))
-    blocks = bytes_at(out.ctypes.data)
+    batch, importances, x, weights, levels, fits = divide(room, 32)
+    sums = v.from_index(fits, _FITS)
+    scales = v.from_index(sums, _SUBS)
+    minima = v.from_index(scales, _SUBS)
+    header = v.as_bytes(v.from_index(minima, _SUBS))
+    blocks = v.bytes_at(out.ctypes.data)
     weighted = len(importance) > 0
     five = nmax > 15
     low_bits = 48 if five else 16
     for first in range(0, n_blocks, LANES):
         count = min(LANES, n_blocks - first)
         widen_batch(source, kind, first, count, batch)
-        sigma2 = splat(0.0, LANES)
+        sigma2 = v.splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
             sigma2 = sum_of_squares(how, batch, 32, x) * 2.0 / 256.0
@@ -127,16 +102,16 @@ def quantize(
             turn(batch, j * 32, 32, x)
             if weighted:
                 turn(importances, j * 32, 32, levels)
-                store(sums, j * LANES, weigh(how, x, levels, 32, sigma2, weights))
+                v.store(sums, j * LANES, weigh(how, x, levels, 32, sigma2, weights))
             else:
                 _plain_weights(how, x, weights)
-            search_range(how, x, weights, levels, from_index(found, j * LANES), _SUBS, 32, nmax, candidates, False)
+            search_range(how, x, weights, levels, v.from_index(fits, j * LANES), _SUBS, 32, nmax, candidates, False)
         if weighted:
-            d = fit_scales(how, found, sums, 8, 63, scales)
-            m = fit_scales(how, from_index(found, _SUBS), sums, 8, 63, minima)
+            d = fit_scales(how, fits, sums, 8, 63, scales)
+            m = fit_scales(how, v.from_index(fits, _SUBS), sums, 8, 63, minima)
         else:
-            d = round_scales(how, found, 8, 63, scales)
-            m = round_scales(how, from_index(found, _SUBS), 8, 63, minima)
+            d = round_scales(how, fits, 8, 63, scales)
+            m = round_scales(how, v.from_index(fits, _SUBS), 8, 63, minima)
         _pack_header(d, m, scales, minima, 255 if weighted and not five else 63, header)
         for block in range(count):
             base = (first + block) * (low_bits + 128)
@@ -146,10 +121,10 @@ def quantize(
                 s = j * LANES + block
                 at = block * STEP + j * 32
                 inverse, lowest = 2 * _SUBS + s, 3 * _SUBS + s
-                even = _round(how, batch, at, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                even = _round(how, batch, at, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 s, inverse, lowest = s + LANES, inverse + LANES, lowest + LANES
-                odd = _round(how, batch, at + 32, scales[s], minima[s], found[inverse], found[lowest], nmax)
+                odd = _round(how, batch, at + 32, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 if five:
                     high = ((even >> 4) << j) | ((odd >> 4) << (j + 1))
-                    store(blocks, base + 16, high if j == 0 else load(blocks, base + 16, 32) | high)
-                store(blocks, base + low_bits + j * 16, (even & 15) | (odd << 4))
+                    v.store(blocks, base + 16, high if j == 0 else v.load(blocks, base + 16, 32) | high)
+                v.store(blocks, base + low_bits + j * 16, (even & 15) | (odd << 4))

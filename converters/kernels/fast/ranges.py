@@ -1,29 +1,62 @@
-"""The search for a scale and a minimum, of many sub-blocks at once: what Q2_K, Q4_K and Q5_K have in common.
+"""The search for a scale and a minimum, shared by Q2_K, Q4_K and Q5_K, for many sub-blocks at once.
 
-Input and output, for one sub-block of weights x: a scale s and a minimum m ≥ 0 such that s·l − m, with l in 0…nmax, is
-near to x, by weighted squares. ggml tries some twenty or forty candidates of an inverse scale, rounds the weights with
-it, and fits s and m to the rounded weights by least squares (``make_qkx2_quants`` and ``make_qkx3_quants``,
-ggml-quants.c). Sub-blocks do not depend on one another: each lane holds one, and each lane does what the C
-code does, in its order.
+For a sub-block of weights x it finds a scale s and a minimum m ≥ 0 such that s·l − m, with l in 0…nmax, is close to x
+by weighted squares. ggml tries twenty or forty candidates of an inverse scale, rounds the weights with it, and fits s
+and m to the rounded weights by least squares (``make_qkx2_quants`` and ``make_qkx3_quants``, ggml-quants.c). Sub-blocks
+are independent of each other: each lane has one, and does what the C code does, in the same order.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast import vectors as v
 from llamalite.converters.kernels.fast.contractions import FIRST_RANGE, LEVELS, RANGES, SECOND, STATEMENT
 from llamalite.converters.kernels.fast.fused import contracts, mul_add
 from llamalite.converters.kernels.fast.rounding import MAGIC, nearest_product
-from llamalite.converters.kernels.fast.vectors import LANES, absolute, bits, inlined, load, select, splat, store
+from llamalite.converters.kernels.fast.vectors import LANES
 
 
-@inlined
+@v.inlined
+def _extremes_and_sums(how: Any, x: Any, weights: Any, n: Any) -> Any:
+    """Return the smallest and largest x, and the sums of w and w · x."""
+    lowest = v.load(x, 0, LANES)
+    highest = lowest
+    sum_w = v.load(weights, 0, LANES)
+    sum_x = sum_w * lowest
+    for i in range(1, n):
+        value = v.load(x, i * LANES, LANES)
+        w = v.load(weights, i * LANES, LANES)
+        lowest = v.select(value < lowest, value, lowest)
+        highest = v.select(value > highest, value, highest)
+        sum_w = sum_w + w
+        sum_x = mul_add(how, STATEMENT, w, value, sum_x)
+    return lowest, highest, sum_w, sum_x
+
+
+@v.inlined
+def _least_squares(how: Any, sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) -> Any:
+    """Return the determinant, and the scale and lower end (at most 0) that fit x to the levels best."""
+    determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
+    if contracts(how, SECOND):
+        new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
+    else:
+        new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
+    new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
+    above = new_lowest > 0.0
+    if v.bits(above):
+        new_lowest = v.select(above, 0.0, new_lowest)
+        new_scale = v.select(above, sum_xl / sum_l2, new_scale)
+    return determinant, new_scale, new_lowest
+
+
+@v.inlined
 def search_range(
     how: Any,
     x: Any,
     weights: Any,
     levels: Any,
-    found: Any,
+    fits: Any,
     step: Any,
     n: Any,
     nmax: Any,
@@ -32,77 +65,58 @@ def search_range(
 ) -> None:
     """Find scale and minimum of LANES sub-blocks of `n` weights; `x`, `weights` and `levels` are float32 [n, LANES].
 
-    `candidates` are the numerators of the inverse scales to try. `found` is float32 [4, LANES], its rows `step` apart:
-    scale, minimum, and the inverse scale and lower end with which the weights were rounded best. `levels` is only room.
-    `by_magnitude` compares absolute instead of squared differences.
+    `candidates` are the numerators of the inverse scales to try. The output `fits` is float32 [4, LANES] with rows
+    `step` apart: scale, minimum, and the inverse scale and lower end that rounded the weights best. `levels` is scratch
+    memory. `by_magnitude` compares absolute instead of squared differences.
     """
     zero = MAGIC
     top = MAGIC + nmax
-    lowest = load(x, 0, LANES)
-    highest = lowest
-    sum_w = load(weights, 0, LANES)
-    sum_x = sum_w * lowest
-    for i in range(1, n):
-        v = load(x, i * LANES, LANES)
-        w = load(weights, i * LANES, LANES)
-        lowest = select(v < lowest, v, lowest)
-        highest = select(v > highest, v, highest)
-        sum_w = sum_w + w
-        sum_x = mul_add(how, STATEMENT, w, v, sum_x)
-    lowest = select(lowest > 0.0, 0.0, lowest)
+    lowest, highest, sum_w, sum_x = _extremes_and_sums(how, x, weights, n)
+    lowest = v.select(lowest > 0.0, 0.0, lowest)
     flat = highest == lowest
     flat_minimum = lowest
 
-    inverse = splat(nmax, LANES) / (highest - lowest)
-    scale = splat(1.0, LANES) / inverse
+    inverse = v.splat(nmax, LANES) / (highest - lowest)
+    scale = v.splat(1.0, LANES) / inverse
     best_inverse = inverse
     best_lowest = lowest
-    best = splat(0.0, LANES)
+    best = v.splat(0.0, LANES)
     for i in range(n):
-        v = load(x, i * LANES, LANES)
-        level = nearest_product(how, inverse, v - lowest, zero, top) - MAGIC
-        difference = mul_add(how, STATEMENT, scale, level, lowest) - v
-        difference = absolute(difference) if by_magnitude else difference * difference
-        best = mul_add(how, FIRST_RANGE, load(weights, i * LANES, LANES), difference, best)
+        value = v.load(x, i * LANES, LANES)
+        level = nearest_product(how, inverse, value - lowest, zero, top) - MAGIC
+        difference = mul_add(how, STATEMENT, scale, level, lowest) - value
+        difference = v.absolute(difference) if by_magnitude else difference * difference
+        best = mul_add(how, FIRST_RANGE, v.load(weights, i * LANES, LANES), difference, best)
 
     for candidate in candidates:
-        inverse = splat(candidate, LANES) / (highest - lowest)
-        sum_l = splat(0.0, LANES)
-        sum_l2 = splat(0.0, LANES)
-        sum_xl = splat(0.0, LANES)
+        inverse = v.splat(candidate, LANES) / (highest - lowest)
+        sum_l = v.splat(0.0, LANES)
+        sum_l2 = v.splat(0.0, LANES)
+        sum_xl = v.splat(0.0, LANES)
         for i in range(n):
-            v = load(x, i * LANES, LANES)
-            level = nearest_product(how, inverse, v - lowest, zero, top) - MAGIC
-            store(levels, i * LANES, level)
-            w = load(weights, i * LANES, LANES)
+            value = v.load(x, i * LANES, LANES)
+            level = nearest_product(how, inverse, value - lowest, zero, top) - MAGIC
+            v.store(levels, i * LANES, level)
+            w = v.load(weights, i * LANES, LANES)
             weighted = w * level
             sum_l = mul_add(how, LEVELS, w, level, sum_l)
             sum_l2 = mul_add(how, RANGES, weighted, level, sum_l2)
-            sum_xl = mul_add(how, RANGES, weighted, v, sum_xl)
-        determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
-        if contracts(how, SECOND):
-            new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
-        else:
-            new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
-        new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
-        above = new_lowest > 0.0
-        if bits(above):
-            new_lowest = select(above, 0.0, new_lowest)
-            new_scale = select(above, sum_xl / sum_l2, new_scale)
-        error = splat(0.0, LANES)
+            sum_xl = mul_add(how, RANGES, weighted, value, sum_xl)
+        determinant, new_scale, new_lowest = _least_squares(how, sum_w, sum_x, sum_l, sum_l2, sum_xl)
+        error = v.splat(0.0, LANES)
         for i in range(n):
-            difference = mul_add(how, STATEMENT, new_scale, load(levels, i * LANES, LANES), new_lowest)
-            difference = difference - load(x, i * LANES, LANES)
-            difference = absolute(difference) if by_magnitude else difference * difference
-            error = mul_add(how, STATEMENT, load(weights, i * LANES, LANES), difference, error)
+            difference = mul_add(how, STATEMENT, new_scale, v.load(levels, i * LANES, LANES), new_lowest)
+            difference = difference - v.load(x, i * LANES, LANES)
+            difference = v.absolute(difference) if by_magnitude else difference * difference
+            error = mul_add(how, STATEMENT, v.load(weights, i * LANES, LANES), difference, error)
         better = (determinant > 0.0) & (error < best)
-        best = select(better, error, best)
-        best_inverse = select(better, inverse, best_inverse)
-        best_lowest = select(better, lowest, best_lowest)
-        scale = select(better, new_scale, scale)
-        lowest = select(better, new_lowest, lowest)
+        best = v.select(better, error, best)
+        best_inverse = v.select(better, inverse, best_inverse)
+        best_lowest = v.select(better, lowest, best_lowest)
+        scale = v.select(better, new_scale, scale)
+        lowest = v.select(better, new_lowest, lowest)
 
-    store(found, 0, select(flat, 0.0, scale))
-    store(found, step, select(flat, flat_minimum, lowest) * -1.0)
-    store(found, 2 * step, select(flat, 0.0, best_inverse))
-    store(found, 3 * step, best_lowest)
+    v.store(fits, 0, v.select(flat, 0.0, scale))
+    v.store(fits, step, v.select(flat, flat_minimum, lowest) * -1.0)
+    v.store(fits, 2 * step, v.select(flat, 0.0, best_inverse))
+    v.store(fits, 3 * step, best_lowest)

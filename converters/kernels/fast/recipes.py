@@ -1,4 +1,4 @@
-"""Which kernel makes which tensor type, and with what constants: those of ggml-quants.c. No Numba in here."""
+"""Which kernel makes which tensor type, and with which constants of ggml-quants.c. No Numba in here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Settings = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The function that makes a tensor type, and its settings without and with importance, for a contraction.
+    """The function that makes a tensor type, and its settings for a contraction, without (`plain`) and with importance.
 
-    `weighted` is None for a kernel that takes no importance. ggml ignores it where `ignores_importance` is set; else
-    such rows are not for this kernel, nor are numbers of weights that are no multiple of `multiple_of`. `saved_ns` is
-    about what one weight takes less than with ggml's kernel, on one core: it decides whether loading Numba pays.
-    `contracted` says whether the bytes depend on the contraction at all.
+    `weighted` is None for a kernel that takes no importance: then rows with importance are not for this kernel, unless
+    `ignores_importance` says that ggml ignores it too. The number of weights must be a multiple of `multiple_of`.
+    `saved_ns` is about how many nanoseconds a weight takes less than with ggml's kernel, on one core: it decides
+    whether loading Numba pays. `contracted` says whether the bytes depend on the contraction.
     """
 
     module: str
@@ -36,19 +36,19 @@ class Recipe:
 
 
 def _range(how: Contraction, nmax: int, start: float, step: float, n_steps: int) -> Floats:
-    """The numerators that ``make_qkx2_quants`` tries: rmin + rdelta·i + nmax, each operation in float32."""
+    """Return the numerators that ``make_qkx2_quants`` tries: rmin + rdelta·i + nmax, each operation in float32."""
     numerators: Floats = _sums(how, start, step, range(n_steps + 1)) + np.float32(nmax)
     return numerators
 
 
 def _around(how: Contraction, nmax: int) -> Floats:
-    """The numerators that ``make_qx_quants`` tries: −(nmax + 0.1·i) for i in −9…9, but for 0."""
+    """Return the numerators that ``make_qx_quants`` tries: −(nmax + 0.1·i) for i in −9…9 except 0."""
     numerators: Floats = -_sums(how, nmax, 0.1, [i for i in range(-9, 10) if i])
     return numerators
 
 
 def _sums(how: Contraction, start: float, step: float, factors: Sequence[int]) -> Floats:
-    """Start + step · i for each i of `factors`; the product is rounded to float32 if `how` does so."""
+    """Return start + step · i for each i of `factors`; the product is rounded to float32 unless `how` contracts it."""
     products = np.float64(np.float32(step)) * np.array(factors)  # exact, and so is the sum
     if not how.places & STATEMENT:
         products = products.astype(np.float32).astype(np.float64)

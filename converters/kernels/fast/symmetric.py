@@ -1,117 +1,110 @@
-"""The search for a scale without a minimum, of many sub-blocks at once: what Q3_K and Q6_K have in common.
+"""The search for a scale without a minimum, shared by Q3_K and Q6_K, for many sub-blocks at once.
 
-Input and output, for one sub-block of weights x: a scale s such that s·l, with l in −nmax…nmax − 1, is near to x, by
-weighted squares. Each lane holds one sub-block and does what the C code does, in its order.
+For a sub-block of weights x it finds a scale s such that s·l, with l in −nmax…nmax − 1, is close to x by weighted
+squares. Each lane has one sub-block, and does what the C code does, in the same order.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from llamalite.converters.kernels.fast import vectors as v
 from llamalite.converters.kernels.fast.contractions import FIRST_SYMMETRIC, STATEMENT, SYMMETRIC
 from llamalite.converters.kernels.fast.fused import mul_add
 from llamalite.converters.kernels.fast.rounding import MAGIC, nearest, nearest_product
 from llamalite.converters.kernels.fast.scales import EPSILON
-from llamalite.converters.kernels.fast.vectors import (
-    LANES,
-    absolute,
-    bits,
-    inlined,
-    load,
-    select,
-    splat,
-    store,
-)
+from llamalite.converters.kernels.fast.vectors import LANES
 
 
-@inlined
+@v.inlined
 def largest_of(x: Any, n: Any) -> Any:
-    """The first of the n values of each lane whose magnitude no other exceeds."""
-    magnitude = splat(0.0, LANES)
-    largest = splat(0.0, LANES)
+    """Return each lane's value of largest magnitude, the first one if there are several."""
+    magnitude = v.splat(0.0, LANES)
+    largest = v.splat(0.0, LANES)
     for i in range(n):
-        v = load(x, i * LANES, LANES)
-        larger = absolute(v) > magnitude
-        magnitude = select(larger, absolute(v), magnitude)
-        largest = select(larger, v, largest)
+        value = v.load(x, i * LANES, LANES)
+        larger = v.absolute(value) > magnitude
+        magnitude = v.select(larger, v.absolute(value), magnitude)
+        largest = v.select(larger, value, largest)
     return largest
 
 
-@inlined
+@v.inlined
 def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
-    """Find the scale of LANES sub-blocks of `n` values; `x`, `weights` and `products` (room) are float32 [n, LANES].
+    """Return the scale of LANES sub-blocks of `n` values, and the inverse scale that rounded the values best.
 
-    Returns the scale, and the inverse scale with which the values were rounded best: ``make_qx_quants`` with weights
-    (ggml-quants.c). In a lane of nothing but zeros the scale is 0. `candidates` are the numerators to try.
+    This is ``make_qx_quants`` with weights (ggml-quants.c). `x`, `weights` and `products` (scratch memory) are float32
+    [n, LANES]. `candidates` are the numerators to try. A lane of zeros has the scale 0.
     """
     low, high = MAGIC - nmax, MAGIC + nmax - 1
     largest = largest_of(x, n)
-    inverse = splat(-nmax, LANES) / largest
-    sum_lx = splat(0.0, LANES)
-    sum_l2 = splat(0.0, LANES)
+    inverse = v.splat(-nmax, LANES) / largest
+    sum_lx = v.splat(0.0, LANES)
+    sum_l2 = v.splat(0.0, LANES)
     for i in range(n):
-        v = load(x, i * LANES, LANES)
-        w = load(weights, i * LANES, LANES)
-        product = w * v
-        store(products, i * LANES, product)
-        level = nearest_product(how, inverse, v, low, high) - MAGIC
+        value = v.load(x, i * LANES, LANES)
+        w = v.load(weights, i * LANES, LANES)
+        product = w * value
+        v.store(products, i * LANES, product)
+        level = nearest_product(how, inverse, value, low, high) - MAGIC
         sum_lx = mul_add(how, FIRST_SYMMETRIC, product, level, sum_lx)
         sum_l2 = mul_add(how, FIRST_SYMMETRIC, w * level, level, sum_l2)
-    scale = select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
+    scale = v.select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
     best = scale * sum_lx
     best_inverse = inverse
     for candidate in candidates:
-        inverse = splat(candidate, LANES) / largest
-        sum_lx = splat(0.0, LANES)
-        sum_l2 = splat(0.0, LANES)
+        inverse = v.splat(candidate, LANES) / largest
+        sum_lx = v.splat(0.0, LANES)
+        sum_l2 = v.splat(0.0, LANES)
         for i in range(n):
-            level = nearest_product(how, inverse, load(x, i * LANES, LANES), low, high) - MAGIC
-            sum_lx = mul_add(how, SYMMETRIC, load(products, i * LANES, LANES), level, sum_lx)
-            sum_l2 = mul_add(how, SYMMETRIC, load(weights, i * LANES, LANES) * level, level, sum_l2)
+            level = nearest_product(how, inverse, v.load(x, i * LANES, LANES), low, high) - MAGIC
+            sum_lx = mul_add(how, SYMMETRIC, v.load(products, i * LANES, LANES), level, sum_lx)
+            sum_l2 = mul_add(how, SYMMETRIC, v.load(weights, i * LANES, LANES) * level, level, sum_l2)
         better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
-        if bits(better):
-            scale = select(better, sum_lx / sum_l2, scale)
-            best = select(better, scale * sum_lx, best)
-            best_inverse = select(better, inverse, best_inverse)
-    return select(absolute(largest) < EPSILON, 0.0, scale), best_inverse
+        if v.bits(better):
+            scale = v.select(better, sum_lx / sum_l2, scale)
+            best = v.select(better, scale * sum_lx, best)
+            best_inverse = v.select(better, inverse, best_inverse)
+    return v.select(v.absolute(largest) < EPSILON, 0.0, scale), best_inverse
 
 
-@inlined
+@v.inlined
 def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
-    """Find the scale of LANES sub-blocks of `n` values, one level after the other: ``make_q3_quants`` (ggml-quants.c).
+    """Return the scale of LANES sub-blocks of `n` values, found by moving one level at a time.
 
-    Writes the levels, −nmax…nmax − 1, to `levels`, float32 [n, LANES] as `x`, and returns the scale.
+    This is ``make_q3_quants`` (ggml-quants.c). The levels, −nmax…nmax − 1, are written to `levels`, which is float32
+    [n, LANES] like `x`.
     """
     low, high = MAGIC - nmax, MAGIC + nmax - 1
     largest = largest_of(x, n)
-    inverse = splat(-nmax, LANES) / largest
-    sum_lx = splat(0.0, LANES)
-    sum_l2 = splat(0.0, LANES)
+    inverse = v.splat(-nmax, LANES) / largest
+    sum_lx = v.splat(0.0, LANES)
+    sum_l2 = v.splat(0.0, LANES)
     for i in range(n):
-        v = load(x, i * LANES, LANES)
-        w = v * v
-        level = nearest_product(how, inverse, v, low, high) - MAGIC
-        store(levels, i * LANES, level)
-        sum_lx = mul_add(how, STATEMENT, w * v, level, sum_lx)
+        value = v.load(x, i * LANES, LANES)
+        w = value * value
+        level = nearest_product(how, inverse, value, low, high) - MAGIC
+        v.store(levels, i * LANES, level)
+        sum_lx = mul_add(how, STATEMENT, w * value, level, sum_lx)
         sum_l2 = mul_add(how, STATEMENT, w * level, level, sum_l2)
     for _ in range(5):
-        # A lane in which no level moved stays as it is from then on, as if it had stopped.
+        # A lane in which no level moved does not change any more, as if it had stopped.
         moved = inverse < inverse
         for i in range(n):
-            v = load(x, i * LANES, LANES)
-            w = v * v
-            level = load(levels, i * LANES, LANES)
-            lx = mul_add(how, STATEMENT, -(w * v), level, sum_lx)
+            value = v.load(x, i * LANES, LANES)
+            w = value * value
+            level = v.load(levels, i * LANES, LANES)
+            lx = mul_add(how, STATEMENT, -(w * value), level, sum_lx)
             l2 = mul_add(how, STATEMENT, -(w * level), level, sum_l2)
-            new = nearest(v * l2 / lx, low, high) - MAGIC
-            new_lx = mul_add(how, STATEMENT, w * v, new, lx)
+            new = nearest(value * l2 / lx, low, high) - MAGIC
+            new_lx = mul_add(how, STATEMENT, w * value, new, lx)
             new_l2 = mul_add(how, STATEMENT, w * new, new, l2)
             better = (lx > 0.0) & (new != level) & (new_l2 > 0.0)
             better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
-            store(levels, i * LANES, select(better, new, level))
-            sum_lx = select(better, new_lx, sum_lx)
-            sum_l2 = select(better, new_l2, sum_l2)
+            v.store(levels, i * LANES, v.select(better, new, level))
+            sum_lx = v.select(better, new_lx, sum_lx)
+            sum_l2 = v.select(better, new_l2, sum_l2)
             moved = moved | better
-        if not bits(moved):
+        if not v.bits(moved):
             break
-    return select(absolute(largest) < EPSILON, 0.0, select(sum_l2 > 0.0, sum_lx / sum_l2, 0.0))
+    return v.select(v.absolute(largest) < EPSILON, 0.0, v.select(sum_l2 > 0.0, sum_lx / sum_l2, 0.0))

@@ -1,9 +1,9 @@
-"""The rows on which a kernel has to make ggml's bytes before it is used.
+"""The rows from which a kernel has to make ggml's bytes before it is used.
 
-A product that is rounded where ggml's compiler did not round it changes few bytes: some of these sums one in a hundred
-rows, others one in thousands. So next to ordinary rows and strange ones there are rows that tell: of 6000 ordinary ones
-and 6000 on a grid those were kept that differ when one ``mul_add`` of a kernel is contracted and was not, or the other
-way round, two rows for each that some row tells, for each type of tensor, without importance and with.
+A product that is rounded where ggml's compiler did not round it changes few bytes: for some sums in one of a hundred
+rows, for others in one of thousands. So beside ordinary and unusual rows there are telling ones, whose bytes show such
+a difference. They were chosen from 6000 ordinary rows and 6000 on a grid: two rows for each ``mul_add`` of a kernel
+whose contraction any row shows, for each tensor type, without and with importance.
 """
 
 from __future__ import annotations
@@ -17,86 +17,18 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 N_COLUMNS = 768
-# The seeds of those rows.
+# The seeds of the telling rows.
+# fmt: off
 _TELLING = (
-    49,
-    67,
-    69,
-    72,
-    130,
-    210,
-    246,
-    315,
-    352,
-    424,
-    495,
-    560,
-    698,
-    831,
-    880,
-    1009,
-    1340,
-    1481,
-    1500,
-    1546,
-    1664,
-    1764,
-    1803,
-    1856,
-    1992,
-    2116,
-    2131,
-    2603,
-    2641,
-    2796,
-    2905,
-    3022,
-    3131,
-    3344,
-    3404,
-    3450,
-    3578,
-    3742,
-    3870,
-    4371,
-    4711,
-    4842,
-    4872,
-    4973,
-    4981,
-    5244,
-    5348,
-    5457,
-    5480,
-    5579,
-    5607,
-    5805,
-    5977,
+    49, 67, 69, 72, 130, 210, 246, 315, 352, 424, 495, 560, 698, 831, 880, 1009, 1340, 1481, 1500, 1546, 1664, 1764,
+    1803, 1856, 1992, 2116, 2131, 2603, 2641, 2796, 2905, 3022, 3131, 3344, 3404, 3450, 3578, 3742, 3870, 4371, 4711,
+    4842, 4872, 4973, 4981, 5244, 5348, 5457, 5480, 5579, 5607, 5805, 5977,
 )
 _TELLING_ON_A_GRID = (
-    440,
-    578,
-    582,
-    960,
-    1064,
-    1792,
-    1978,
-    2084,
-    2317,
-    2767,
-    3129,
-    3248,
-    3928,
-    3936,
-    3980,
-    4171,
-    4520,
-    4652,
-    5586,
-    5610,
-    5769,
-    5955,
+    440, 578, 582, 960, 1064, 1792, 1978, 2084, 2317, 2767, 3129, 3248, 3928, 3936, 3980, 4171, 4520, 4652, 5586,
+    5610, 5769, 5955,
 )
+# fmt: on
 
 
 def held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
@@ -112,7 +44,7 @@ def held_as(dtype: str, rows: Floats) -> tuple[Floats, Bytes]:
 
 @functools.cache
 def trial_rows(dtype: str) -> Floats:
-    """Return float32 [n_rows, N_COLUMNS], the same in every process; those that tell only for F32, which holds them."""
+    """Return float32 [n_rows, N_COLUMNS], the same in every process; F32 alone can hold the telling rows."""
     rng = np.random.default_rng(20)
     rows: Floats = rng.standard_normal((97, N_COLUMNS)).astype(np.float32) * np.float32(0.02)
     rows[64:72] *= rng.choice(np.array([1, 1, 1, 30], np.float32), (8, N_COLUMNS))  # outliers

@@ -1,15 +1,15 @@
-"""SIMD vectors inside Numba: values of LLVM's vector types, with the arithmetic that the kernels need.
+"""SIMD vectors in Numba: values of LLVM's vector types, with the arithmetic that the kernels need.
 
     @inlined
     def squares(source):             # source: a pointer to 32-bit floats
         x = load(source, 0, 16)      # 16 lanes: one instruction with AVX-512, two with AVX2, four with NEON
         return x * x
 
-A vector is a value, not an array. Operators work lane by lane; a scalar beside a vector is spread over its lanes, as
-float32 or int32. LLVM gives each operation the widest instructions that the processor has. None carries a fast-math
-flag, so that each rounds once, as the same operation in scalar C does; LLVM contracts no product and sum by itself.
-Numba's loop vectoriser could do some of this by itself where it can prove that no two arrays overlap; here there is
-nothing to prove. This module knows nothing of quantization.
+A vector is a value, not an array. Operators work lane by lane; a scalar operand is spread over all lanes, as float32 or
+int32. LLVM compiles each operation to the widest instructions of the processor. No operation has a fast-math flag, so
+that each rounds once, like the same operation in scalar C; LLVM itself contracts no product and sum. Numba's loop
+vectoriser could do some of this if it could prove that no arrays overlap; here nothing needs to be proved. This module
+knows nothing of quantization.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _VectorModel(PrimitiveModel):  # type: ignore[misc]
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` into each of its callers: no call, no fast-math, division as in IEEE 754."""
+    """Compile `function` into each of its callers, without a call and without fast-math; division as in IEEE 754."""
     compiled: Callable[..., Any] = njit(
         forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
     )(function)
@@ -65,20 +65,20 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def operation(rule: Callable[..., Any], *, literal: bool = False) -> Callable[..., Any]:
-    """A function for compiled code: `rule(*types)` gives its signature and ``emit(builder, *values)``.
+    """Return a function for compiled code; `rule(*types)` returns its signature and ``emit(builder, *values)``.
 
     Arguments are cast to the signature's types. With `literal`, `rule` sees the values of constant integers.
     """
 
-    def typing(_context: Any, *found: Any) -> Any:
-        declared, emit = rule(*found)
+    def typing(_context: Any, *arguments: Any) -> Any:
+        declared, emit = rule(*arguments)
 
         def codegen(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
             return emit(builder, *values)
 
         return declared, codegen
 
-    # Numba wants to know the arguments by name.
+    # Numba needs the names of the arguments.
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(rule).parameters.values()
     typing.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
@@ -91,23 +91,23 @@ def operation(rule: Callable[..., Any], *, literal: bool = False) -> Callable[..
 
 
 def spread(builder: ir.IRBuilder, value: ir.Value, vector: Vector) -> ir.Value:
-    """`value` itself if it is a vector, else a vector with `value` in every lane."""
+    """Return `value` if it is a vector, else a vector with `value` in every lane."""
     if isinstance(value.type, ir.VectorType):
         return value
     undefined = ir.Constant(vector.llvm, ir.Undefined)
-    one = builder.insert_element(undefined, value, _I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, vector.lanes), None))
+    first_lane = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(first_lane, undefined, ir.Constant(ir.VectorType(_I32, vector.lanes), None))
 
 
 def _common(a: types.Type, b: types.Type) -> Vector | None:
-    """The vector type in which to work on `a` and `b`, of which one may be a scalar; None where no type fits."""
+    """Return the vector type for an operation on `a` and `b`, of which one may be a scalar; None if none fits."""
     if isinstance(a, Vector):
         return a if not isinstance(b, Vector) or a == b else None
     return b if isinstance(b, Vector) else None
 
 
-def _cast(found: types.Type, vector: Vector) -> types.Type:
-    return found if isinstance(found, Vector) else vector.scalar
+def _cast(operand: types.Type, vector: Vector) -> types.Type:
+    return operand if isinstance(operand, Vector) else vector.scalar
 
 
 # operator → LLVM's instruction on floats, and on integers and masks
@@ -122,7 +122,7 @@ _ARITHMETIC = {
     operator.lshift: (None, "shl"),
     operator.rshift: (None, "lshr"),
 }
-# As in C, a comparison with NaN is false, but for `!=`.
+# As in C, comparisons with NaN are false, except `!=`.
 _COMPARISONS = {
     operator.lt: "<",
     operator.gt: ">",
@@ -137,7 +137,7 @@ def _register(symbol: Any, result: Callable[[Vector], Vector], emit: Callable[..
     class Template(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
             vector = _common(*args) if len(args) == 2 else None
-            return None if vector is None else signature(result(vector), *(_cast(found, vector) for found in args))
+            return None if vector is None else signature(result(vector), *(_cast(operand, vector) for operand in args))
 
     def lower(_context: Any, builder: ir.IRBuilder, declared: Any, values: Any) -> ir.Value:
         vector = _common(*declared.args)
@@ -197,8 +197,8 @@ def _splat(_scalar: Any, lanes: Any) -> Any:
     return vector(types.float32, lanes), lambda builder, value, _: spread(builder, value, vector)
 
 
-select = operation(_select)  # (mask, a, b): lane by lane a where the mask is set, else b; one may be a scalar
-splat = operation(_splat, literal=True)  # (scalar, lanes): the float32 `scalar` in each of so many lanes (a constant)
+select = operation(_select)  # (mask, a, b): in each lane a if the mask is set, else b; one may be a scalar
+splat = operation(_splat, literal=True)  # (scalar, lanes): the float32 `scalar` in each of `lanes` (a constant) lanes
 
 # --- memory
 
@@ -255,17 +255,17 @@ def _pointer(element: types.Type) -> Callable[..., Any]:
     return operation(place)
 
 
-load = operation(_load, literal=True)  # (pointer, index, lanes): so many elements (a constant) from pointer[index] on
+load = operation(_load, literal=True)  # (pointer, index, lanes): `lanes` (a constant) elements from pointer[index] on
 store = operation(_store)  # (pointer, index, vector): write the lanes from pointer[index] on
 from_index = operation(_from_index)  # (pointer, index): the pointer to pointer[index]
-as_bytes = operation(_as_bytes)  # (pointer): the same place, as bytes
+as_bytes = operation(_as_bytes)  # (pointer): the same address, as bytes
 
-# (size): a pointer to so many elements (a constant) on the stack, aligned to a cache line, until the kernel returns;
-# not for more than a memory page, which Windows would have to probe
+# (size): a pointer to `size` (a constant) elements on the stack, aligned to a cache line, valid until the kernel
+# returns; at most a memory page, as Windows would have to probe more
 scratch_floats = _scratch(types.float32)
 scratch_bytes = _scratch(types.uint8)
 
-# (address): a pointer to what lies there, aligned or not
+# (address): a pointer to that address, aligned or not
 bytes_at = _pointer(types.uint8)
 shorts_at = _pointer(types.uint16)
 floats_at = _pointer(types.float32)
@@ -283,7 +283,7 @@ def _conversion(of: str, to: str, instruction: str) -> Callable[..., Any]:
     return operation(convert)
 
 
-def _called(name: str) -> Callable[..., Any]:
+def _intrinsic_call(name: str) -> Callable[..., Any]:
     def call(vector: Any) -> Any:
         def emit(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
             kind = ir.FunctionType(vector.llvm, [vector.llvm])
@@ -317,7 +317,7 @@ def _half(start: int) -> Callable[..., Any]:
 
 def _largest_lane(vector: Any) -> Any:
     def emit(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-        integers = ir.VectorType(_I32, vector.lanes)  # floats that are not negative are ordered as their bits are
+        integers = ir.VectorType(_I32, vector.lanes)  # floats that are not negative have the order of their bits
         name = f"llvm.vector.reduce.umax.v{vector.lanes}i32"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, [integers]), name)
         return builder.bitcast(builder.call(function, [builder.bitcast(value, integers)]), ir.FloatType())
@@ -326,22 +326,22 @@ def _largest_lane(vector: Any) -> Any:
 
 
 floats = _conversion("i32", "f32", "sitofp")
-truncate = _conversion("f32", "i32", "fptosi")  # toward zero; out of range: what the processor gives
+truncate = _conversion("f32", "i32", "fptosi")  # toward zero; out of range, the result depends on the processor
 bits_of_floats = _conversion("f32", "i32", "bitcast")
 floats_of_bits = _conversion("i32", "f32", "bitcast")
 low_bytes = _conversion("i32", "u8", "trunc")
 low_shorts = _conversion("i32", "u16", "trunc")
 widen_u16 = _conversion("u16", "i32", "zext")
-absolute = _called("fabs")
-square_root = _called("sqrt")  # correctly rounded, as sqrtf is
-bits = operation(_bits)  # the lanes of a mask as an integer, lane 0 in bit 0: not zero where any lane is set
+absolute = _intrinsic_call("fabs")
+square_root = _intrinsic_call("sqrt")  # correctly rounded, like sqrtf
+bits = operation(_bits)  # the lanes of a mask as an integer, lane 0 in bit 0: not zero if any lane is set
 first_half, second_half = _half(0), _half(1)
-largest_lane = operation(_largest_lane)  # of f32 lanes none of which is negative, as a float32
+largest_lane = operation(_largest_lane)  # of f32 lanes without negative ones, as a float32
 
 # --- the width of the searches
 
 
 _TRIPLE, _NAME, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
-# Two of the widest registers, so that one half is computed while the other waits for its sums.
+# Two of the widest registers: one half is computed while the other waits for its sums.
 LANES = 32 if "+avx512f" in _FEATURES else 16
 HAS_FMA = "+fma" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64"))

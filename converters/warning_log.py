@@ -1,6 +1,6 @@
-"""What a conversion warns of: it goes to the log, and into the report of the conversion that it belongs to.
+"""The warnings of a conversion: each goes to the log, and into the report of its own conversion.
 
-with collected() as warnings:
+with collect_warnings() as warnings:
     warn("%s has %d pieces for an embedding of %d rows: the last are left out", path, 32001, 32000)
 warnings        # ["tokenizer.model has 32001 pieces ..."]
 """
@@ -17,7 +17,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 def warn(message: str, *arguments: object) -> None:
-    """Log a warning, ``%`` and all as `logging` has it, and note it for `collected`."""
+    """Log a warning, with `logging`'s ``%`` placeholders, and add it to the list of `collect_warnings`."""
     _logger.warning(message, *arguments)
     warnings = _collected.get()
     if warnings is not None:
@@ -25,8 +25,8 @@ def warn(message: str, *arguments: object) -> None:
 
 
 @contextlib.contextmanager
-def collected() -> Iterator[list[str]]:
-    """Gather what this thread warns of meanwhile, and no other one's."""
+def collect_warnings() -> Iterator[list[str]]:
+    """Yield a list that receives the warnings of this thread, and of no other, while the block runs."""
     warnings: list[str] = []
     token = _collected.set(warnings)
     try:

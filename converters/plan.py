@@ -1,7 +1,7 @@
-"""What a conversion will write, decided and checked before a byte of it is written.
+"""The plan of a conversion: every output tensor, decided and checked before a byte is written.
 
-A `ConversionPlan` is made from headers and configs alone, in a second. It lists every problem at once: a tensor that is
-missing, one of the wrong shape, one that nobody asked for, a type that needs an importance matrix.
+A `ConversionPlan` is made from headers and configs alone, within a second. All problems are reported at once: tensors
+that are missing, misshapen or unknown, and types that need an importance matrix.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from llamalite.errors import CheckpointError, QuantizationError, UnsupportedArch
 from llamalite.native.quantize import needs_importance
 from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, FileType, TensorType
 
-# Buffers that old checkpoints carry and that follow from the config (conversion/base.py, prepare_tensors).
+# Buffers in old checkpoints that follow from the config (conversion/base.py, prepare_tensors).
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the result: where its weights come from, how they change on the way, and each file's type for it.
+    """One output tensor: the source of its weights, how they change on the way, and its type in each output file.
 
-    `stored` is the type it has in llama.cpp's unquantized GGUF: weights pass through it, as they do there.
-    `types` has an entry for each output file. Either `source` or `values` is set.
+    `stored` is its type in llama.cpp's unquantized GGUF: weights pass through it, as they do there. `types` has an
+    entry for each output file. Either `source` or `values` is set.
     """
 
     name: str
@@ -55,9 +55,10 @@ class PlannedTensor:
 class QuantizeParams:
     """What decides the tensors' types beside the file type.
 
-    `importance` is an importance matrix. `overrides` are (regular expression, type) pairs, searched in the tensor's
-    name; the first that matches decides (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file
-    type's default. Weights that a GGUF source has quantized already change their type only with `allow_requantize`.
+    `importance` is an importance matrix. `overrides` are pairs of a regular expression and a type; the first one whose
+    expression is found in a tensor's name decides (llama-quantize's ``--tensor-type``). With `pure` every tensor gets
+    the file type's default. Weights that are already quantized in a GGUF source change their type only with
+    `allow_requantize`.
     """
 
     importance: Importance | None = None
@@ -76,7 +77,7 @@ class ConversionPlan:
     """Everything that a conversion will do, in llama.cpp's order of tensors, for one or several output files."""
 
     config: LlamaConfig | None
-    """None for a GGUF source, whose keys are carried over."""
+    """None for a GGUF source, whose keys are copied."""
     file_types: tuple[FileType, ...]
     stored: FileType
     tensors: tuple[PlannedTensor, ...]
@@ -94,11 +95,11 @@ class ConversionPlan:
         return sum(tensor.n_bytes(i_output) for tensor in self.tensors)
 
     def bits_per_weight(self, i_output: int) -> float:
-        """Bits that a weight takes on average in one output file, as llama-quantize prints it: tensors only."""
+        """The average bits of a weight in one output file, counting tensors only, as llama-quantize prints it."""
         return 8 * self.tensor_bytes(i_output) / self.n_params
 
     def bits_without_fallbacks(self, i_output: int) -> float:
-        """What `bits_per_weight` would be if every row filled its type's blocks: what the type's name promises."""
+        """What `bits_per_weight` would be if every row filled the blocks of its intended type."""
         bits = 0.0
         for tensor in self.tensors:
             choice = tensor.types[i_output]
@@ -106,20 +107,20 @@ class ConversionPlan:
         return bits / self.n_params
 
     def fallbacks(self, i_output: int) -> dict[str, mix.Choice]:
-        """The tensors whose row length ruled out the type that they should have had."""
+        """The tensors whose row length ruled out their intended type."""
         choices = {tensor.name: tensor.types[i_output] for tensor in self.tensors}
         return {name: choice for name, choice in choices.items() if choice.instead_of}
 
 
 def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], params: QuantizeParams) -> ConversionPlan:
-    """Return the plan for `checkpoint`; `CheckpointError` lists all that does not fit its config.
+    """Return the plan for `checkpoint`; `CheckpointError` lists everything that does not fit its config.
 
-    A GGUF source keeps its names, keys and rows. Tensors of it that are quantized already are `QuantizationError`
-    unless they keep their type, or `params` allow it.
+    A GGUF source keeps its names, keys and row order. `QuantizationError` if one of its tensors is already quantized
+    and would change its type, unless `params` allow that.
     """
     config = None
     if checkpoint.carried is not None:
-        pairs = [(TensorRule(name, name, one.shape), one) for name, one in checkpoint.tensors.items()]
+        pairs = [(TensorRule(name, name, tensor.shape), tensor) for name, tensor in checkpoint.tensors.items()]
         model = checkpoint.carried.shape
     else:
         config = LlamaConfig.from_dict(checkpoint.config)
@@ -164,7 +165,7 @@ def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], params: Qu
 
 
 def _stored_type(checkpoint: Checkpoint, rule: TensorRule, tensor: SourceTensor, stored: FileType) -> TensorType:
-    """The type in the file that llama-quantize would read: the GGUF source itself, or its converter's result."""
+    """Return the type in the file that llama-quantize would read: the GGUF source, or the converter's result."""
     if isinstance(tensor, QuantizedTensor):
         return tensor.type
     if checkpoint.carried is not None:
@@ -176,13 +177,13 @@ def _refuse_requantizing(checkpoint: Checkpoint, choices: Mapping[str, mix.Choic
     for name, tensor in checkpoint.tensors.items():
         if isinstance(tensor, QuantizedTensor) and choices[name].type != tensor.type:
             raise QuantizationError(
-                f"{name} is {tensor.type.name} already and would become {choices[name].type.name}: what is quantized "
-                "twice is worse than what is quantized once; convert the original model, or pass --allow-requantize"
+                f"{name} is {tensor.type.name} already and would become {choices[name].type.name}: weights quantized "
+                "twice are worse than once; convert the original model, or pass --allow-requantize"
             )
 
 
 def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[TensorRule, SourceTensor]]:
-    """Pair each rule with its tensor, or raise with everything that is missing, misshapen or unknown."""
+    """Pair each rule with its tensor; `CheckpointError` lists all that are missing, misshapen or unknown."""
     problems: list[str] = []
     pairs = []
     unknown = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_IGNORED)}
@@ -200,7 +201,7 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
         if tensor.shape != rule.shape:
             problems.append(f"{rule.source} has shape {list(tensor.shape)}, config.json implies {list(rule.shape)}")
         pairs.append((rule, tensor))
-    problems += [f"{name} is no tensor of a LLaMA model" for name in unknown]
+    problems += [f"{name} is not a tensor of a LLaMA model" for name in unknown]
     if "lm_head.weight" not in checkpoint.tensors and checkpoint.config.get("tie_word_embeddings") is False:
         problems.append("lm_head.weight is missing, and config.json says that the embeddings are not tied")
     if problems:
@@ -210,7 +211,7 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
 
 
 def _majority(tensors: Sequence[SourceTensor]) -> FileType:
-    """What llama.cpp's first step would be asked for: the dtype of most of the weights; F64 goes as F32."""
+    """Return the type to which llama.cpp's first step would convert: the dtype of most weights, F32 for F64."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts["F32" if tensor.dtype == "F64" else tensor.dtype] += math.prod(tensor.shape)
@@ -220,9 +221,10 @@ def _majority(tensors: Sequence[SourceTensor]) -> FileType:
 def _fitting_importance(
     importance: Importance | None, shapes: Sequence[mix.TensorShape]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the matrix's rows for these tensors; one of another length is refused, but for the embedding's.
+    """Return the matrix's rows for these tensors; `QuantizationError` for a row of another length.
 
-    llama-quantize leaves out the latter (src/llama-quant.cpp): llama-imatrix cannot see which tokens were read.
+    A wrong row for the embedding is ignored, as in llama-quantize (src/llama-quant.cpp): llama-imatrix cannot see which
+    tokens were read.
     """
     fitting = {}
     for tensor in shapes:
@@ -234,7 +236,7 @@ def _fitting_importance(
         elif tensor.name != "token_embd.weight":
             raise QuantizationError(
                 f"{importance.file} has {row.size} values for {tensor.name}, whose rows have {tensor.n_columns}: "
-                "it was made of another model"
+                "it was made from another model"
             )
     return fitting
 
