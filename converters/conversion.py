@@ -122,7 +122,7 @@ def convert(
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
     is made where there is none. An existing file is replaced only with `force`. Beside a file in the models folder
-    ``FILE.source`` says what it was made of (`llamalite.source_note`). `params` say what else decides the
+    ``FILE.source`` says what it was made of (`llamalite.files.source_note`). `params` say what else decides the
     tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
     shards of that size, which llama.cpp loads as one model. `progress` is called in this thread with source bytes done
     and in all; an exception from it cancels, and leaves nothing behind.

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite import shards
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
@@ -21,6 +20,7 @@ from llamalite.converters.notices import warn
 from llamalite.converters.pipeline import OutputFile, Place, named_errors
 from llamalite.converters.planning import ConversionPlan, PlannedTensor
 from llamalite.errors import GGUFError
+from llamalite.files import shards
 from llamalite.gguf_check import read_header
 
 _MAX_KEY_TEXT = 127  # llama_model_kv_override.val_str (llama.h), through which llama-quantize hands these keys on

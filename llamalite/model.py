@@ -97,7 +97,6 @@ class Model:
             on_gpu=n_gpu != 0,
             kv_type="F32" if exact else kv_type,
             flash_attn=bool(flash_attn) and not exact,
-            repacked=hardware.repacked(),
             draft=helper,
         )
         if n_ctx > self._header.n_ctx_train:

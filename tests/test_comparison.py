@@ -28,9 +28,9 @@ from llamalite.errors import EvaluationError
 from llamalite.evaluation.candidates import make_candidates
 from llamalite.evaluation.comparison import Comparison, compare, iter_compare
 from llamalite.evaluation.csv_report import to_csv
-from llamalite.evaluation.decoding import EvalProtocol
 from llamalite.evaluation.html_report import to_html
 from llamalite.evaluation.perplexity import perplexity
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.recommendation import check_budgets, recommend
 from llamalite.evaluation.svg_charts import bars, lines, scatter
 from llamalite.evaluation.windows import read_text, tokens_of

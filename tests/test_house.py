@@ -18,13 +18,13 @@ from llamalite import cli, errors
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"_version", "computing", "errors", "quant_types", "shards", "source_note", "user_folders"},
+    {"_version", "computing", "errors", "files", "quant_types"},
     {"gguf_check", "native", "sampling", "templates", "json_schema"},
     {"hardware"},
     {"converters", "answers", "batching", "generation", "prompts", "reading", "session", "speculation"},
     {"store"},
     {"model"},
-    {"chat", "batch_file", "evaluation", "benchmark", "diagnosis"},
+    {"chat", "batch_file", "evaluation", "performance"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

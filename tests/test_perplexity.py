@@ -21,9 +21,10 @@ from test_cli_models import on_terminal
 import llamalite
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.comparison import compare
-from llamalite.evaluation.decoding import Decoder, EvalProtocol, check_finite
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
+from llamalite.evaluation.measured_model import Decoder, check_finite
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import (
@@ -252,7 +253,7 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
             lambda: compare(path, [damaged], TEXT, n_ctx=32, n_threads=1),
             lambda: scorer.score(requests),
         ):
-            with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are no numbers"):
+            with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are not finite"):
                 call()
 
 
@@ -273,9 +274,9 @@ def test_one_logit_that_is_no_number_is_found_wherever_it_is(
             return rows
 
         monkeypatch.setattr(NativeContext, "logits", one_wrong)
-        with pytest.raises(EvaluationError, match=f"1 of {n_rows * n_vocab} logits of toy.gguf are no numbers"):
+        with pytest.raises(EvaluationError, match=f"1 of {n_rows * n_vocab} logits of toy.gguf are not finite"):
             decoder.decode(batch)
-    check_finite(np.full(100, 3e38, np.float32), "large, and numbers")
+    check_finite(np.full(100, 3e38, np.float32), "large, and finite")
 
 
 def test_leaving_early_gives_what_stands_and_frees_the_context(model: NativeModel) -> None:

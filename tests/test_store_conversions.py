@@ -12,9 +12,10 @@ import pytest
 from conftest import Run
 from toy_checkpoint import write_checkpoint
 
-from llamalite import source_note, store
+from llamalite import store
 from llamalite.converters import QuantizeParams, convert
 from llamalite.errors import LlamaliteError
+from llamalite.files import source_note
 from llamalite.model import Model
 
 

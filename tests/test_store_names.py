@@ -13,10 +13,10 @@ import pytest
 from llamalite import cli, store
 from llamalite.cli import _model
 from llamalite.errors import LlamaliteError
+from llamalite.files.user_folders import is_models_folder
 from llamalite.model import Model
 from llamalite.quant_types import FILE_TYPES
 from llamalite.store.preference import TYPES_BY_PREFERENCE
-from llamalite.user_folders import is_models_folder
 
 
 @pytest.fixture

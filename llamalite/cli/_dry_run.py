@@ -56,12 +56,12 @@ def _print_summary(
     # A split model is its first header with the others as its rest, as when it is read from files.
     whole = Inspection(dataclasses.replace(files[0], rest=tuple(files[1:])))
     try:
-        needs = [need for need in whole.needs() if need.n_ctx <= MAX_CONTEXT]
+        memory = [needed for needed in whole.memory_needed() if needed.n_ctx <= MAX_CONTEXT]
     except GGUFError:
         return  # a GGUF source of another family: what memory it needs is not known
-    if needs:
-        memory = ", ".join(f"{_text.size(need.total_bytes)} with {need.n_ctx:,}" for need in needs)
-        click.echo(f"  memory to run it: {memory} tokens of context")
+    if memory:
+        amounts = ", ".join(f"{_text.size(needed.total_bytes)} with {needed.n_ctx:,}" for needed in memory)
+        click.echo(f"  memory to run it: {amounts} tokens of context")
 
 
 def _print_fallbacks(fallbacks: Mapping[str, Choice], *, every: bool) -> None:

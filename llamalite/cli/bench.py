@@ -95,9 +95,9 @@ def command(
 
 
 def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
-    from llamalite.benchmark import Plan, iter_bench
+    from llamalite.performance.benchmark import BenchPlan, iter_bench
 
-    plan = Plan(**{name: value for name, value in options.items() if value != ()})
+    plan = BenchPlan(**{name: value for name, value in options.items() if value != ()})
     with progress_bar(settings, "test") as bar:
         rows = []
         for row in iter_bench(path, plan):
@@ -116,7 +116,7 @@ def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, A
         if value != () and value is not None:
             parts = value if isinstance(value, tuple) else (value,)
             typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
-    from llamalite.benchmark import ONLY_INSTALLED
+    from llamalite.performance.bandwidth import ONLY_INSTALLED
 
     rows: list[dict[str, Any]] = []
     for path in paths:

@@ -20,7 +20,7 @@ from llamalite.cli._wrapping import print_labelled, print_wrapped
 from llamalite.cli.convert import complete_quant_types, quant_types
 
 if TYPE_CHECKING:
-    from llamalite.evaluation.comparison import Comparison, Standing
+    from llamalite.evaluation.comparison import Comparison, ComparisonProgress
     from llamalite.evaluation.recommendation import BudgetResult
 
 
@@ -86,8 +86,8 @@ def command(
     """
     from llamalite.cli import _model
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import EvalProtocol
     from llamalite.evaluation.matplotlib_charts import check_plot
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.windows import without_newline
 
     if not models and not qtypes:
@@ -100,21 +100,21 @@ def command(
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = EvalProtocol(**{name: options[name] for name in names})
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    standing: Standing | None = None
+    progress: ComparisonProgress | None = None
     stopped: BaseException | None = None
     named = [_model.obtain(ctx, model) for model in models]
     with _made_candidates(ctx, reference, qtypes, imatrix, folder) as (base, made):
         run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
         with progress_bar(ctx.obj, "chunk") as bar:
             try:
-                for standing in run:
-                    name, kld = list(standing.mean_kld().items())[-1]
-                    bar.move_to(standing.chunks_done, standing.n_chunks, f"{name} KLD {kld:.5f}")
+                for progress in run:
+                    name, kld = list(progress.mean_kld().items())[-1]
+                    bar.move_to(progress.chunks_done, progress.n_chunks, f"{name} KLD {kld:.5f}")
             except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print what is measured
                 stopped = signalled
-        if standing is not None:
+        if progress is not None:
             text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
-            _report(standing.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
+            _report(progress.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
     if stopped is not None:
         raise stopped
 

@@ -114,7 +114,7 @@ def _measure(
     report: ConversionReport, text: bytes, text_name: str, chunks: int | None, settings: dict[str, Any]
 ) -> None:
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import EvalProtocol
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.recommendation import recommend
 
     if not settings["quiet"]:
@@ -122,9 +122,9 @@ def _measure(
     reference, *others = report.outputs
     protocol = EvalProtocol(chunks=chunks)
     with progress_bar(settings, "chunk", "   comparing") as bar:
-        for standing in iter_compare(reference.path, [output.path for output in others], text, protocol):
-            bar.move_to(standing.chunks_done, standing.n_chunks)
-    comparison = standing.comparison()
+        for progress in iter_compare(reference.path, [output.path for output in others], text, protocol):
+            bar.move_to(progress.chunks_done, progress.n_chunks)
+    comparison = progress.comparison()
     divergences = [candidate.divergence for candidate in comparison.candidates]
     first = divergences[0]
     assert first is not None  # only the reference has none

@@ -135,22 +135,24 @@ def _print_tensors(inspection: Inspection) -> None:
 def _print_memory(inspection: Inspection, free: int) -> None:
     from llamalite.errors import OutOfMemoryError
 
-    needs = list(inspection.needs())
-    if not needs:
+    memory = list(inspection.memory_needed())
+    if not memory:
         return
-    parts = [(need.weights_bytes, need.repacked_bytes, need.kv_bytes, need.compute_bytes) for need in needs]
+    parts = [(needed.weights_bytes, needed.repacked_bytes, needed.kv_bytes, needed.compute_bytes) for needed in memory]
     unit, numbers = _text.sums(parts)
     _print_heading(f"Memory to run it, in {unit} ({_text.size(free)} are free here)")
     rows = []
-    for need, row in zip(needs, numbers, strict=True):
-        fits = need.total_bytes <= free
+    for needed, row in zip(memory, numbers, strict=True):
+        fits = needed.fits(free)
         verdict = click.style("fits" if fits else "too much", fg="green" if fits else "red")
-        rows.append((f"{need.n_ctx:,} tokens", *row, verdict))
+        rows.append((f"{needed.n_ctx:,} tokens", *row, verdict))
     print_table(("CONTEXT", "WEIGHTS", "REPACKED", "CACHE", "BUFFERS", "TOTAL", ""), rows, left=(0, 6), indent=2)
-    if any(need.repacked_bytes for need in needs):
+    if any(needed.repacked_bytes for needed in memory):
         click.echo("  REPACKED: a copy of the 4-bit weights that llama.cpp makes for this processor.")
     try:
-        click.echo(f"  llamalite run takes {inspection.fitting(free).n_ctx:,} tokens unless --ctx says otherwise.")
+        click.echo(
+            f"  llamalite run takes {inspection.planned_memory(free).n_ctx:,} tokens unless --ctx says otherwise."
+        )
     except OutOfMemoryError as error:
         click.secho(f"  {error}", fg="red")
 

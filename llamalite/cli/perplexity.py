@@ -45,8 +45,9 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
       llamalite perplexity demo -f wiki.test.raw --ctx 1024 --chunks 32 --exact --json
     """
     from llamalite.cli import _model
-    from llamalite.evaluation.decoding import EvalProtocol, opened
+    from llamalite.evaluation.measured_model import opened
     from llamalite.evaluation.perplexity import iter_perplexity
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.windows import without_newline
 
     offload = _options.offload(options)

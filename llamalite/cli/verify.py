@@ -45,9 +45,9 @@ def command(
       llamalite verify TinyLlama-1.1B-Q4_K_M
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
-    from llamalite import source_note
     from llamalite.cli import _model
     from llamalite.converters import Importance, QuantizeParams
+    from llamalite.files import source_note
 
     path = _model.obtain(ctx, model)
     if against is None:

@@ -19,7 +19,8 @@ import gguf
 import numpy as np
 
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
+from llamalite.evaluation.measured_model import AnyModel, Decoder, opened
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import Float32s, Float64s
 from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
 from llamalite.native.observer import MatrixObserver

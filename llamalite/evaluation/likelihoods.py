@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamalite.evaluation.decoding import Decoder
+from llamalite.evaluation.measured_model import Decoder
 from llamalite.evaluation.scoring import Float32s, negative_log_likelihoods
 from llamalite.evaluation.windows import NOT_SCORED, TokenBatch
 from llamalite.hardware import physical_cores

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
+from llamalite.evaluation.measured_model import AnyModel, Decoder, opened
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import RowWorkers, RunningMean, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import NOT_SCORED, Text, batches, tokens_of

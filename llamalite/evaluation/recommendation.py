@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite.evaluation.comparison import Candidate, Comparison, needed
+from llamalite.evaluation.comparison import Candidate, Comparison
 from llamalite.gguf_check import check
-from llamalite.hardware import MemoryNeeded
+from llamalite.hardware import MemoryNeeded, memory_needed
 
 SMALL_LOSS = 0.05
 """A candidate whose mean KLD, in nats, is at most this is recommended: above it benchmarks begin to show the loss.
@@ -48,11 +48,11 @@ def check_budgets(comparison: Comparison, *, kld_budget: float, n_ctx: int, free
     results: list[BudgetResult] = []
     for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.n_bytes):
         assert candidate.divergence is not None  # only the reference has none
-        memory = needed(check(candidate.path), n_ctx)
+        needed = memory_needed(check(candidate.path), n_ctx=n_ctx)
         mean_kld = candidate.divergence.mean_kld
-        within_budget, fits = mean_kld <= kld_budget, memory.total_bytes <= free_bytes
+        within_budget, fits = mean_kld <= kld_budget, needed.fits(free_bytes)
         chosen = within_budget and fits and not any(result.chosen for result in results)
-        results.append(BudgetResult(candidate, mean_kld, memory, within_budget, fits, chosen))
+        results.append(BudgetResult(candidate, mean_kld, needed, within_budget, fits, chosen))
     return results
 
 

@@ -36,8 +36,8 @@ from llamalite.converters.mix import Choice
 from llamalite.converters.planning import ConversionPlan, make_plan
 from llamalite.converters.vocabulary import probe, read_vocabulary
 from llamalite.errors import VerificationError
-from llamalite.evaluation.decoding import Decoder
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
+from llamalite.evaluation.measured_model import Decoder
 from llamalite.evaluation.windows import TokenIds
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext

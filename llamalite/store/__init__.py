@@ -17,6 +17,7 @@ What each module knows:
 
 from __future__ import annotations
 
+from llamalite.files.user_folders import models_folder
 from llamalite.store.meaning import expanded, locate, obtain, resolve
 from llamalite.store.names import (
     as_argument,
@@ -29,7 +30,6 @@ from llamalite.store.names import (
     quoted,
     shortest_name,
 )
-from llamalite.user_folders import models_folder
 
 __all__ = [
     "as_argument",

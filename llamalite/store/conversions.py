@@ -2,8 +2,8 @@
 
     converted(Path("TinyLlama-1.1B"), "Q4_K_M")        .../models/TinyLlama-1.1B-Q4_K_M.gguf
 
-The note beside a file (`llamalite.source_note`) says which checkpoint it was made of. The file is used as it is until
-the checkpoint changes. A file that was made with further options, or of another folder of that name, is never replaced.
+The note beside a file (`llamalite.files.source_note`) says which checkpoint it was made from. The file is used until that
+checkpoint changes. A file made with further options, or from another folder of the same name, is never replaced.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from llamalite import source_note
 from llamalite.errors import LlamaliteError
+from llamalite.files import source_note
+from llamalite.files.source_note import SourceNote
 from llamalite.quant_types import file_type
-from llamalite.source_note import SourceNote
 from llamalite.store import names
 from llamalite.store.hub import Announce
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite import shards
 from llamalite.errors import HubError, HubUnreachableError, RepositoryNotFoundError
+from llamalite.files import shards
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 from llamalite.store.preference import DEFAULT_TYPE, preferred
 

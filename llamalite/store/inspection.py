@@ -2,7 +2,7 @@
 
     inspection = inspect("models/demo-Q4_K_M.gguf")
     inspection.header.bits_per_weight, inspection.n_bytes, inspection.has_template
-    for need in inspection.needs(): ...               # memory at several contexts, `llamalite.hardware.MemoryNeeded`
+    for needed in inspection.memory_needed(): ...     # `llamalite.hardware.MemoryNeeded` at several context lengths
 
 Any GGUF file has a header: other families' models, adapters, importance matrices too. What llama.cpp would not load has
 a `problem`; what cannot be read at all is ``GGUFError``.
@@ -84,24 +84,24 @@ class Inspection:
                 counts[tensor.type.name][i] += n
         return sorted((TypeShare(name, *n) for name, n in counts.items()), key=lambda share: -share.n_bytes)
 
-    def needs(self) -> Iterator[hardware.MemoryNeeded]:
+    def memory_needed(self) -> Iterator[hardware.MemoryNeeded]:
         """Yield what it needs at each of `CONTEXTS` that it was trained for, and at its own; nothing for no model."""
         trained = self.n_ctx_train
         if self.problem is not None or not trained or not self.header.all_tensors:
             return
         for n_ctx in sorted({n for n in CONTEXTS if n < trained} | {trained}):
-            yield hardware.memory_needed(self.header, n_ctx=n_ctx, repacked=hardware.repacked())
+            yield hardware.memory_needed(self.header, n_ctx=n_ctx)
 
-    def fitting(self, free_bytes: int) -> hardware.MemoryNeeded:
+    def planned_memory(self, free_bytes: int) -> hardware.MemoryNeeded:
         """Return what it takes with the context that `llamalite run` gives it; ``OutOfMemoryError`` if none fits."""
-        return hardware.fit(self.header, n_ctx=None, free_bytes=free_bytes, repacked=hardware.repacked())
+        return hardware.plan_memory(self.header, n_ctx=None, free_bytes=free_bytes)
 
     def fits(self, free_bytes: int) -> bool | None:
         """Tell whether it runs in `free_bytes`; None for what is no model."""
         if self.problem is not None or not self.n_ctx_train:
             return None
         try:
-            self.fitting(free_bytes)
+            self.planned_memory(free_bytes)
         except OutOfMemoryError:
             return False
         return True
@@ -154,8 +154,8 @@ class Inspection:
             "metadata": self.scalars(),
             "types": [vars(share) for share in self.types()],
             "memory": [
-                vars(need) | {"total_bytes": need.total_bytes, "fits": need.total_bytes <= free_bytes}
-                for need in self.needs()
+                vars(needed) | {"total_bytes": needed.total_bytes, "fits": needed.fits(free_bytes)}
+                for needed in self.memory_needed()
             ],
             "tensors": [
                 {"name": tensor.name, "type": tensor.type.name, "shape": list(tensor.shape), "n_bytes": tensor.nbytes}

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from llamalite import source_note
 from llamalite.errors import HubUnreachableError, RepositoryNotFoundError
+from llamalite.files import source_note
 from llamalite.quant_types import FILE_TYPES, type_name
 from llamalite.store import conversions, hub, names
 from llamalite.store.conversions import Progress

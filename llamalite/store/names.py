@@ -14,11 +14,11 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from llamalite import shards, source_note
 from llamalite.errors import LlamaliteError
+from llamalite.files import shards, source_note
+from llamalite.files.user_folders import models_folder
 from llamalite.quant_types import FILE_TYPES
 from llamalite.store.preference import TYPES_BY_PREFERENCE
-from llamalite.user_folders import models_folder
 
 DEMO = "demo"  # the model that ships with llamalite
 _FORBIDDEN = set('<>:"/\\|?*')  # in a file name on Windows, and thereby in ours

@@ -1,0 +1,86 @@
+"""How a text is cut up and computed: the settings that a perplexity means nothing without.
+
+protocol = EvalProtocol(n_ctx=512, chunks=32, exact=True)
+protocol.windows(tokens, model), protocol.context(model)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llamalite import hardware
+from llamalite.evaluation.windows import TokenIds, Window, chunk_windows, sequences, stride_windows
+from llamalite.native import library
+from llamalite.native.context import NativeContext
+from llamalite.native.model import NativeModel
+from llamalite.native.observer import MatrixObserver
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """How a text is cut up and computed; a perplexity means nothing without it. The defaults are llama-perplexity's.
+
+    `chunks` is the most windows that are evaluated, None all. `stride` is the step of a sliding window of n_ctx tokens;
+    None is llama-perplexity's protocol, chunks that do not overlap, half of each scored. `exact` is an F32 cache and
+    flash attention off: figures that agree across machines. `n_threads` None is the physical cores.
+    """
+
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    chunks: int | None = None
+    stride: int | None = None
+    exact: bool = False
+    n_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_batch", "n_ubatch", "chunks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, found {value}")
+
+    def tokens_needed(self) -> int | None:
+        """Return how many tokens of a text are looked at, None for all."""
+        if self.chunks is None:
+            return None
+        if self.stride is not None:
+            return self.n_ctx + (self.chunks - 1) * self.stride
+        return max(2, self.chunks) * self.n_ctx
+
+    def windows(self, tokens: TokenIds, model: NativeModel) -> list[Window]:
+        """Cut `tokens` into the windows that are evaluated."""
+        if self.stride is not None:
+            return stride_windows(tokens, self.n_ctx, self.stride)[: self.chunks]
+        return chunk_windows(tokens, self.n_ctx, model.bos if model.add_bos else None)[: self.chunks]
+
+    def context(self, model: NativeModel, observer: MatrixObserver | None = None) -> NativeContext:
+        """Make the context that llama-perplexity makes: a separate cache of n_ctx tokens for each window of a batch."""
+        if self.n_ctx > model.n_ctx_train:
+            _logger.warning("%s was trained on %d tokens, fewer than n_ctx", model.path.name, model.n_ctx_train)
+        n_seq = sequences(self.n_ctx, self.n_batch)
+        return NativeContext(
+            model,
+            n_ctx=n_seq * self.n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            n_seq_max=n_seq,
+            n_threads=self.n_threads or hardware.physical_cores(),
+            exact=self.exact,
+            observer=observer,
+        )
+
+    def described(self, model: NativeModel, context: NativeContext) -> dict[str, Any]:
+        """Return everything that somebody needs to make the same number again, ready for JSON."""
+        return asdict(self) | {
+            "kind": "chunks, second half scored" if self.stride is None else "sliding window",
+            "n_seq": context.n_seq_max,
+            "n_threads": context.n_threads,
+            "kv_type": context.kv_type,
+            "flash_attn": context.flash_attn,
+            "bos": model.add_bos,
+            "versions": library.version(),
+        }
