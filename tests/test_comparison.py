@@ -289,7 +289,7 @@ def test_the_recommendation_names_the_smallest_that_keeps_within_the_budget(comp
     )
     assert f"{comparison.candidates[0].divergence.same_top_p:.1%} same top token" in told  # type: ignore[union-attr]
     assert recommend(comparison, eight / 2).startswith("None has a mean KLD of at most ")
-    assert "Nearest is Q8_0: " in recommend(comparison, eight / 2)
+    assert "The nearest is Q8_0: " in recommend(comparison, eight / 2)
     alone = dataclasses.replace(comparison, candidates=comparison.candidates[1:])
     assert recommend(alone, four).startswith(f"Q4_0: {ratio[1]:.1f} times smaller than the reference, perplexity ")
     renamed = dataclasses.replace(comparison.candidates[1], name="other-Q4_0")  # no type of one model: its whole name

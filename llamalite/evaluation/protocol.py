@@ -22,11 +22,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """How a text is cut up and computed; a perplexity means nothing without it. The defaults are llama-perplexity's.
+    """How a text is cut up and computed. The defaults are llama-perplexity's.
 
-    `chunks` is the most windows that are evaluated, None all. `stride` is the step of a sliding window of n_ctx tokens;
-    None is llama-perplexity's protocol, chunks that do not overlap, half of each scored. `exact` is an F32 cache and
-    flash attention off: figures that agree across machines. `n_threads` None is the physical cores.
+    `chunks` limits the number of windows. `stride` is the step of a sliding window of n_ctx tokens; None means
+    llama-perplexity's protocol: chunks that do not overlap, the second half of each scored. `exact` means an F32 cache
+    and no flash attention, for figures that agree across machines. `n_threads` defaults to the physical cores.
     """
 
     n_ctx: int = 512
@@ -44,7 +44,7 @@ class EvalProtocol:
                 raise ValueError(f"{name} must be 1 or more, found {value}")
 
     def tokens_needed(self) -> int | None:
-        """Return how many tokens of a text are looked at, None for all."""
+        """Return how many tokens of a text are evaluated at most, None for all."""
         if self.chunks is None:
             return None
         if self.stride is not None:
@@ -52,13 +52,13 @@ class EvalProtocol:
         return max(2, self.chunks) * self.n_ctx
 
     def windows(self, tokens: TokenIds, model: NativeModel) -> list[Window]:
-        """Cut `tokens` into the windows that are evaluated."""
+        """Cut `tokens` into the windows to evaluate."""
         if self.stride is not None:
             return stride_windows(tokens, self.n_ctx, self.stride)[: self.chunks]
         return chunk_windows(tokens, self.n_ctx, model.bos if model.add_bos else None)[: self.chunks]
 
     def context(self, model: NativeModel, observer: MatrixObserver | None = None) -> NativeContext:
-        """Make the context that llama-perplexity makes: a separate cache of n_ctx tokens for each window of a batch."""
+        """Make the same context as llama-perplexity: a separate cache of n_ctx tokens for each window of a batch."""
         if self.n_ctx > model.n_ctx_train:
             _logger.warning("%s was trained on %d tokens, fewer than n_ctx", model.path.name, model.n_ctx_train)
         n_seq = sequences(self.n_ctx, self.n_batch)
@@ -74,7 +74,7 @@ class EvalProtocol:
         )
 
     def described(self, model: NativeModel, context: NativeContext) -> dict[str, Any]:
-        """Return everything that somebody needs to make the same number again, ready for JSON."""
+        """Return all settings that reproduce the figure, as a JSON object."""
         return asdict(self) | {
             "kind": "chunks, second half scored" if self.stride is None else "sliding window",
             "n_seq": context.n_seq_max,

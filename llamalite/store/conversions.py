@@ -2,8 +2,8 @@
 
     converted(Path("TinyLlama-1.1B"), "Q4_K_M")        .../models/TinyLlama-1.1B-Q4_K_M.gguf
 
-The note beside a file (`llamalite.files.source_note`) says which checkpoint it was made from. The file is used until that
-checkpoint changes. A file made with further options, or from another folder of the same name, is never replaced.
+The note beside a file (`llamalite.files.source_note`) says which checkpoint it was made from. The file is used as it is
+until that changes. A file made with further options, or from another folder of the same name, is never replaced.
 """
 
 from __future__ import annotations
