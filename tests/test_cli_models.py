@@ -274,7 +274,7 @@ def test_remove_removes_nothing_when_one_name_is_wrong_or_means_several(llamalit
     missing = llamalite_command("remove", "chat", "bse", "-y")
     assert (missing.returncode, "did you mean base?" in missing.stderr) == (1, True)
     several = llamalite_command("remove", "base", "-y")
-    assert several.stderr == "error: 'base' is the name of 2 models: say which of base-F16, base-F32\n"
+    assert several.stderr == "error: 'base' is the name of 2 models: name one of base-F16, base-F32\n"
     assert sorted(folder.iterdir()) == before
 
 
