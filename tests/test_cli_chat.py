@@ -111,7 +111,7 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "/system TEXT" in terminal.ask("/help")
     assert "there is no command /nothing" in terminal.ask("/nothing")
     assert "saved: /load talk.session" in terminal.ask("/save talk.session")
-    assert "saved over the session that was there: /load talk.session" in terminal.ask("/save talk.session")
+    assert "saved, replacing the session that was there: /load talk.session" in terminal.ask("/save talk.session")
     (tmp_path / "notes.txt").write_text("mine")
     refused = terminal.ask("/save notes.txt")
     assert refused == "error: notes.txt is no session of llamalite: name another file\n"
@@ -119,12 +119,12 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "error: no/where cannot be saved: there is no folder no\n" in terminal.ask("/save no/where")
     assert (tmp_path / "talk.session").exists()
     terminal.ask("and the story")
-    assert 'taken back: "and the story" and its answer' in terminal.ask("/undo")
-    assert "took up 1 turn, " in terminal.ask("/load talk.session")
+    assert 'removed: "and the story" and its answer' in terminal.ask("/undo")
+    assert "loaded 1 turn, " in terminal.ask("/load talk.session")
     assert "system message set" in terminal.ask("/system yes")
-    assert "no system message any more" in terminal.ask("/system")
+    assert "system message removed" in terminal.ask("/system")
     assert "forgotten: 2 messages" in terminal.ask("/reset")
-    assert "nothing to take back" in terminal.ask("/undo")
+    assert "nothing to undo" in terminal.ask("/undo")
     assert terminal.ask("/load nowhere") == "error: nowhere: No such file or directory\n"
     terminal.type('"""once\nupon"""\n')
     terminal.until('upon"""\n')
@@ -184,8 +184,8 @@ def test_ctrl_c_drops_a_text_of_many_lines_and_goes_back_to_the_prompt(terminal:
         terminal.until("… ")
         terminal.type("a time")
         terminal.until("a time")
-        assert terminal.interrupt(r"\n> ").endswith("\n(dropped)\n> ")
-    assert "nothing to take back" in terminal.ask("/undo")  # none of it was asked
+        assert terminal.interrupt(r"\n> ").endswith("\n(discarded)\n> ")
+    assert "nothing to undo" in terminal.ask("/undo")  # none of it was asked
 
 
 def test_an_answer_is_broken_between_words(instruct: Path, tmp_path: Path) -> None:

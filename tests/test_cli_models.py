@@ -129,9 +129,9 @@ def test_inspect_tells_a_model_without_loading_it(llamalite_command: Run, folder
     assert (ran.returncode, ran.stderr) == (0, "")
     for part in (
         "architecture  llama (GGUF 3)", "type          F32, 32.00 bits per weight", "in 21 tensors",
-        "2 layers, 64 wide, 4 heads, 2 of keys and values, feed-forward 96", "4,096 tokens trained for",
+        "2 layers, 64 wide, 4 heads, 2 of keys and values, feed-forward 96", "trained for 4,096 tokens",
         "yes: answers messages", "SentencePiece", "bos <s> (1), eos </s> (2)", "2,048 tokens", "fits",
-        "llamalite run takes 4,096 tokens", "llama.block_count", "× string]",
+        "llamalite run uses 4,096 tokens", "llama.block_count", "× string]",
     ):  # fmt: skip
         assert " ".join(part.split()) in " ".join(ran.stdout.split()), part
     listed = llamalite_command("inspect", "chat", "--tensors").stdout.splitlines()

@@ -155,7 +155,7 @@ def test_a_schema_a_grammar_and_stop_texts_hold(llamalite_command: Run, base: Pa
     ran = llamalite_command("run", base, "once", "--schema", "s.json", "--seed", "1", *threads)
     assert isinstance(json.loads(ran.stdout)["a"], bool)
     assert llamalite_command("run", base, "once", "--grammar", "g.gbnf", *threads).stdout in ("yes\n", "no\n")
-    assert "bad.json is no JSON" in llamalite_command("run", base, "once", "--schema", "bad.json").stderr
+    assert "bad.json is not JSON" in llamalite_command("run", base, "once", "--schema", "bad.json").stderr
     (tmp_path / "null.json").write_text("null")
     refused = llamalite_command("run", base, "once", "--schema", "null.json")
     assert refused.returncode != 0
@@ -198,7 +198,7 @@ def test_an_empty_prompt_is_told(given: str, llamalite_command: Run, instruct: P
     (tmp_path / "empty.txt").write_text("\n")
     words = {"argument": [""], "file": ["-f", str(tmp_path / "empty.txt")]}.get(given, [])
     ran = llamalite_command("run", instruct, *words, *GREEDY, stdin=subprocess.DEVNULL)
-    told = "error: the prompt is empty: give a question, or some text to go on from\n"
+    told = "error: the prompt is empty: give a question, or some text to continue\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
 
 
@@ -206,7 +206,7 @@ def test_two_systems_are_one_too_many(llamalite_command: Run, instruct: Path, tm
     (tmp_path / "system.txt").write_text("Be brief.")
     ran = llamalite_command("run", instruct, "hi", "--system", "Be kind.", "--system-file", tmp_path / "system.txt")
     assert ran.returncode == 2
-    assert "--system and --system-file are one too many" in ran.stderr
+    assert "give --system or --system-file, not both" in ran.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
@@ -214,14 +214,14 @@ def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: P
     empty = llamalite_command("run", base, *GREEDY, stdin=subprocess.DEVNULL)
     closed = llamalite_command("run", base, *GREEDY, preexec_fn=lambda: os.close(0))
     assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
-    assert "a fault in llamalite" not in closed.stderr
+    assert "a bug in llamalite" not in closed.stderr
 
 
 @pytest.mark.parametrize(
     ("raw", "told"),
     [
-        (b"caf\xe9", "is no UTF-8 text: byte 0xe9 at offset 3; save it as UTF-8"),
-        ("{}".encode("utf-16"), "is no UTF-8 text: byte 0xff at offset 0, which looks like UTF-16; save it as UTF-8"),
+        (b"caf\xe9", "is not UTF-8 text: byte 0xe9 at offset 3; save it as UTF-8"),
+        ("{}".encode("utf-16"), "is not UTF-8 text: byte 0xff at offset 0, which looks like UTF-16; save it as UTF-8"),
     ],
 )
 @pytest.mark.parametrize("option", ["-f", "--system-file", "--grammar", "--schema"])
@@ -237,16 +237,16 @@ def test_a_file_of_another_editor_is_the_same_text(llamalite_command: Run, base:
     (tmp_path / "text").write_bytes("\ufeffonce upon\r\na time\r\n".encode())
     assert llamalite_command("run", base, "-f", "text", *GREEDY).stdout == said(base, "once upon\na time") + "\n"
     (tmp_path / "schema").write_bytes(b"[" * 100_000)
-    assert "schema is no JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
+    assert "schema is not JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
 
 
 def test_a_session_says_what_was_taken_up_and_what_was_kept(llamalite_command: Run, instruct: Path) -> None:
     talk = ("--session", "talk.session")
     first = llamalite_command("run", instruct, "tell me", *GREEDY, *talk)
-    found = re.fullmatch(r"Kept 1 turn, (\d+) tokens in talk.session\n", first.stderr)
+    found = re.fullmatch(r"Saved 1 turn, (\d+) tokens to talk.session\n", first.stderr)
     assert found, first.stderr
     second = llamalite_command("run", instruct, "and then", *GREEDY, *talk)
-    assert second.stderr.startswith(f"Took up 1 turn, {found[1]} tokens from talk.session\nKept 2 turns, ")
+    assert second.stderr.startswith(f"Loaded 1 turn, {found[1]} tokens from talk.session\nSaved 2 turns, ")
     assert llamalite_command("run", instruct, "and then", *GREEDY, *talk, "-q").stderr == ""
 
 

@@ -1,4 +1,4 @@
-"""``llamalite doctor``: what this machine has, and what follows from it."""
+"""``llamalite doctor``: shows this machine, which models fit, and how fast they can be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from llamalite.cli import _options, _text
 from llamalite.cli._progress import progress_bar
 from llamalite.cli._table import print_table
-from llamalite.cli._wrapping import print_labelled
+from llamalite.cli._wrapping import print_labelled, print_wrapped
 
 if TYPE_CHECKING:
     from llamalite.native.verdict import LibraryVerdict
@@ -27,15 +27,15 @@ _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # measures a model of some billio
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--threads", is_flag=True, help="Measure which number of threads is fastest for MODEL; takes a minute.")
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=8192, show_default=True, metavar="N",
-              help="Tokens of context that memory is planned for.")  # fmt: skip
+              help="Tokens of context to plan memory for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as_json: bool) -> None:
-    """Show what this machine has, which models fit it, and how fast they can be.
+    """Show this machine, which models fit into its memory, and how fast they can be.
 
-    A CPU reads all weights from memory for every token that it generates, so the speed of the memory, measured for
-    about a second, says how many tokens a second a model can reach at most. With MODEL it tells that of your own too.
-    --threads without MODEL measures on the largest model of the models folder that fits, or on demo.
+    To generate a token, a CPU reads all weights from memory. The memory's speed, which is measured for about a second,
+    therefore limits the tokens per second of a model. With MODEL, that model is shown too. --threads without MODEL
+    measures with the largest model in the models folder that fits, or with demo.
 
     \b
     Examples:
@@ -123,15 +123,15 @@ def _print_trial(verdict: LibraryVerdict) -> None:
     elif not verdict.n_types:
         _print_line("not tried", "LLAMALITE_TRIAL is off")
     elif not verdict.faults:
-        _print_line("tried", f"{verdict.n_types} weight types, a prompt and an answer of each: all right")
+        _print_line("tried", f"{verdict.n_types} weight types, with a prompt and an answer each: all correct")
     for line in verdict.lines():
         _print_line("fails", line)
     if not verdict.extra_buffers:
-        _print_line("left off", f"{verdict.buffers}: prompts are read more slowly")
+        _print_line("turned off", f"{verdict.buffers}: prompts are read more slowly")
     elif verdict.uses_amx:
         _print_line("uses", "AMX")
     if verdict.faults:
-        _print_line("mend it", building.command())
+        _print_line("to fix it", building.command())
     click.echo()
 
 
@@ -170,18 +170,18 @@ def _print_conclusions(
 ) -> None:
     from llamalite.native import building, devices
 
-    click.secho("\nWhat follows", bold=True)
+    click.secho("\nConclusions", bold=True)
     if best is None:
-        _print_line("threads", f"{machine.n_usable}, the default; llamalite doctor MODEL --threads measures it")
+        _print_line("threads", f"{machine.n_usable} by default; llamalite doctor MODEL --threads measures it")
     if machine.missed:
         _print_line("instructions", f"{' '.join(machine.missed)} would be used by a build made here: "
                               f"{building.command()}")  # fmt: skip
     if machine.supports_gpu:
-        _print_line("GPU", "used for all layers; --gpu-layers and --device say otherwise")
+        _print_line("GPU", "used for all layers, unless --gpu-layers and --device say otherwise")
     elif devices.gpu_at_hand():
         _print_line("GPU", f"this build does not use it; for one that does: {devices.reinstall()}")
     else:
-        _print_line("GPU", "none found, and none in this build; with one see docs/install.md, A GPU")
+        _print_line("GPU", "none found, and this build uses none; to add one, see docs/install.md, A GPU")
     if of_model is not None:
         fits = "fits" if of_model.fits else "does not fit"
         needed = f"{of_model.name} needs {_text.size(of_model.needed_bytes)} with {of_model.n_ctx:,} tokens of context"
@@ -208,10 +208,12 @@ def _print_models(largest: list[Forecast], q4_k_m: list[Forecast]) -> None:
         for best, q4 in zip(largest, q4_k_m, strict=True)
     ]  # fmt: skip
     print_table(("MODEL", "CONTEXT", "BEST TYPE", "NEEDS", "TOKENS/S", "Q4_K_M NEEDS", "TOKENS/S"), rows, left=(0, 2))
-    click.echo("BEST TYPE: the largest that fits. CONTEXT: --ctx, at most what the model was")
-    click.echo("trained for. NEEDS: weights, cache and buffers, and the copy of 4-bit weights")
-    click.echo("that llama.cpp makes for this processor. TOKENS/S: generated, at most, given the")
-    click.echo("speed of the memory; llamalite bench MODEL measures it.")
+    print_wrapped(
+        "BEST TYPE: the largest that fits. CONTEXT: --ctx, or what the model was trained for, if that is less. NEEDS: "
+        "weights, cache, buffers, and the copy of 4-bit weights that llama.cpp makes for this processor. TOKENS/S: the "
+        "most that the memory's speed allows to generate; llamalite bench MODEL measures it.",
+        in_pipes=True,
+    )
 
 
 def _print_threads(rows: list[tuple[BenchRow, BenchRow]], best: BenchRow, name: str, path: Path) -> None:
