@@ -52,7 +52,7 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
               help="Types of the KV cache: F32, F16, Q8_0, ...")  # fmt: skip
 @click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_layers, metavar="N,N",
               help="Layers on the GPU: auto, all, or numbers.")  # fmt: skip
-@click.option("--device", metavar="NAME", help="Which GPU, as llamalite doctor lists them.")
+@click.option("--device", metavar="NAME", help="The GPU to use, as llamalite doctor lists them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.pass_context

@@ -31,7 +31,7 @@ _WRITTEN = ("csv_file", "html_file", "plot_file")
 @click.argument("reference")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
-              help="The text to score; - reads standard input.")  # fmt: skip
+              help="The text to score, read as bytes; - is standard input.")  # fmt: skip
 @click.option("-t", "--type", "qtypes", multiple=True, metavar="TYPE", callback=quant_types,
               shell_complete=complete_quant_types,
               help="Convert REFERENCE to this type and compare the result; repeatable.")  # fmt: skip

@@ -115,7 +115,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     help="Use TYPE for tensors whose names match REGEX; repeatable, the first match decides.",
 )
 @click.option(
-    "--pure", is_flag=True, help="Use the same type for every matrix, without the usual mix (some of Q4_K_M are Q6_K)."
+    "--pure", is_flag=True, help="Use the same type for every matrix, without the usual mix (Q4_K_M has some Q6_K)."
 )
 @click.option("--allow-requantize", is_flag=True, help="Allow a GGUF file that is quantized already.")
 @click.option(

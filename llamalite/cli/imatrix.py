@@ -14,7 +14,7 @@ from llamalite.cli._progress import progress_bar
 @click.command("imatrix")
 @click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT", type=click.Path(path_type=Path),
-              help="The calibration text.")  # fmt: skip
+              help="The calibration text, read as bytes.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path, dir_okay=False),
               help="The file to write, in GGUF format.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",

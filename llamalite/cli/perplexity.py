@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("perplexity")
 @click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
-              help="The text to score; - reads standard input.")  # fmt: skip
+              help="The text to score, read as bytes; - is standard input.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
               help="Tokens in a chunk.")  # fmt: skip
 @click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks. Default: all.")
