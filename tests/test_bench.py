@@ -96,8 +96,8 @@ def test_the_command_prints_markdown_csv_or_json(path: Path) -> None:
     assert lines[1].replace(" ", "").replace("|", "").strip("-:") == ""
     rows = list(csv.DictReader(io.StringIO(said("--csv"))))
     assert [row["test"] for row in rows] == ["pp16", "tg2"]
-    found = json.loads(said("--json", "--batch", "8,16"))["rows"]
-    assert [(row["test"], row["n_batch"]) for row in found] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
+    rows = json.loads(said("--json", "--batch", "8,16"))["rows"]
+    assert [(row["test"], row["n_batch"]) for row in rows] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
 
 
 def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, path: Path, tmp_path: Path) -> None:

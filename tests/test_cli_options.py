@@ -77,9 +77,9 @@ def needed(verb: str, tmp_path: Path) -> list[str]:
 
 def test_every_verb_is_here() -> None:
     assert set(NEEDED) == set(cli.VERBS)
-    found = set(numbers())
-    assert found >= PARSED
-    assert {("run", "--temp"), ("perplexity", "--ctx"), ("verify", "--threads"), ("bench", "--repetitions")} <= found
+    options = set(numbers())
+    assert options >= PARSED
+    assert {("run", "--temp"), ("perplexity", "--ctx"), ("verify", "--threads"), ("bench", "--repetitions")} <= options
 
 
 @pytest.mark.parametrize(("verb", "option"), sorted(numbers()))

@@ -52,22 +52,22 @@ def test_every_matrix_of_the_blocks_is_seen_over_every_token(path: Path, matrix:
     assert matrix.n_chunks == 3
     means = matrix.means()
     assert np.array_equal(means["blk.1.ffn_gate.weight"], means["blk.1.ffn_up.weight"])
-    for one, other in (("attn_q", "attn_output"), ("ffn_up", "attn_q"), ("attn_output", "ffn_gate")):
-        assert not np.allclose(means[f"blk.1.{one}.weight"], means[f"blk.1.{other}.weight"], rtol=0.01)
+    for first, other in (("attn_q", "attn_output"), ("ffn_up", "attn_q"), ("attn_output", "ffn_gate")):
+        assert not np.allclose(means[f"blk.1.{first}.weight"], means[f"blk.1.{other}.weight"], rtol=0.01)
 
 
 def test_the_output_matrix_is_seen_on_demand(path: Path) -> None:
-    found = collect_imatrix(path, TEXT, n_ctx=32, chunks=2, n_threads=1, process_output=True)
-    assert found.counts["output.weight"] == 64
+    matrix = collect_imatrix(path, TEXT, n_ctx=32, chunks=2, n_threads=1, process_output=True)
+    assert matrix.counts["output.weight"] == 64
 
 
 def test_convert_and_llama_quantize_read_what_is_saved(path: Path, matrix: ImportanceMatrix, tmp_path: Path) -> None:
     out = tmp_path / "imatrix.gguf"
     matrix.save(out, dataset="stories.txt")
-    found = Importance.load(out)
-    assert (found.dataset, found.n_chunks, set(found.rows)) == ("stories.txt", 3, set(matrix.sums))
+    loaded = Importance.load(out)
+    assert (loaded.dataset, loaded.n_chunks, set(loaded.rows)) == ("stories.txt", 3, set(matrix.sums))
     for name, mean in matrix.means().items():
-        assert found.rows[name] == pytest.approx(mean, rel=1e-6)
+        assert loaded.rows[name] == pytest.approx(mean, rel=1e-6)
     assert [file.name for file in tmp_path.iterdir()] == ["imatrix.gguf"]
     keys = list(gguf.GGUFReader(out).fields)
     wanted = ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"]

@@ -63,8 +63,8 @@ def test_a_link_that_leads_to_another_checkpoint_now_is_told(checkpoint: Path, t
     Path("linked").symlink_to(shutil.copytree(checkpoint, tmp_path / "another"))
     said: list[str] = []
     assert store.obtain("linked", announce=said.append) == made
-    told = "linked-Q4_K_M.gguf in the models folder was made from"
-    assert said == [f"{told} {checkpoint.resolve()}; ./linked is another checkpoint"]
+    note = "linked-Q4_K_M.gguf in the models folder was made from"
+    assert said == [f"{note} {checkpoint.resolve()}; ./linked is another checkpoint"]
     Path("linked").unlink()
     Path("linked").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match="linked is a link to nowhere, which does not exist"):
@@ -98,7 +98,7 @@ def test_a_conversion_that_fails_leaves_the_file_its_note(checkpoint: Path, mode
         store.obtain("./mine", "F32")
     config.write_bytes(whole)
     assert store.obtain("./mine", "F32") == path
-    assert sorted(one.name for one in models_folder.iterdir()) == ["mine-F32.gguf", "mine-F32.gguf.source"]
+    assert sorted(path.name for path in models_folder.iterdir()) == ["mine-F32.gguf", "mine-F32.gguf.source"]
 
 
 def test_another_folder_of_the_same_name_has_a_file_of_its_own(checkpoint: Path, tmp_path: Path) -> None:

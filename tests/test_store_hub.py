@@ -278,8 +278,8 @@ def test_a_type_that_is_not_there_is_told_with_those_that_are(server: HubServer,
     error = fetch("fetch_model", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
     assert error == "org/toy-GGUF has no Q5_K_M, only Q6_K, Q4_K_M, Q8_0, F16"
     server.repos["org/no-GGUF"] = Repo({"mmproj-toy.gguf": b"no", "README.md": b""})
-    told = fetch("fetch_model", repo_id="org/no-GGUF")["error"]
-    assert told == "org/no-GGUF has no GGUF file of a model (mmproj-toy.gguf)"
+    error = fetch("fetch_model", repo_id="org/no-GGUF")["error"]
+    assert error == "org/no-GGUF has no GGUF file of a model (mmproj-toy.gguf)"
     assert Path(fetch("fetch_model", repo_id="org/toy")["path"]).is_dir()  # weights, to be converted
 
 
@@ -297,10 +297,10 @@ def test_a_reference_names_a_repository_and_a_type(reference: str, parts: tuple[
 def test_a_repository_of_weights_is_converted_once(
     server: HubServer, fetch: Fetch, models_folder: Path, toy: Path
 ) -> None:
-    told = fetch("obtain", model="org/toy:q8_0")
+    answer = fetch("obtain", model="org/toy:q8_0")
     path = models_folder / "org--toy-Q8_0.gguf"
-    assert Path(told["path"]) == path
-    assert told["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
+    assert Path(answer["path"]) == path
+    assert answer["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
     server.close()
     again = fetch("obtain", model="org/toy", qtype="Q8_0")
     assert (Path(again["path"]), again["said"]) == (path, [])

@@ -85,7 +85,7 @@ def run(
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
         print_wrapped(check.text, label=f"{word}  {check.name:8}  ", room=17)
     if report.ok:
-        click.echo(f"{path} is what {against} holds.")
+        click.echo(f"{path} matches {against}.")
     else:
-        click.echo(f"{path} is NOT what {against} holds: convert it again.")
+        click.echo(f"{path} does NOT match {against}: convert it again.")
     return report.ok

@@ -85,7 +85,7 @@ class VerificationReport:
         """Raise ``VerificationError`` that names the failed checks; do nothing if all passed."""
         wrong = [f"{check.name}: {check.text}" for check in self.checks if not check.ok]
         if wrong:
-            raise VerificationError(f"{self.path} is not what {self.against} holds: {'; '.join(wrong)}")
+            raise VerificationError(f"{self.path} does not match {self.against}: {'; '.join(wrong)}")
 
     def to_json(self) -> str:
         """Return the report as a JSON document."""
