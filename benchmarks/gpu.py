@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite import hardware, store
-from llamalite.benchmark import Plan, iter_bench
 from llamalite.gguf_check import checked_header
 from llamalite.native import devices, library
 from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
+from llamalite.performance.benchmark import BenchPlan, iter_bench
 
 Logits = npt.NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def measure(path: Path, device: str | None, n_tokens: int, repetitions: int, cou
     """Return a record for each number of layers in `counts`, the first of which must be 0 (the CPU alone)."""
     base, records = logits(path, 0, None, n_tokens), []
     for n in counts:
-        plan = Plan(n_prompt=512, n_generate=128, repetitions=repetitions, n_gpu_layers=(n,), device=device)
+        plan = BenchPlan(n_prompt=512, n_generate=128, repetitions=repetitions, n_gpu_layers=(n,), device=device)
         prompt, generation = iter_bench(path, plan)
         speeds = {"pp_tok_per_s": prompt.tok_per_s, "pp_sd": prompt.tok_per_s_sd,
                   "tg_tok_per_s": generation.tok_per_s, "tg_sd": generation.tok_per_s_sd}  # fmt: skip

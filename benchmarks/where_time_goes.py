@@ -67,12 +67,13 @@ def rows(verb: str, whole: float, parts: dict[str, float]) -> list[str]:
 
 
 def generating(model: Path, n_threads: int) -> list[str]:
-    from llamalite.benchmark import bytes_a_token, memory_bandwidth
     from llamalite.generation.completion import Answer
     from llamalite.gguf_check import checked_header
     from llamalite.model import Model
     from llamalite.native.context import NativeContext
     from llamalite.native.sampler import NativeSampler
+    from llamalite.performance.bandwidth import memory_bandwidth
+    from llamalite.performance.forecast import bytes_per_token
 
     lines: list[str] = []
     with Model(model, n_ctx=1024, n_threads=n_threads) as loaded:
@@ -107,7 +108,7 @@ def generating(model: Path, n_threads: int) -> list[str]:
             title = f"{verb}: {n} tokens" if verb == "run" else f"{verb}: {len(answers)} answers, {n} tokens"
             lines += rows(title, whole, parts)
             if verb == "run":
-                bandwidth, size = memory_bandwidth(n_threads), bytes_a_token(checked_header(model))
+                bandwidth, size = memory_bandwidth(n_threads), bytes_per_token(checked_header(model))
                 a_token = seconds["decode"] / n
                 lines.append(
                     f"| | the limit of a decode: {size / 1e6:,.0f} MB a token at {bandwidth / 1e9:.1f} GB/s | "

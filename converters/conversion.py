@@ -122,7 +122,7 @@ def convert(
     `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
     (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
     is created if it does not exist. An existing file is replaced only with `force`. A file in the models folder gets a
-    note of its source, ``FILE.source``, beside it (`llamalite.source_note`). `params` hold what else decides the
+    note of its source, ``FILE.source``, beside it (`llamalite.files.source_note`). `params` hold what else decides the
     tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
     shards of at most that size, which llama.cpp loads as one model. `progress` is called in this thread with the source
     bytes done and their total; an exception from it cancels the conversion, which then leaves nothing behind.

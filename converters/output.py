@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamalite import shards
 from llamalite.converters import header
 from llamalite.converters.header import padded
 from llamalite.converters.importance import Importance
@@ -24,6 +23,7 @@ from llamalite.converters.pipeline import Bytes, Place
 from llamalite.converters.plan import ConversionPlan, PlannedTensor
 from llamalite.converters.warning_log import warn
 from llamalite.errors import GGUFError
+from llamalite.files import shards
 from llamalite.gguf_check import read_header
 from llamalite.quant_types import FileType
 

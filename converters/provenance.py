@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from llamalite import source_note
 from llamalite.converters.warning_log import warn
-from llamalite.source_note import SourceNote
-from llamalite.user_folders import is_models_folder
+from llamalite.files import source_note
+from llamalite.files.source_note import SourceNote
+from llamalite.files.user_folders import is_models_folder
 
 
 class SourceNotes:
-    """The notes of one conversion of `source` into `folder`; `plain` as in `llamalite.source_note.SourceNote`."""
+    """The notes of one conversion of `source` into `folder`; `plain` as in `llamalite.files.source_note.SourceNote`."""
 
     def __init__(self, source: Path, folder: Path, *, plain: bool) -> None:
         self._is_models_folder = is_models_folder(folder)

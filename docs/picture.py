@@ -1,11 +1,11 @@
-"""Record commands in a real terminal (tmux) and write what it shows as an SVG: the picture in the README.
+"""Run commands in a real terminal (tmux) and write what it shows as an SVG, for the README.
 
     python docs/picture.py docs/terminal.svg "llamalite demo"
     python docs/picture.py docs/session.svg --newcomer
 
-The commands run one after the other in the present folder, in a bash that has nothing of the user's. --newcomer is a
-first session (convert, run, list, inspect, doctor) in an empty folder with a checkpoint ``my-llama``, the demo's. What
-is drawn is tmux's own screen, character by character, with its colours. Linux or macOS, with tmux.
+The commands run one by one in the current folder, in a bash without the user's settings. --newcomer is a first
+session (convert, run, list, inspect, doctor) in an empty folder with the demo's checkpoint as ``my-llama``. The SVG is
+tmux's screen, character by character, with its colours. Needs Linux or macOS, and tmux.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from ``--help``: ``make docs``. A test holds the page and the program alike."""
+"""Write docs/cli.md from ``--help``: ``make docs``. A test compares the page with the program."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ PAGE = Path(__file__).with_name("cli.md")
 MODEL = """\
 **MODEL**, in every command, is one of these:
 
-- a path, if it has a `/` in it, or ends in `.gguf` and is there: of a GGUF file, or of a checkpoint's folder, converted
-  once: `./my-llama`;
-- else a name in the models folder, as `llamalite list` shows it, with or without its type: `my-llama` is
-  `my-llama-Q4_K_M.gguf` there, the usual type first; only where there is none, a file or folder of that name here;
-- `demo`, the model that ships with llamalite, and `demo-Q8_0` or any other type of it;
-- `org/name` or `org/name:Q8_0`, a repository of the Hugging Face hub, unless a folder `org` stands here.
+- the path of a GGUF file, or of a checkpoint's folder, which is converted once (`./my-llama`): if it contains a `/`, or
+  ends in `.gguf` and exists;
+- otherwise a name in the models folder, as `llamalite list` shows it, with or without its type: `my-llama` means
+  `my-llama-Q4_K_M.gguf`, or else another type; if there is none, a file or folder of that name in the current folder;
+- `demo`, the model that comes with llamalite, or `demo-Q8_0` or any other type of it;
+- `org/name` or `org/name:Q8_0`, a repository of the Hugging Face hub, unless there is a folder `org`.
 
-**SRC** and **CHECKPOINT** are paths; `convert` takes `org/name` too. What begins with a
-dash comes last, after `--`.
+**SRC** and **CHECKPOINT** are paths; `convert` also takes `org/name`. An argument that begins with a dash comes last,
+after `--`.
 """
 
 
 def page() -> str:
     """Return the page: the root's help, then each verb's, 100 columns wide."""
     root = click.Context(cli, info_name="llamalite", terminal_width=100, **cli.context_settings)
-    parts = ["# Command line\n", MODEL, "What `--help` shows, written by `make docs`:\n", _block(cli.get_help(root))]
+    parts = [
+        "# Command line\n",
+        MODEL,
+        "The rest of this page is what `--help` shows (`make docs` writes it):\n",
+        _block(cli.get_help(root)),
+    ]
     for verb in VERBS:
         importlib.import_module(VERBS[verb][0])
         command = cli.get_command(root, verb)

@@ -1,9 +1,9 @@
-"""Write the table of parity in docs/converter.md from what tests/test_conversion_parity.py compares.
+"""Write the parity table in docs/converter.md from what tests/test_conversion_parity.py compares.
 
     python docs/write_parity.py
 
-A cell says that the bytes of the whole file are held equal to llama.cpp's by a test: ``=`` without and ``≡`` with an
-importance matrix too. A test holds the page to this.
+A cell says that a test compares the bytes of the whole file with llama.cpp's: ``=`` without an importance matrix, ``≡``
+with one. A test compares the page with this program's output.
 """
 
 from __future__ import annotations

@@ -84,7 +84,6 @@ class Model:
             on_gpu=n_gpu_layers != 0,
             kv_type="F32" if options.exact else options.kv_type,
             flash_attn=bool(options.flash_attn) and not options.exact,
-            repacked=hardware.repacked(),
             draft=draft_header,
         )
         if n_ctx > self._header.n_ctx_train:

@@ -16,11 +16,13 @@ import toy
 from click.testing import CliRunner
 from test_cli_models import on_terminal
 
-from llamalite.benchmark import Plan, bytes_a_token, iter_bench, memory_bandwidth
 from llamalite.cli import cli
 from llamalite.gguf_check import read_header
 from llamalite.native.context import NativeContext
 from llamalite.native.memory import peak_resident_bytes, resident_bytes
+from llamalite.performance.bandwidth import memory_bandwidth
+from llamalite.performance.benchmark import BenchPlan, iter_bench
+from llamalite.performance.forecast import bytes_per_token
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -31,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_combination_is_measured_and_its_figures_are_those_of_its_samples(path: Path) -> None:
-    plan = Plan(n_prompt=48, n_generate=4, repetitions=3, n_threads=(1, 2), n_batch=(16,), kv_types=("F16", "F32"))
+    plan = BenchPlan(n_prompt=48, n_generate=4, repetitions=3, n_threads=(1, 2), n_batch=(16,), kv_types=("F16", "F32"))
     rows = list(iter_bench(path, plan))
     assert [(row.n_threads, row.kv_type, row.test) for row in rows] == [
         (threads, kv, test) for threads in (1, 2) for kv in ("F16", "F32") for test in ("pp48", "tg4")
@@ -54,15 +56,15 @@ def test_a_repetition_decodes_what_llama_bench_decodes(path: Path, monkeypatch: 
         real(self, n)
 
     monkeypatch.setattr(NativeContext, "_decode", noting)
-    list(iter_bench(path, Plan(n_prompt=40, n_generate=3, repetitions=2, n_threads=(1,), n_batch=(32,))))
+    list(iter_bench(path, BenchPlan(n_prompt=40, n_generate=3, repetitions=2, n_threads=(1,), n_batch=(32,))))
     assert [n for n, _ in decoded] == [32, 8] * 3 + [1] + [1, 1, 1] * 2  # the warm-up of a generation is one token
     assert [decoded[i][1] for i in (0, 2, 4, 6, 7, 10)] == [toy.BOS] * 6
 
 
-def test_bytes_a_token_leave_the_embedding_out(path: Path) -> None:
+def test_bytes_per_token_leave_the_embedding_out(path: Path) -> None:
     header = read_header(path)
     embedding = next(tensor for tensor in header.tensors if tensor.name == "token_embd.weight")
-    assert bytes_a_token(header) == header.tensor_bytes - embedding.nbytes
+    assert bytes_per_token(header) == header.tensor_bytes - embedding.nbytes
 
 
 def test_memory_is_told_in_bytes() -> None:
@@ -76,9 +78,9 @@ def test_memory_is_told_in_bytes() -> None:
 
 def test_a_plan_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="a test needs tokens"):
-        Plan(n_prompt=0, n_generate=0)
+        BenchPlan(n_prompt=0, n_generate=0)
     with pytest.raises(ValueError, match="repetitions must be 1 or more"):
-        Plan(repetitions=0)
+        BenchPlan(repetitions=0)
 
 
 def test_the_command_prints_markdown_csv_or_json(path: Path) -> None:
@@ -94,8 +96,8 @@ def test_the_command_prints_markdown_csv_or_json(path: Path) -> None:
     assert lines[1].replace(" ", "").replace("|", "").strip("-:") == ""
     rows = list(csv.DictReader(io.StringIO(said("--csv"))))
     assert [row["test"] for row in rows] == ["pp16", "tg2"]
-    found = json.loads(said("--json", "--batch", "8,16"))["rows"]
-    assert [(row["test"], row["n_batch"]) for row in found] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
+    rows = json.loads(said("--json", "--batch", "8,16"))["rows"]
+    assert [(row["test"], row["n_batch"]) for row in rows] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
 
 
 def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, path: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Terminal:
         import select
 
         end = time.monotonic() + patience_s
-        while not (found := re.search(pattern, self.shown)):
+        while not (match := re.search(pattern, self.shown)):
             assert time.monotonic() < end, f"waited in vain for {pattern!r} after {self.shown!r}"
             if select.select([self.fd], [], [], 0.5)[0]:
                 try:
@@ -62,7 +62,7 @@ class Terminal:
                     data = b""
                 assert data, f"it ended before {pattern!r}: {self.shown!r}"
                 self.shown += self._decoder.decode(data).replace("\r\n", "\n")
-        seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
         return seen
 
     def type(self, text: str) -> None:
@@ -111,7 +111,7 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "/system TEXT" in terminal.ask("/help")
     assert "there is no command /nothing" in terminal.ask("/nothing")
     assert "saved: /load talk.session" in terminal.ask("/save talk.session")
-    assert "saved over the session that was there: /load talk.session" in terminal.ask("/save talk.session")
+    assert "saved, replacing the session that was there: /load talk.session" in terminal.ask("/save talk.session")
     (tmp_path / "notes.txt").write_text("mine")
     refused = terminal.ask("/save notes.txt")
     assert refused == "error: notes.txt is not a llamalite session: name another file\n"
@@ -119,12 +119,12 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "error: no/where cannot be saved: there is no folder no\n" in terminal.ask("/save no/where")
     assert (tmp_path / "talk.session").exists()
     terminal.ask("and the story")
-    assert 'taken back: "and the story" and its answer' in terminal.ask("/undo")
-    assert "took up 1 turn, " in terminal.ask("/load talk.session")
+    assert 'removed: "and the story" and its answer' in terminal.ask("/undo")
+    assert "loaded 1 turn, " in terminal.ask("/load talk.session")
     assert "system message set" in terminal.ask("/system yes")
-    assert "no system message any more" in terminal.ask("/system")
+    assert "system message removed" in terminal.ask("/system")
     assert "forgotten: 2 messages" in terminal.ask("/reset")
-    assert "nothing to take back" in terminal.ask("/undo")
+    assert "nothing to undo" in terminal.ask("/undo")
     assert terminal.ask("/load nowhere") == "error: nowhere: No such file or directory\n"
     terminal.type('"""once\nupon"""\n')
     terminal.until('upon"""\n')
@@ -184,8 +184,8 @@ def test_ctrl_c_drops_a_text_of_many_lines_and_goes_back_to_the_prompt(terminal:
         terminal.until("… ")
         terminal.type("a time")
         terminal.until("a time")
-        assert terminal.interrupt(r"\n> ").endswith("\n(dropped)\n> ")
-    assert "nothing to take back" in terminal.ask("/undo")  # none of it was asked
+        assert terminal.interrupt(r"\n> ").endswith("\n(discarded)\n> ")
+    assert "nothing to undo" in terminal.ask("/undo")  # none of it was asked
 
 
 def test_an_answer_is_broken_between_words(instruct: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_an_answer_is_broken_between_words(instruct: Path, tmp_path: Path) -> No
         shown[-1] += terminal.shown
         terminal.process.wait(60)
         os.close(terminal.fd)
-    wide, narrow = (one.strip() for one in shown)
+    wide, narrow = (line.strip() for line in shown)
     assert narrow != wide
     assert narrow.split() == wide.split()
     assert max(map(len, narrow.splitlines())) < 30
@@ -214,11 +214,11 @@ def test_loading_is_shown_only_where_it_takes_long_and_is_gone_then(instruct: Pa
         "model.Model.__init__ = init\nfrom llamalite.cli import main\nmain(sys.argv[1:])\n"
     )
     asked = ("run", instruct, "-n", "2", "--threads", "1")
-    for program, options, told in ((str(slow), (), True), (str(slow), ("-q",), False), ("-m", (), False)):
+    for program, options, is_shown in ((str(slow), (), True), (str(slow), ("-q",), False), ("-m", (), False)):
         head = (program,) if program != "-m" else ("-m", "llamalite")
         terminal = Terminal(*asked, *options, cwd=tmp_path, program=head)
         before = terminal.until(PROMPT)
-        assert before.startswith(f"Loading chat.gguf …\r{' ' * 19}\rchat.gguf") == told, before
-        assert ("Loading" in before) == told
+        assert before.startswith(f"Loading chat.gguf …\r{' ' * 19}\rchat.gguf") == is_shown, before
+        assert ("Loading" in before) == is_shown
         assert terminal.end() == 0
         os.close(terminal.fd)

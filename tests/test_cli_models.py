@@ -54,9 +54,9 @@ def test_list_shows_each_model_in_a_line_without_tabs_or_colours(llamalite_comma
 def test_list_as_json_says_the_same_and_nothing_else(llamalite_command: Run, folder: Path) -> None:
     ran = llamalite_command("-q", "list", "--json")
     assert ran.stderr == ""
-    found = json.loads(ran.stdout)
-    assert found["folder"] == str(folder)
-    models = {one["name"]: one for one in found["models"]}
+    document = json.loads(ran.stdout)
+    assert document["folder"] == str(folder)
+    models = {model["name"]: model for model in document["models"]}
     sizes = sum(path.stat().st_size for path in folder.glob("split-F32-*.gguf"))
     assert models["split-F32"]["n_bytes"] == sizes
     assert models["chat-F32"]["has_template"] is True
@@ -65,9 +65,9 @@ def test_list_as_json_says_the_same_and_nothing_else(llamalite_command: Run, fol
 
 
 def test_what_the_free_memory_does_not_hold_does_not_fit(folder: Path) -> None:
-    found = inspect(folder / "base-F32.gguf")
-    assert found.fits(2**40) is True
-    assert found.fits(1000) is False
+    inspection = inspect(folder / "base-F32.gguf")
+    assert inspection.fits(2**40) is True
+    assert inspection.fits(1000) is False
 
 
 def test_an_empty_folder_says_what_to_do(llamalite_command: Run) -> None:
@@ -129,9 +129,9 @@ def test_inspect_tells_a_model_without_loading_it(llamalite_command: Run, folder
     assert (ran.returncode, ran.stderr) == (0, "")
     for part in (
         "architecture  llama (GGUF 3)", "type          F32, 32.00 bits per weight", "in 21 tensors",
-        "2 layers, 64 wide, 4 heads, 2 of keys and values, feed-forward 96", "4,096 tokens trained for",
+        "2 layers, 64 wide, 4 heads, 2 of keys and values, feed-forward 96", "trained for 4,096 tokens",
         "yes: answers messages", "SentencePiece", "bos <s> (1), eos </s> (2)", "2,048 tokens", "fits",
-        "llamalite run takes 4,096 tokens", "llama.block_count", "× string]",
+        "llamalite run uses 4,096 tokens", "llama.block_count", "× string]",
     ):  # fmt: skip
         assert " ".join(part.split()) in " ".join(ran.stdout.split()), part
     listed = llamalite_command("inspect", "chat", "--tensors").stdout.splitlines()
@@ -157,13 +157,15 @@ def test_the_parts_of_the_memory_add_up_as_printed_and_are_those_of_a_dry_run(
 
 
 def test_inspect_as_json_has_every_key_and_tensor(llamalite_command: Run, folder: Path) -> None:
-    found = json.loads(llamalite_command("inspect", "split", "--json").stdout)
+    document = json.loads(llamalite_command("inspect", "split", "--json").stdout)
     whole = json.loads(llamalite_command("inspect", "base", "--json").stdout)
-    assert len(found["paths"]) > 1
-    assert sorted(one["name"] for one in found["tensors"]) == sorted(one["name"] for one in whole["tensors"])
-    assert found["metadata"]["llama.block_count"] == 2
-    assert found["metadata"]["tokenizer.ggml.tokens"] == {"type": "array[string]", "length": len(toy.vocabulary())}
-    assert [one["n_ctx"] for one in whole["memory"]] == [1024]
+    assert len(document["paths"]) > 1
+    assert sorted(tensor["name"] for tensor in document["tensors"]) == sorted(
+        tensor["name"] for tensor in whole["tensors"]
+    )
+    assert document["metadata"]["llama.block_count"] == 2
+    assert document["metadata"]["tokenizer.ggml.tokens"] == {"type": "array[string]", "length": len(toy.vocabulary())}
+    assert [needed["n_ctx"] for needed in whole["memory"]] == [1024]
     assert whole["memory"][0]["total_bytes"] > whole["n_bytes"] - 100_000
     assert whole["types"] == [
         {"name": "F32", "n_tensors": 21, "n_params": whole["n_params"], "n_bytes": 4 * whole["n_params"]}
@@ -274,7 +276,7 @@ def test_remove_removes_nothing_when_one_name_is_wrong_or_means_several(llamalit
     missing = llamalite_command("remove", "chat", "bse", "-y")
     assert (missing.returncode, "did you mean base?" in missing.stderr) == (1, True)
     several = llamalite_command("remove", "base", "-y")
-    assert several.stderr == "error: 'base' is the name of 2 models: say which of base-F16, base-F32\n"
+    assert several.stderr == "error: 'base' is the name of 2 models: name one of base-F16, base-F32\n"
     assert sorted(folder.iterdir()) == before
 
 

@@ -65,7 +65,7 @@ def raising(error: BaseException) -> Any:
         (ValueError("temperature must not be negative"), 1, "error: temperature must not be negative\n"),
         (MemoryError(), 1, "error: out of memory\n"),
         (click.BadParameter("too small"), 2, "error: Invalid value: too small. See llamalite probe --help\n"),
-        (KeyError("k"), 1, "error: a fault in llamalite, KeyError: 'k' (add -vv to see where, and report it)\n"),
+        (KeyError("k"), 1, "error: a bug in llamalite, KeyError: 'k' (add -vv to see where, and report it)\n"),
         (KeyboardInterrupt(), 130, "\n"),
         (SystemExit(7), 7, ""),
     ],
@@ -103,7 +103,7 @@ def test_verbosity_may_stand_before_or_after_the_verb(verb: Any, capsys: pytest.
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["convrt"], "error: there is no command 'convrt'; the nearest is convert. See llamalite --help\n"),
+        (["convrt"], "error: there is no command 'convrt'; did you mean convert? See llamalite --help\n"),
         (["xyzzy"], "error: there is no command 'xyzzy'. See llamalite --help\n"),
         (["--nope"], "error: No such option '--nope'. See llamalite --help\n"),
         (["probe", "--n", "x"],

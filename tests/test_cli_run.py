@@ -79,7 +79,7 @@ def test_a_seed_repeats_its_answer(llamalite_command: Run, base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (["nowhere.gguf", "hi"], 1, "error: .*nowhere.gguf"),
         (["BASE", "hi", "-n", "99999"], 1, "error: the prompt has .* too many"),
@@ -90,11 +90,11 @@ def test_a_seed_repeats_its_answer(llamalite_command: Run, base: Path) -> None:
     ],
 )
 def test_a_failure_is_one_line_and_its_exit_code(
-    llamalite_command: Run, base: Path, args: list[str], code: int, told: str
+    llamalite_command: Run, base: Path, args: list[str], code: int, message: str
 ) -> None:
     ran = llamalite_command("run", *[str(base) if arg == "BASE" else arg for arg in args])
     assert ran.returncode == code
-    assert re.search(told, ran.stderr)
+    assert re.search(message, ran.stderr)
     assert "Traceback" not in ran.stderr
     if code == 1:
         assert ran.stderr.count("\n") == 1
@@ -140,10 +140,10 @@ def test_a_prompt_and_a_system_message_come_from_files(llamalite_command: Run, i
 
 def test_json_is_one_object_and_nothing_else(llamalite_command: Run, base: Path) -> None:
     ran = llamalite_command("run", base, "once", *GREEDY, "--json")
-    found = json.loads(ran.stdout)
-    assert (found["text"], found["n_generated"]) == (said(base, "once"), 6)
-    assert found["finish_reason"] == "length"
-    assert found["model"].endswith("base.gguf")
+    document = json.loads(ran.stdout)
+    assert (document["text"], document["n_generated"]) == (said(base, "once"), 6)
+    assert document["finish_reason"] == "length"
+    assert document["model"].endswith("base.gguf")
     assert ran.stderr == ""
 
 
@@ -155,7 +155,7 @@ def test_a_schema_a_grammar_and_stop_texts_hold(llamalite_command: Run, base: Pa
     ran = llamalite_command("run", base, "once", "--schema", "s.json", "--seed", "1", *threads)
     assert isinstance(json.loads(ran.stdout)["a"], bool)
     assert llamalite_command("run", base, "once", "--grammar", "g.gbnf", *threads).stdout in ("yes\n", "no\n")
-    assert "bad.json is no JSON" in llamalite_command("run", base, "once", "--schema", "bad.json").stderr
+    assert "bad.json is not JSON" in llamalite_command("run", base, "once", "--schema", "bad.json").stderr
     (tmp_path / "null.json").write_text("null")
     refused = llamalite_command("run", base, "once", "--schema", "null.json")
     assert refused.returncode != 0
@@ -170,15 +170,15 @@ def test_a_session_is_taken_up_again(llamalite_command: Run, instruct: Path) -> 
     first = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", "talk.session", "--json")
     assert first.returncode == 0, first.stderr
     second = llamalite_command("run", instruct, "and then", *GREEDY, "--session", "talk.session", "--json")
-    found = json.loads(second.stdout)
-    assert found["n_cached"] > json.loads(first.stdout)["n_prompt"]
+    document = json.loads(second.stdout)
+    assert document["n_cached"] > json.loads(first.stdout)["n_prompt"]
     assert llamalite_command("run", instruct, "hi", "--raw", "--session", "x").returncode == 2
 
 
 def test_help_has_an_example(llamalite_command: Run) -> None:
-    told = llamalite_command("run", "--help").stdout
-    assert "llamalite run demo" in told
-    assert "--temp" in told
+    text = llamalite_command("run", "--help").stdout
+    assert "llamalite run demo" in text
+    assert "--temp" in text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
@@ -186,10 +186,10 @@ def test_a_session_that_cannot_be_saved_is_refused_before_the_first_word(
     llamalite_command: Run, instruct: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for place, told in (("missing/x", "there is no folder missing"), ("pipe", "pipe is no regular file")):
+    for place, message in (("missing/x", "there is no folder missing"), ("pipe", "pipe is no regular file")):
         ran = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", place)
         assert (ran.returncode, ran.stdout) == (1, "")
-        assert told in ran.stderr
+        assert message in ran.stderr
         assert ran.stderr.count("\n") == 1
 
 
@@ -198,15 +198,15 @@ def test_an_empty_prompt_is_told(given: str, llamalite_command: Run, instruct: P
     (tmp_path / "empty.txt").write_text("\n")
     words = {"argument": [""], "file": ["-f", str(tmp_path / "empty.txt")]}.get(given, [])
     ran = llamalite_command("run", instruct, *words, *GREEDY, stdin=subprocess.DEVNULL)
-    told = "error: the prompt is empty: give a question, or some text to go on from\n"
-    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+    message = "error: the prompt is empty: give a question, or some text to continue\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", message)
 
 
 def test_two_systems_are_one_too_many(llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief.")
     ran = llamalite_command("run", instruct, "hi", "--system", "Be kind.", "--system-file", tmp_path / "system.txt")
     assert ran.returncode == 2
-    assert "--system and --system-file are one too many" in ran.stderr
+    assert "give --system or --system-file, not both" in ran.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
@@ -214,39 +214,39 @@ def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: P
     empty = llamalite_command("run", base, *GREEDY, stdin=subprocess.DEVNULL)
     closed = llamalite_command("run", base, *GREEDY, preexec_fn=lambda: os.close(0))
     assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
-    assert "a fault in llamalite" not in closed.stderr
+    assert "a bug in llamalite" not in closed.stderr
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
-        (b"caf\xe9", "is no UTF-8 text: byte 0xe9 at offset 3; save it as UTF-8"),
-        ("{}".encode("utf-16"), "is no UTF-8 text: byte 0xff at offset 0, which looks like UTF-16; save it as UTF-8"),
+        (b"caf\xe9", "is not UTF-8 text: byte 0xe9 at offset 3; save it as UTF-8"),
+        ("{}".encode("utf-16"), "is not UTF-8 text: byte 0xff at offset 0, which looks like UTF-16; save it as UTF-8"),
     ],
 )
 @pytest.mark.parametrize("option", ["-f", "--system-file", "--grammar", "--schema"])
 def test_a_file_that_is_no_utf_8_is_named_with_the_byte(
-    llamalite_command: Run, instruct: Path, tmp_path: Path, option: str, raw: bytes, told: str
+    llamalite_command: Run, instruct: Path, tmp_path: Path, option: str, raw: bytes, message: str
 ) -> None:
     (tmp_path / "text").write_bytes(raw)
     ran = llamalite_command("run", instruct, *([] if option == "-f" else ["hi"]), option, "text", *GREEDY)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", f"error: text {told}\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", f"error: text {message}\n")
 
 
 def test_a_file_of_another_editor_is_the_same_text(llamalite_command: Run, base: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("\ufeffonce upon\r\na time\r\n".encode())
     assert llamalite_command("run", base, "-f", "text", *GREEDY).stdout == said(base, "once upon\na time") + "\n"
     (tmp_path / "schema").write_bytes(b"[" * 100_000)
-    assert "schema is no JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
+    assert "schema is not JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
 
 
 def test_a_session_says_what_was_taken_up_and_what_was_kept(llamalite_command: Run, instruct: Path) -> None:
     talk = ("--session", "talk.session")
     first = llamalite_command("run", instruct, "tell me", *GREEDY, *talk)
-    found = re.fullmatch(r"Kept 1 turn, (\d+) tokens in talk.session\n", first.stderr)
-    assert found, first.stderr
+    match = re.fullmatch(r"Saved 1 turn, (\d+) tokens to talk.session\n", first.stderr)
+    assert match, first.stderr
     second = llamalite_command("run", instruct, "and then", *GREEDY, *talk)
-    assert second.stderr.startswith(f"Took up 1 turn, {found[1]} tokens from talk.session\nKept 2 turns, ")
+    assert second.stderr.startswith(f"Loaded 1 turn, {match[1]} tokens from talk.session\nSaved 2 turns, ")
     assert llamalite_command("run", instruct, "and then", *GREEDY, *talk, "-q").stderr == ""
 
 
@@ -272,6 +272,6 @@ def test_a_name_with_a_line_break_is_shown_in_one_line(llamalite_command: Run, t
         (verbose, folder), (("remove", "a\x07b", "-y"), folder),
     ):  # fmt: skip
         ran = llamalite_command(*args, env=environment | {"LLAMALITE_MODELS": str(models)})
-        told = ran.stderr if args[0] == "run" else ran.stdout + ran.stderr  # an answer in a pipe is what it is
-        assert not re.search(r"[\x00-\x09\x0b-\x1f]", told), (args, told)
-        assert told.count("\n") == (2 if models == folder and args[0] == "list" else 1), (args, told)
+        messages = ran.stderr if args[0] == "run" else ran.stdout + ran.stderr  # an answer in a pipe is what it is
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", messages), (args, messages)
+        assert messages.count("\n") == (2 if models == folder and args[0] == "list" else 1), (args, messages)

@@ -28,9 +28,9 @@ from llamalite.errors import EvaluationError
 from llamalite.evaluation.candidates import make_candidates
 from llamalite.evaluation.comparison import Comparison, compare, iter_compare
 from llamalite.evaluation.csv_report import to_csv
-from llamalite.evaluation.decoding import EvalProtocol
 from llamalite.evaluation.html_report import to_html
 from llamalite.evaluation.perplexity import perplexity
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.recommendation import check_budgets, recommend
 from llamalite.evaluation.svg_charts import bars, lines, scatter
 from llamalite.evaluation.windows import read_text, tokens_of
@@ -81,12 +81,12 @@ def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparis
             kld.append(math.fsum(p * np.log(p / q)))
             same.append(p.argmax() == q.argmax())
             delta.append(q[target] - p[target])
-    found = comparison.candidates[1].divergence
-    assert found is not None
-    assert (found.n_tokens, found.same_top_p) == (len(kld), np.mean(same))
-    assert found.mean_kld == pytest.approx(np.mean(kld), rel=1e-5)
-    assert found.max_kld == pytest.approx(max(kld), rel=1e-4)
-    assert found.rms_delta_p == pytest.approx(math.sqrt(np.mean(np.square(delta))), rel=1e-4)
+    divergence = comparison.candidates[1].divergence
+    assert divergence is not None
+    assert (divergence.n_tokens, divergence.same_top_p) == (len(kld), np.mean(same))
+    assert divergence.mean_kld == pytest.approx(np.mean(kld), rel=1e-5)
+    assert divergence.max_kld == pytest.approx(max(kld), rel=1e-4)
+    assert divergence.rms_delta_p == pytest.approx(math.sqrt(np.mean(np.square(delta))), rel=1e-4)
 
 
 def test_a_split_model_is_one_model(base: Path, quantized: list[Path], tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_split_model_is_one_model(base: Path, quantized: list[Path], tmp_path:
 
 
 def test_perplexities_are_those_of_separate_runs(base: Path, quantized: list[Path], comparison: Comparison) -> None:
-    for one, path in zip(comparison.candidates, quantized, strict=True):
-        assert one.divergence is not None
-        assert one.divergence.ppl == pytest.approx(perplexity(path, TEXT, **SETTINGS).ppl, rel=1e-7)
-        assert one.divergence.ppl_base == pytest.approx(perplexity(base, TEXT, **SETTINGS).ppl, rel=1e-7)
+    for candidate, path in zip(comparison.candidates, quantized, strict=True):
+        assert candidate.divergence is not None
+        assert candidate.divergence.ppl == pytest.approx(perplexity(path, TEXT, **SETTINGS).ppl, rel=1e-7)
+        assert candidate.divergence.ppl_base == pytest.approx(perplexity(base, TEXT, **SETTINGS).ppl, rel=1e-7)
 
 
 def test_models_that_do_not_fit_together_are_compared_in_passes(
@@ -112,8 +112,8 @@ def test_models_that_do_not_fit_together_are_compared_in_passes(
 ) -> None:
     *_, last = iter_compare(base, quantized, TEXT, PROTOCOL, free_bytes=0)
     assert last.chunks_done == last.n_chunks
-    for one, other in zip(last.comparison().candidates, comparison.candidates, strict=True):
-        assert one.divergence == other.divergence
+    for candidate, other in zip(last.comparison().candidates, comparison.candidates, strict=True):
+        assert candidate.divergence == other.divergence
     assert sum("this will be slow" in record.message for record in caplog.records) == 2
 
 
@@ -121,16 +121,16 @@ def test_what_stands_can_be_asked_at_any_time(base: Path, quantized: list[Path])
     run = iter_compare(base, quantized, TEXT, PROTOCOL, free_bytes=0)
     first = next(run)
     early = first.comparison()
-    assert (early.complete, [one.name for one in early.candidates]) == (False, ["base-Q8_0"])
+    assert (early.complete, [candidate.name for candidate in early.candidates]) == (False, ["base-Q8_0"])
     assert first.mean_kld() == {"base-Q8_0": early.candidates[0].divergence and early.candidates[0].divergence.mean_kld}
     run.close()
 
 
 def test_a_model_against_itself_costs_nothing(base: Path) -> None:
-    found = compare(base, [base], TEXT, **SETTINGS).candidates[0].divergence
-    assert found is not None
-    assert (found.same_top_p, found.ppl_diff, found.rms_delta_p) == (1.0, 0.0, 0.0)
-    assert found.max_kld < 1e-13
+    divergence = compare(base, [base], TEXT, **SETTINGS).candidates[0].divergence
+    assert divergence is not None
+    assert (divergence.same_top_p, divergence.ppl_diff, divergence.rms_delta_p) == (1.0, 0.0, 0.0)
+    assert divergence.max_kld < 1e-13
 
 
 def test_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_checkpoint_gives_a_reference_in_its_own_type_and_a_candidate_a_type(t
 
 
 def test_the_budget_chooses_the_smallest_that_keeps_it_and_fits(comparison: Comparison) -> None:
-    eight, four = (one.divergence.mean_kld for one in comparison.candidates if one.divergence)
+    eight, four = (candidate.divergence.mean_kld for candidate in comparison.candidates if candidate.divergence)
     assert eight < four
     names = {"base-Q8_0": eight, "base-Q4_0": four}
     for budget, free, expected in (
@@ -159,10 +159,12 @@ def test_the_budget_chooses_the_smallest_that_keeps_it_and_fits(comparison: Comp
         (four, 1000, None),
     ):
         results = check_budgets(comparison, kld_budget=budget, n_ctx=512, free_bytes=free)
-        assert [one.candidate.name for one in results] == ["base-Q4_0", "base-Q8_0"]
-        assert next((one.candidate.name for one in results if one.chosen), None) == expected
-        assert [one.within_budget for one in results] == [names[one.candidate.name] <= budget for one in results]
-        assert [one.fits for one in results] == [free > 1000] * 2
+        assert [result.candidate.name for result in results] == ["base-Q4_0", "base-Q8_0"]
+        assert next((result.candidate.name for result in results if result.chosen), None) == expected
+        assert [result.within_budget for result in results] == [
+            names[result.candidate.name] <= budget for result in results
+        ]
+        assert [result.fits for result in results] == [free > 1000] * 2
 
 
 # ── what is written ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -225,10 +227,10 @@ def test_csv_and_json_say_the_same(comparison: Comparison) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     document = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert [row["name"] for row in rows] == ["base", "base-Q8_0", "base-Q4_0"]
-    for row, one in zip(rows[1:], document["candidates"], strict=True):
+    for row, candidate in zip(rows[1:], document["candidates"], strict=True):
         for name in ("ppl", "mean_kld", "p999_kld", "same_top_p", "rms_delta_p", "n_bytes", "tg_tok_per_s"):
-            assert float(row[name]) == one[name]
-        assert float(row["delta_p_99.9"]) == one["delta_p_percentiles"]["99.9"]
+            assert float(row[name]) == candidate[name]
+        assert float(row["delta_p_99.9"]) == candidate["delta_p_percentiles"]["99.9"]
 
 
 def test_a_picture_is_drawn(comparison: Comparison, tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_t
     assert code == "0"
     assert max(map(len, lines)) <= columns, shown
     assert [line.split("  ")[0] for line in lines if line[:4] in ("QUAL", "SIZE")] == ["QUALITY", "SIZE AND SPEED"]
-    assert ("RMS Δp in a wider terminal" in shown) == (columns == 80)
+    assert ("RMS Δp: in a wider terminal" in shown) == (columns == 80)
     assert [line.split()[0] for line in lines if line.startswith(("F32 ", "Q8_0 ", "Q4_0 "))] == [
         "F32", "Q8_0", "Q4_0",
     ] * 2  # fmt: skip
@@ -285,15 +287,15 @@ def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_t
 
 
 def test_the_recommendation_names_the_smallest_that_keeps_within_the_budget(comparison: Comparison) -> None:
-    eight, four = (one.divergence.mean_kld for one in comparison.candidates if one.divergence)
-    ratio = [comparison.reference.n_bytes / one.n_bytes for one in comparison.candidates]
-    told = recommend(comparison, (eight + four) / 2)
-    assert told.startswith(
+    eight, four = (candidate.divergence.mean_kld for candidate in comparison.candidates if candidate.divergence)
+    ratio = [comparison.reference.n_bytes / candidate.n_bytes for candidate in comparison.candidates]
+    sentence = recommend(comparison, (eight + four) / 2)
+    assert sentence.startswith(
         f"The smallest with a mean KLD of at most {(eight + four) / 2:g} is Q8_0: {ratio[0]:.1f} times"
     )
-    assert f"{comparison.candidates[0].divergence.same_top_p:.1%} same top token" in told  # type: ignore[union-attr]
+    assert f"{comparison.candidates[0].divergence.same_top_p:.1%} same top token" in sentence  # type: ignore[union-attr]
     assert recommend(comparison, eight / 2).startswith("None has a mean KLD of at most ")
-    assert "Nearest is Q8_0: " in recommend(comparison, eight / 2)
+    assert "The nearest is Q8_0: " in recommend(comparison, eight / 2)
     alone = dataclasses.replace(comparison, candidates=comparison.candidates[1:])
     assert recommend(alone, four).startswith(f"Q4_0: {ratio[1]:.1f} times smaller than the reference, perplexity ")
     renamed = dataclasses.replace(comparison.candidates[1], name="other-Q4_0")  # no type of one model: its whole name
@@ -313,9 +315,9 @@ def test_generation_is_timed_over_single_tokens_after_some_that_warm_up(
         real(self, n)
 
     monkeypatch.setattr(NativeContext, "_decode", noting)
-    found = compare(base, quantized[:1], TEXT, **SETTINGS, chunks=2)
+    comparison = compare(base, quantized[:1], TEXT, **SETTINGS, chunks=2)
     assert decoded.count(1) == 2 * 36
-    assert found.reference.running.tg_tok_per_s > 36 / 0.9
+    assert comparison.reference.running.tg_tok_per_s > 36 / 0.9
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(llamalite_command: Run, base: Path) -> None:
@@ -332,9 +334,9 @@ def test_candidates_are_made_with_an_importance_matrix(llamalite_command: Run, t
     without = llamalite_command(*args)
     assert without.returncode == 1
     assert "importance matrix" in without.stderr
-    found = llamalite_command(*args, "--imatrix", matrix)
-    assert (found.returncode, found.stderr) == (0, "")
-    assert json.loads(found.stdout)["candidates"][0]["qtype"] == "IQ2_XS"
+    ran = llamalite_command(*args, "--imatrix", matrix)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)["candidates"][0]["qtype"] == "IQ2_XS"
 
 
 # ── the real thing ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -346,9 +348,11 @@ def test_exact_mode_reaches_the_recorded_figures(tmp_path: Path, shared: Path) -
     paths = {output.qtype: output.path for output in outputs}
     figures = json.loads((shared / "expected" / "divergence.json").read_text(encoding="utf-8"))["exact_mode"]
     text = read_text(shared / "wikitext-2-test.txt")
-    found = compare(paths["F32"], [paths["Q8_0"], paths["Q4_0"]], text, n_ctx=256, chunks=32, exact=True, n_threads=1)
-    for one in found.candidates:
-        expected, measured = figures[one.qtype], one.to_json()
+    comparison = compare(
+        paths["F32"], [paths["Q8_0"], paths["Q4_0"]], text, n_ctx=256, chunks=32, exact=True, n_threads=1
+    )
+    for candidate in comparison.candidates:
+        expected, measured = figures[candidate.qtype], candidate.to_json()
         assert measured["n_tokens"] == expected["n_tokens"]
         assert measured["ppl_base"] == pytest.approx(expected["ppl_base"], abs=1e-3)
         assert measured["ppl"] == pytest.approx(expected["ppl"], rel=2e-3)

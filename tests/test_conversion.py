@@ -199,7 +199,7 @@ def test_a_link_to_a_checkpoint_is_called_as_it_was_typed(
 def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "-t", "Q4KM")
     assert done.returncode == 2
-    assert "near it is Q4_K_M" in done.stderr
+    assert "did you mean Q4_K_M?" in done.stderr
     with pytest.raises(ValueError, match="unknown type 'Q9'; known are F32, F16"):
         plan_of(checkpoint, "Q9")
 
@@ -315,7 +315,7 @@ def test_several_types_go_into_a_folder_by_name(checkpoint: Path, tmp_path: Path
 def test_several_types_do_not_go_into_one_file(checkpoint: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "-t", "Q8_0", "-t", "Q4_0", "-o", "x.gguf")
     assert done.returncode == 2
-    assert "several types are several files: x.gguf would be a folder" in done.stderr
+    assert "several types make several files: name a folder (-o converted), not x.gguf" in done.stderr
 
 
 def test_a_folder_for_several_types_is_made_and_removed_if_nothing_comes_of_it(
@@ -494,7 +494,7 @@ def test_what_is_no_plain_file_is_neither_replaced_nor_written_through(checkpoin
 def test_one_type_twice_is_wrong_usage(checkpoint: Path, tmp_path: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "-t", "Q8_0", "-t", "q8_0", "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert "Q8_0, Q8_0 are not all different" in done.stderr
+    assert "a type is repeated in Q8_0, Q8_0" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -517,7 +517,7 @@ def test_files_without_an_end_are_not_read(checkpoint: Path, tmp_path: Path) -> 
 def test_a_pattern_that_fails_in_lower_case_is_wrong_usage(checkpoint: Path, llamalite_command: Command) -> None:
     done = llamalite_command("convert", checkpoint, "--tensor-type", "(?P<X>a)=Q6_K")
     assert done.returncode == 2
-    assert "is no regular expression" in done.stderr
+    assert "is not a regular expression" in done.stderr
 
 
 def test_float64_beyond_float32_is_told_in_one_line(tmp_path: Path, llamalite_command: Command) -> None:
@@ -572,7 +572,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "1.00 KiB" in norm  # no size is 0.00 of something
     files = convert(checkpoint, tmp_path, qtype=["Q4_K_M", "F16"]).outputs
     total = sum(output.n_bytes for output in files)
-    assert lines[-1].startswith(f"It takes {total / 2**20:.2f} MiB on disk.")
+    assert lines[-1].startswith(f"That is {total / 2**20:.2f} MiB on disk.")
     for output in files:
         assert any(
             line.startswith(f"{output.qtype}: ") and f"{output.bits_per_weight:.2f} bits" in line for line in lines

@@ -13,28 +13,28 @@ from llamalite.evaluation.scoring import Float32s
 
 
 def tokens_of(reference: Float32s, candidate: Float32s, targets: list[int]) -> TokenDivergence:
-    found = TokenDivergence(len(targets))
-    diverge(reference, [candidate], np.array(targets), [found], 0)
-    return found
+    divergence = TokenDivergence(len(targets))
+    diverge(reference, [candidate], np.array(targets), [divergence], 0)
+    return divergence
 
 
 def test_one_token_by_hand() -> None:
     reference = np.log(np.array([[0.5, 0.25, 0.25]], dtype=np.float32)) + np.float32(7)
     candidate = np.log(np.array([[0.25, 0.5, 0.25]], dtype=np.float32)) - np.float32(3)
-    found = tokens_of(reference, candidate, [0])
-    assert found.kld[0] == pytest.approx(0.25 * math.log(2), rel=1e-6)  # 0.5·ln 2 − 0.25·ln 2
-    assert found.delta_p[0] == pytest.approx(-0.25, rel=1e-6)
-    assert found.nll_base[0] == pytest.approx(math.log(2), rel=1e-6)
-    assert found.nll[0] == pytest.approx(math.log(4), rel=1e-6)
-    assert not found.same_top[0]
+    divergence = tokens_of(reference, candidate, [0])
+    assert divergence.kld[0] == pytest.approx(0.25 * math.log(2), rel=1e-6)  # 0.5·ln 2 − 0.25·ln 2
+    assert divergence.delta_p[0] == pytest.approx(-0.25, rel=1e-6)
+    assert divergence.nll_base[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert divergence.nll[0] == pytest.approx(math.log(4), rel=1e-6)
+    assert not divergence.same_top[0]
 
 
 def test_a_model_does_not_diverge_from_itself() -> None:
     logits = np.random.default_rng(0).normal(0, 5, (50, 1000)).astype(np.float32)
-    found = tokens_of(logits, logits.copy(), [3] * 50)
-    assert found.kld.max() < 1e-14
-    assert found.same_top.all()
-    assert not found.delta_p.any()
+    divergence = tokens_of(logits, logits.copy(), [3] * 50)
+    assert divergence.kld.max() < 1e-14
+    assert divergence.same_top.all()
+    assert not divergence.delta_p.any()
 
 
 def log_sum(values: list[float]) -> float:
@@ -48,16 +48,18 @@ def test_every_token_equals_a_slow_twin(noise: float) -> None:
     reference = rng.normal(0, 4, (300, 700)).astype(np.float32)
     candidate = (reference + rng.normal(0, noise, (300, 700))).astype(np.float32)
     targets = rng.integers(0, 700, 300).tolist()
-    found = tokens_of(reference, candidate, targets)
+    divergence = tokens_of(reference, candidate, targets)
     for i, target in enumerate(targets):
         x, y = reference[i].tolist(), candidate[i].tolist()
         log_z, log_w = log_sum(x), log_sum(y)
         kld = math.fsum(math.exp(v - log_z) * ((v - log_z) - (w - log_w)) for v, w in zip(x, y, strict=True))
-        assert found.kld[i] == pytest.approx(kld, rel=1e-9, abs=1e-14)
-        assert found.nll_base[i] == pytest.approx(log_z - x[target], rel=1e-12)
-        assert found.nll[i] == pytest.approx(log_w - y[target], rel=1e-12)
-        assert found.delta_p[i] == pytest.approx(math.exp(y[target] - log_w) - math.exp(x[target] - log_z), abs=1e-14)
-        assert found.same_top[i] == (x.index(max(x)) == y.index(max(y)))
+        assert divergence.kld[i] == pytest.approx(kld, rel=1e-9, abs=1e-14)
+        assert divergence.nll_base[i] == pytest.approx(log_z - x[target], rel=1e-12)
+        assert divergence.nll[i] == pytest.approx(log_w - y[target], rel=1e-12)
+        assert divergence.delta_p[i] == pytest.approx(
+            math.exp(y[target] - log_w) - math.exp(x[target] - log_z), abs=1e-14
+        )
+        assert divergence.same_top[i] == (x.index(max(x)) == y.index(max(y)))
 
 
 def test_several_candidates_fill_their_places() -> None:
@@ -66,10 +68,10 @@ def test_several_candidates_fill_their_places() -> None:
     targets = np.arange(6)
     together = [TokenDivergence(8), TokenDivergence(8)]
     diverge(rows[0], rows[1:], targets, together, 2)
-    for candidate, found in zip(rows[1:], together, strict=True):
+    for candidate, divergence in zip(rows[1:], together, strict=True):
         alone = tokens_of(rows[0], candidate, targets.tolist())
-        assert found.kld[2:].tolist() == alone.kld.tolist()
-        assert np.isnan(found.kld[:2]).all()
+        assert divergence.kld[2:].tolist() == alone.kld.tolist()
+        assert np.isnan(divergence.kld[:2]).all()
 
 
 def by_hand() -> TokenDivergence:
@@ -84,7 +86,7 @@ def by_hand() -> TokenDivergence:
 
 
 def test_the_sums_by_hand() -> None:
-    found = summarize(by_hand())
+    summary = summarize(by_hand())
     # The standard error of n values is √(Σ(x − mean)² / (n − 1) / n): here √(… / 12).
     expected = {
         "n_tokens": 4,
@@ -114,10 +116,10 @@ def test_the_sums_by_hand() -> None:
         "rms_delta_p_err": 0.5 / math.sqrt(0.015) * math.sqrt(9e-4 / 12),  # squares 0 .04 .01 .01, mean .015
     }
     for name, value in expected.items():
-        assert getattr(found, name) == pytest.approx(value, rel=1e-12), name
-    assert found.delta_p_percentiles["min"] == -0.2
-    assert found.delta_p_percentiles["50"] == pytest.approx(-0.05)
-    assert found.delta_p_percentiles["max"] == 0.1
+        assert getattr(summary, name) == pytest.approx(value, rel=1e-12), name
+    assert summary.delta_p_percentiles["min"] == -0.2
+    assert summary.delta_p_percentiles["50"] == pytest.approx(-0.05)
+    assert summary.delta_p_percentiles["max"] == 0.1
 
 
 def test_the_sums_equal_llama_cpp_s_formulas() -> None:
@@ -128,7 +130,7 @@ def test_the_sums_equal_llama_cpp_s_formulas() -> None:
     tokens.kld[:] = rng.gamma(0.5, 0.1, 5000)
     tokens.delta_p[:] = rng.normal(0, 0.03, 5000)
     tokens.same_top[:] = rng.random(5000) < 0.9
-    found = summarize(tokens)
+    summary = summarize(tokens)
     n, q, base = 5000, tokens.nll.tolist(), tokens.nll_base.tolist()
 
     def mean_and_uncertainty(values: list[float]) -> tuple[float, float]:
@@ -138,24 +140,24 @@ def test_the_sums_equal_llama_cpp_s_formulas() -> None:
     (mean_q, err_q), (mean_base, err_base) = mean_and_uncertainty(q), mean_and_uncertainty(base)
     products = math.fsum(a * b for a, b in zip(q, base, strict=True))
     covariance = (products / n - mean_q * mean_base) / (n - 1)
-    assert found.ppl == pytest.approx(math.exp(mean_q))
-    assert found.correlation == pytest.approx(covariance / (err_q * err_base))
-    assert found.ln_ppl_ratio_err == pytest.approx(math.sqrt(err_q**2 + err_base**2 - 2 * covariance), rel=1e-6)
+    assert summary.ppl == pytest.approx(math.exp(mean_q))
+    assert summary.correlation == pytest.approx(covariance / (err_q * err_base))
+    assert summary.ln_ppl_ratio_err == pytest.approx(math.sqrt(err_q**2 + err_base**2 - 2 * covariance), rel=1e-6)
     ppl, ppl_base = math.exp(mean_q), math.exp(mean_base)
     diff_err = math.sqrt((ppl * err_q) ** 2 + (ppl_base * err_base) ** 2 - 2 * ppl * ppl_base * covariance)
-    assert found.ppl_diff_err == pytest.approx(diff_err, rel=1e-6)
+    assert summary.ppl_diff_err == pytest.approx(diff_err, rel=1e-6)
     mse, mse_err = mean_and_uncertainty([d * d for d in tokens.delta_p.tolist()])
-    assert found.rms_delta_p_err == pytest.approx(0.5 / math.sqrt(mse) * mse_err)
+    assert summary.rms_delta_p_err == pytest.approx(0.5 / math.sqrt(mse) * mse_err)
     ordered = sorted(tokens.kld.tolist())
-    assert found.median_kld == pytest.approx(statistics.median(ordered))
+    assert summary.median_kld == pytest.approx(statistics.median(ordered))
     place = 0.999 * (n - 1)
     low = int(place)
-    assert found.p999_kld == pytest.approx((1 - (place - low)) * ordered[low] + (place - low) * ordered[low + 1])
-    assert list(found.delta_p_percentiles) == ["min", *(f"{p:g}" for p in PERCENTILES), "max"]
+    assert summary.p999_kld == pytest.approx((1 - (place - low)) * ordered[low] + (place - low) * ordered[low + 1])
+    assert list(summary.delta_p_percentiles) == ["min", *(f"{p:g}" for p in PERCENTILES), "max"]
 
 
 def test_one_token_has_no_errors_and_none_has_no_sums() -> None:
-    one = summarize(by_hand().head(1))
-    assert (one.n_tokens, one.mean_kld, one.to_json()["mean_kld_err"]) == (1, 0.0, None)
+    summary = summarize(by_hand().head(1))
+    assert (summary.n_tokens, summary.mean_kld, summary.to_json()["mean_kld_err"]) == (1, 0.0, None)
     with pytest.raises(ValueError, match="no tokens"):
         summarize(TokenDivergence(0))

@@ -110,17 +110,17 @@ def test_what_llama_cpp_repacks_depends_on_the_processor() -> None:
 def test_the_default_context_is_the_largest_that_fits(tmp_path: Path) -> None:
     small = read_header(toy.write_toy(tmp_path / "small.gguf", n_ctx_train=1024))
     large = read_header(toy.write_toy(tmp_path / "large.gguf", n_ctx_train=100_000))
-    assert hardware.fit(small, n_ctx=None, free_bytes=2**40).n_ctx == 1024  # what it was trained for
-    assert hardware.fit(large, n_ctx=None, free_bytes=2**40).n_ctx == 8192
+    assert hardware.plan_memory(small, n_ctx=None, free_bytes=2**40).n_ctx == 1024  # what it was trained for
+    assert hardware.plan_memory(large, n_ctx=None, free_bytes=2**40).n_ctx == 8192
     tight = hardware.memory_needed(large, n_ctx=3072).total_bytes
-    assert hardware.fit(large, n_ctx=None, free_bytes=tight).n_ctx == 3072
-    assert hardware.fit(large, n_ctx=None, free_bytes=tight - 1).n_ctx == 2816
+    assert hardware.plan_memory(large, n_ctx=None, free_bytes=tight).n_ctx == 3072
+    assert hardware.plan_memory(large, n_ctx=None, free_bytes=tight - 1).n_ctx == 2816
 
 
 def test_what_does_not_fit_says_the_numbers_and_what_would(tmp_path: Path) -> None:
     header = read_header(toy.write_toy(tmp_path / "toy.gguf", n_ctx_train=100_000))
     tight = hardware.memory_needed(header, n_ctx=3072).total_bytes
     with pytest.raises(OutOfMemoryError, match=r"toy.gguf needs .* GiB .* are free: n_ctx=3072 fits"):
-        hardware.fit(header, n_ctx=50_000, free_bytes=tight)
+        hardware.plan_memory(header, n_ctx=50_000, free_bytes=tight)
     with pytest.raises(OutOfMemoryError, match="convert it to a smaller type"):
-        hardware.fit(header, n_ctx=None, free_bytes=1000)
+        hardware.plan_memory(header, n_ctx=None, free_bytes=1000)

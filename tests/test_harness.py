@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def instances(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=one) for one in arguments]
+    return [SimpleNamespace(args=argument) for argument in arguments]
 
 
 @pytest.mark.skipif(HARNESS, reason="the harness is installed")
@@ -72,11 +72,11 @@ def test_entities_are_told_apart_by_their_label() -> None:
 def test_the_tasks_that_come_along_run_by_name(tmp_path: Path) -> None:
     path = toy.write_toy(tmp_path / "toy.gguf", chat_template=toy.CHATML)
     settings = {"verbose": 0, "quiet": True}
-    found = CliRunner().invoke(
+    ran = CliRunner().invoke(
         cli, ["eval", str(path), "llamalite_small", "--chat", "--limit", "2", "--json"], obj=settings
     )
-    assert found.exit_code == 0, found.output
-    results = json.loads(found.stdout)["results"]
+    assert ran.exit_code == 0, ran.output
+    results = json.loads(ran.stdout)["results"]
     metrics = {task: {name.partition(",")[0] for name in values} for task, values in results.items()}
     assert {"bleu", "chrf", "exact_match"} <= metrics["llamalite_translation"]
     assert {"rouge1", "rouge2", "rougeL"} <= metrics["llamalite_summary"]
@@ -134,9 +134,9 @@ def test_log_likelihoods_equal_the_harness_s_own_model(tmp_path: Path, shared: P
     path = llamalite.convert(shared / "stories260k", tmp_path / "stories.gguf", qtype="F32").path
     ours = LlamaliteLM(str(path), exact=True, n_threads=1)
     theirs = HFLM(pretrained=str(shared / "stories260k"), device="cpu", dtype="float32", batch_size=1)
-    found = ours.loglikelihood(instances(*PAIRS), disable_tqdm=True)
+    likelihoods = ours.loglikelihood(instances(*PAIRS), disable_tqdm=True)
     expected = theirs.loglikelihood(instances(*PAIRS), disable_tqdm=True)
-    for (log_likelihood, greedy), (other, also) in zip(found, expected, strict=True):
+    for (log_likelihood, greedy), (other, also) in zip(likelihoods, expected, strict=True):
         assert log_likelihood == pytest.approx(other, abs=1e-3)
         assert greedy == also
     texts = instances(("Once upon a time, there was a little girl named Lily. " * 60,), ("The end.",))

@@ -22,13 +22,13 @@ from llamalite.sampling import SamplingKeywords, SamplingParams
 
 # Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
 LEVELS = (
-    {"_version", "errors", "quant_types", "shards", "source_note", "user_folders"},
+    {"_version", "errors", "files", "quant_types"},
     {"gguf_check", "native", "sampling", "templates"},
     {"hardware"},
     {"converters", "generation"},
     {"store", "model_options"},
     {"model"},
-    {"chat", "batch_file", "evaluation", "benchmark", "diagnosis"},
+    {"chat", "batch_file", "evaluation", "performance"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -50,11 +50,11 @@ def test_together_equals_alone(model: NativeModel, n_batch: int, n_seq_max: int)
     with LikelihoodScorer(
         model, max_length=48, n_batch=n_batch, n_seq_max=n_seq_max, n_threads=1, exact=True
     ) as scorer:
-        found = scorer.score(asked)
-    for request, one in zip(asked, found, strict=True):
+        likelihoods = scorer.score(asked)
+    for request, likelihood in zip(asked, likelihoods, strict=True):
         expected, greedy = alone(model, request.context, request.continuation)
-        assert one.log_likelihood == pytest.approx(expected, abs=1e-4)
-        assert one.is_greedy == greedy
+        assert likelihood.log_likelihood == pytest.approx(expected, abs=1e-4)
+        assert likelihood.is_greedy == greedy
 
 
 def test_a_greedy_continuation_is_seen(model: NativeModel) -> None:
@@ -66,15 +66,15 @@ def test_a_greedy_continuation_is_seen(model: NativeModel) -> None:
             tokens.append(int(native.logits()[-1].argmax()))
     other = (*tokens[3:6], (tokens[6] + 1) % 300)
     with LikelihoodScorer(model, n_threads=1, exact=True) as scorer:
-        found = scorer.score([Request((1, 50, 60), tuple(tokens[3:])), Request((1, 50, 60), other)])
-    assert [one.is_greedy for one in found] == [True, False]
+        likelihoods = scorer.score([Request((1, 50, 60), tuple(tokens[3:])), Request((1, 50, 60), other)])
+    assert [likelihood.is_greedy for likelihood in likelihoods] == [True, False]
 
 
 def test_a_long_context_loses_its_beginning(model: NativeModel) -> None:
     context = tuple(range(10, 60))
     with LikelihoodScorer(model, max_length=20, n_threads=1, exact=True) as scorer:
-        found = scorer.score([Request(context, (5, 6, 7))])[0]
-    assert found.log_likelihood == pytest.approx(alone(model, context[-18:], (5, 6, 7))[0], abs=1e-4)
+        likelihood = scorer.score([Request(context, (5, 6, 7))])[0]
+    assert likelihood.log_likelihood == pytest.approx(alone(model, context[-18:], (5, 6, 7))[0], abs=1e-4)
 
 
 def test_shared_contexts_are_read_once(model: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:

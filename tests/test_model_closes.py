@@ -15,19 +15,19 @@ import toy_checkpoint
 from faults import write_endless
 from test_model_ends import in_a_thread, run_script, wait_for
 
-from llamalite.benchmark import Plan, iter_bench
 from llamalite.converters import convert
 from llamalite.errors import GenerationCancelled, LlamaliteError
 from llamalite.evaluation.comparison import compare
-from llamalite.evaluation.decoding import EvalProtocol
 from llamalite.evaluation.imatrix import collect_imatrix
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.verification import verify
 from llamalite.model import Model
 from llamalite.native.context import NativeContext
 from llamalite.native.decode_thread import DecodeThread
 from llamalite.native.lifetime import Lifetime
+from llamalite.performance.benchmark import BenchPlan, iter_bench
 
 PERPLEXITY = "perplexity(model, TOKENS, n_ctx=256, n_batch=1024, n_threads=1)"
 LIKELIHOODS = "LikelihoodScorer(model.native, n_threads=1).score(REQUESTS)"
@@ -176,7 +176,7 @@ def test_whatever_opens_models_itself_decodes_in_one_thread(path: Path, monkeypa
     calls: list[Callable[[], object]] = [
         lambda: compare(path, [path, path], [5] * 512, n_ctx=256, n_threads=1),
         lambda: verify(made, checkpoint, n_threads=1),
-        lambda: list(iter_bench(path, Plan(n_prompt=8, n_generate=2, repetitions=1, n_threads=(1,)))),
+        lambda: list(iter_bench(path, BenchPlan(n_prompt=8, n_generate=2, repetitions=1, n_threads=(1,)))),
     ]
     for call in calls:
         seen.clear()

@@ -21,9 +21,10 @@ from test_cli_models import on_terminal
 import llamalite
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.comparison import compare
-from llamalite.evaluation.decoding import Decoder, EvalProtocol, check_finite
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
+from llamalite.evaluation.measured_model import Decoder, check_finite
 from llamalite.evaluation.perplexity import iter_perplexity, perplexity
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import Float32s, Float64s, RunningMean, mean_error, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import (
@@ -70,8 +71,8 @@ def slow_nll(model: NativeModel, window: TokenIds, n_ctx: int) -> Float64s:
 
 def test_likelihoods_of_a_hand_computed_case() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], dtype=np.float32)) + np.float32(40)
-    found = negative_log_likelihoods(logits, np.array([0, 2]))
-    assert found == pytest.approx([math.log(2), -math.log(0.7)], rel=1e-5)
+    nll = negative_log_likelihoods(logits, np.array([0, 2]))
+    assert nll == pytest.approx([math.log(2), -math.log(0.7)], rel=1e-5)
     uniform = negative_log_likelihoods(np.zeros((1, 8), dtype=np.float32), np.array([3]))
     assert uniform[0] == math.log(8)
 
@@ -90,9 +91,9 @@ def test_likelihoods_equal_a_float64_twin(n_vocab: int) -> None:
 
 def test_a_mean_and_its_error_of_a_hand_computed_case() -> None:
     # 1 2 3 6: mean 3, s² = (4 + 1 + 0 + 9) / 3, error √(s² / 4)
-    found = mean_error([1.0, 2.0, 3.0, 6.0])
-    assert (found.mean, found.count) == (3.0, 4)
-    assert found.error == pytest.approx(math.sqrt(14 / 3 / 4))
+    mean = mean_error([1.0, 2.0, 3.0, 6.0])
+    assert (mean.mean, mean.count) == (3.0, 4)
+    assert mean.error == pytest.approx(math.sqrt(14 / 3 / 4))
     assert math.isnan(mean_error([5.0]).error)
     assert math.isnan(mean_error([]).mean)
 
@@ -191,10 +192,10 @@ def test_a_stride_equals_a_slow_twin(model: NativeModel) -> None:
 def test_text_bytes_tokens_and_a_stream_of_one_document_are_the_same(model: NativeModel, path: Path) -> None:
     tokens = tokens_of(TEXT, model)
     shapes = [TEXT, TEXT.encode(), tokens, tokens.tolist(), [TEXT], iter([TEXT.encode()])]
-    found = [perplexity(path, text, n_ctx=64, n_threads=1).to_json() for text in shapes]
-    for one in found:
-        del one["decode_s"], one["scoring_s"]
-        assert one == found[0]
+    results = [perplexity(path, text, n_ctx=64, n_threads=1).to_json() for text in shapes]
+    for result in results:
+        del result["decode_s"], result["scoring_s"]
+        assert result == results[0]
 
 
 def test_a_stream_is_read_no_further_than_needed(model: NativeModel) -> None:
@@ -253,7 +254,7 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
             lambda: compare(path, [damaged], TEXT, n_ctx=32, n_threads=1),
             lambda: scorer.score(requests),
         ):
-            with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are no numbers"):
+            with pytest.raises(EvaluationError, match=r"logits of damaged\.gguf are not finite"):
                 call()
 
 
@@ -274,9 +275,9 @@ def test_one_logit_that_is_no_number_is_found_wherever_it_is(
             return rows
 
         monkeypatch.setattr(NativeContext, "logits", one_wrong)
-        with pytest.raises(EvaluationError, match=f"1 of {n_rows * n_vocab} logits of toy.gguf are no numbers"):
+        with pytest.raises(EvaluationError, match=f"1 of {n_rows * n_vocab} logits of toy.gguf are not finite"):
             decoder.decode(batch)
-    check_finite(np.full(100, 3e38, np.float32), "large, and numbers")
+    check_finite(np.full(100, 3e38, np.float32), "large, and finite")
 
 
 def test_leaving_early_gives_what_stands_and_frees_the_context(model: NativeModel) -> None:
@@ -323,10 +324,10 @@ def test_the_command_prints_a_table_or_one_json_document(llamalite_command: Run,
         "perplexity", path, "-f", "-", "--ctx", "64", "--chunks", "3", "--threads", "1", "--json", input=TEXT
     )
     assert (said.returncode, said.stderr) == (0, "")
-    found = json.loads(said.stdout)
-    assert f"PPL        {found['ppl']:.4f} ± {found['ppl_err']:.5f}\n" in table.stdout
-    assert (found["n_scored"], found["chunks_done"], found["protocol"]["n_ctx"]) == (93, 3, 64)
-    assert found["ppl"] == pytest.approx(perplexity(path, TEXT, n_ctx=64, chunks=3, n_threads=1).ppl, rel=1e-9)
+    document = json.loads(said.stdout)
+    assert f"PPL        {document['ppl']:.4f} ± {document['ppl_err']:.5f}\n" in table.stdout
+    assert (document["n_scored"], document["chunks_done"], document["protocol"]["n_ctx"]) == (93, 3, 64)
+    assert document["ppl"] == pytest.approx(perplexity(path, TEXT, n_ctx=64, chunks=3, n_threads=1).ppl, rel=1e-9)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
@@ -400,9 +401,9 @@ def test_exact_mode_reaches_llama_perplexity_s_figures(stories: Path, shared: Pa
     figures = json.loads((shared / "expected" / "perplexity.json").read_text(encoding="utf-8"))["exact_mode"]
     expected = next(figure for figure in figures if figure["n_ctx"] == n_ctx)
     text = read_text(shared / "wikitext-2-test.txt")
-    found = perplexity(stories, text, n_ctx=n_ctx, chunks=expected["chunks"], exact=True, n_threads=1)
-    assert found.ppl == pytest.approx(float(expected["ppl"]), abs=1e-3)
-    assert found.ppl_err == pytest.approx(float(expected["ppl_err"]), abs=1e-4)
+    result = perplexity(stories, text, n_ctx=n_ctx, chunks=expected["chunks"], exact=True, n_threads=1)
+    assert result.ppl == pytest.approx(float(expected["ppl"]), abs=1e-3)
+    assert result.ppl_err == pytest.approx(float(expected["ppl_err"]), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -581,4 +581,4 @@ def test_the_command_line_takes_lookup_or_a_draft_model(llamalite_command: Run, 
     assert "a draft model needs the same vocabulary" in ran.stderr
     ran = llamalite_command(*asked, "--lookup", "--draft", path)
     assert ran.returncode == 2
-    assert "--lookup and --draft both guess: give one" in ran.stderr
+    assert "give --lookup or --draft, not both" in ran.stderr

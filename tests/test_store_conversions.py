@@ -12,9 +12,10 @@ import pytest
 from conftest import Run
 from toy_checkpoint import write_checkpoint
 
-from llamalite import source_note, store
+from llamalite import store
 from llamalite.converters import QuantizeParams, convert
 from llamalite.errors import LlamaliteError
+from llamalite.files import source_note
 from llamalite.model import Model
 
 
@@ -62,8 +63,8 @@ def test_a_link_that_leads_to_another_checkpoint_now_is_told(checkpoint: Path, t
     Path("linked").symlink_to(shutil.copytree(checkpoint, tmp_path / "another"))
     said: list[str] = []
     assert store.obtain("linked", announce=said.append) == made
-    told = "linked-Q4_K_M.gguf of the models folder was made of"
-    assert said == [f"{told} {checkpoint.resolve()}; ./linked is another checkpoint"]
+    note = "linked-Q4_K_M.gguf in the models folder was made from"
+    assert said == [f"{note} {checkpoint.resolve()}; ./linked is another checkpoint"]
     Path("linked").unlink()
     Path("linked").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match="linked is a link to nowhere, which does not exist"):
@@ -97,7 +98,7 @@ def test_a_conversion_that_fails_leaves_the_file_its_note(checkpoint: Path, mode
         store.obtain("./mine", "F32")
     config.write_bytes(whole)
     assert store.obtain("./mine", "F32") == path
-    assert sorted(one.name for one in models_folder.iterdir()) == ["mine-F32.gguf", "mine-F32.gguf.source"]
+    assert sorted(path.name for path in models_folder.iterdir()) == ["mine-F32.gguf", "mine-F32.gguf.source"]
 
 
 def test_another_folder_of_the_same_name_has_a_file_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_file_that_was_made_otherwise_is_never_replaced(checkpoint: Path, mode
     assert path != models_folder / "mine-F32.gguf"
     assert (models_folder / "mine-F32.gguf").read_bytes() == b"somebody's own"
     path.write_bytes(b"and this one too")  # no longer what is written beside it
-    with pytest.raises(LlamaliteError, match="was not made of"):
+    with pytest.raises(LlamaliteError, match="was not made from"):
         store.obtain("./mine", "F32")
     assert path.read_bytes() == b"and this one too"
 
@@ -233,6 +234,6 @@ def test_in_every_command_a_bare_name_is_of_the_models_folder_before_it_is_a_pat
         assert "converting" not in ran.stderr
     ran = llamalite_command("compare", "mine-F32", "mine-F32", *measured)
     assert ran.returncode == 0, ran.stderr
-    assert "mine-F32 is mine-F32.gguf of the models folder; the checkpoint here is ./mine-F32" in ran.stderr
+    assert "mine-F32 means mine-F32.gguf in the models folder; the checkpoint here is ./mine-F32" in ran.stderr
     assert [path.name for path in models_folder.glob("*.gguf")] == ["mine-F32.gguf"]
     assert "converting mine-F32 to Q4_K_M, once" in llamalite_command("inspect", "./mine-F32").stderr

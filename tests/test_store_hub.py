@@ -118,7 +118,7 @@ def test_the_client_is_not_loaded_before_it_is_needed() -> None:
 
 
 def test_a_path_is_never_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no repository of the hub: expected org/name"):
+    with pytest.raises(ValueError, match="is not a repository of the hub: expected org/name"):
         hub.fetch_checkpoint("../secret")
 
 
@@ -231,9 +231,9 @@ def test_without_the_network_the_cache_is_what_there_is(server: HubServer, fetch
     [
         (
             {"config.json": b"{}"},
-            "org/toy holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top",
+            "org/toy has no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top level",
         ),
-        ({"a-Q4_0.gguf": b"x"}, "org/toy holds GGUF files (a-Q4_0.gguf) and nothing to convert: llamalite run org/toy"),
+        ({"a-Q4_0.gguf": b"x"}, "org/toy has GGUF files (a-Q4_0.gguf) and nothing to convert: llamalite run org/toy"),
         ({}, "(found nothing)"),
     ],
 )
@@ -276,10 +276,10 @@ def test_a_ready_made_file_is_fetched_by_its_type(
 def test_a_type_that_is_not_there_is_told_with_those_that_are(server: HubServer, fetch: Fetch) -> None:
     server.repos["org/toy-GGUF"] = Repo(READY)
     error = fetch("fetch_model", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
-    assert error == "org/toy-GGUF holds no Q5_K_M: there are Q6_K, Q4_K_M, Q8_0, F16"
+    assert error == "org/toy-GGUF has no Q5_K_M, only Q6_K, Q4_K_M, Q8_0, F16"
     server.repos["org/no-GGUF"] = Repo({"mmproj-toy.gguf": b"no", "README.md": b""})
-    told = fetch("fetch_model", repo_id="org/no-GGUF")["error"]
-    assert told == "org/no-GGUF holds no GGUF file of a model (mmproj-toy.gguf)"
+    error = fetch("fetch_model", repo_id="org/no-GGUF")["error"]
+    assert error == "org/no-GGUF has no GGUF file of a model (mmproj-toy.gguf)"
     assert Path(fetch("fetch_model", repo_id="org/toy")["path"]).is_dir()  # weights, to be converted
 
 
@@ -297,10 +297,10 @@ def test_a_reference_names_a_repository_and_a_type(reference: str, parts: tuple[
 def test_a_repository_of_weights_is_converted_once(
     server: HubServer, fetch: Fetch, models_folder: Path, toy: Path
 ) -> None:
-    told = fetch("obtain", model="org/toy:q8_0")
+    answer = fetch("obtain", model="org/toy:q8_0")
     path = models_folder / "org--toy-Q8_0.gguf"
-    assert Path(told["path"]) == path
-    assert told["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
+    assert Path(answer["path"]) == path
+    assert answer["said"][-1] == f"converting org/toy to Q8_0, once: {path}"
     server.close()
     again = fetch("obtain", model="org/toy", qtype="Q8_0")
     assert (Path(again["path"]), again["said"]) == (path, [])

@@ -13,10 +13,10 @@ import pytest
 from llamalite import cli, store
 from llamalite.cli import _model
 from llamalite.errors import LlamaliteError
+from llamalite.files.user_folders import is_models_folder
 from llamalite.model import Model
 from llamalite.quant_types import FILE_TYPES
 from llamalite.store.preference import TYPES_BY_PREFERENCE
-from llamalite.user_folders import is_models_folder
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_miss_says_what_lies_nearest(folder: Path, tmp_path: Path, model: str,
 
 
 def test_a_miss_with_nothing_near_lists_what_there_is(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds demo-Q2_K, demo-Q4_K_M, demo-Q8_0, plain, Tiny-Llama-IQ4_XS"):
+    with pytest.raises(FileNotFoundError, match="has demo-Q2_K, demo-Q4_K_M, demo-Q8_0, plain, Tiny-Llama-IQ4_XS"):
         store.resolve("xyzzy")
 
 
@@ -158,7 +158,7 @@ def test_upper_and_lower_case_tell_two_models_apart(folder: Path) -> None:
     for name in ("Case", "case", "Case.gguf"):
         assert store.files_to_remove(name) == [folder / f"{name.removesuffix('.gguf')}.gguf"]
     for name in ("CASE", "two"):
-        with pytest.raises(ValueError, match=f"'{name}' is the name of 2 models: say which of "):
+        with pytest.raises(ValueError, match=f"'{name}' is the name of 2 models: name one of "):
             store.files_to_remove(name)
 
 
@@ -213,7 +213,7 @@ def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypat
     ):
         Model("demo-q6_k")
     for name in ("org/name", "org/name:Q8_0"):
-        with pytest.raises(FileNotFoundError, match=rf"of the hub, Model\.from_pretrained\('{name}'\) fetches it"):
+        with pytest.raises(FileNotFoundError, match=rf"of the hub, Model\.from_pretrained\('{name}'\) downloads it"):
             Model(name)
 
 

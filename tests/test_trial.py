@@ -225,7 +225,7 @@ def test_a_broken_build_answers_rightly_in_every_verb_with_one_warning(
         assert answers() == expected
         assert ran.stderr.count("repacked weights are off") == 1, ran.stderr
     shown = " ".join(llamalite_command("doctor", env=environment).stdout.split())
-    assert "left off" in shown
+    assert "turned off" in shown
     assert "pip install" in shown
     assert "fails" in shown
 

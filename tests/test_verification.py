@@ -59,7 +59,7 @@ Break = Callable[[gguf_check.Header, bytearray], None]
 
 def _rows(header: gguf_check.Header, raw: bytearray, name: str) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """The bytes of a tensor, row by row, writable in place."""
-    tensor = next(one for one in header.tensors if one.name == name)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     data = np.frombuffer(raw, np.uint8, tensor.nbytes, tensor.offset)
     return data.reshape(tensor.shape[1] if len(tensor.shape) > 1 else 1, -1)
 
@@ -116,7 +116,7 @@ def test_a_broken_tensor_is_found(fault: str, qtype: str, checkpoint: Path, tmp_
     path.write_bytes(raw)
     report = verify(path, checkpoint)
     assert "tensors" in _found(report)
-    with pytest.raises(VerificationError, match="is not what .* holds: .*tensors: "):
+    with pytest.raises(VerificationError, match="does not match .*: .*tensors: "):
         report.raise_for_failures()
 
 
@@ -209,9 +209,9 @@ def test_the_command_tells_it_in_words_and_in_json(
     raw = bytearray((tmp_path / "model.gguf").read_bytes())
     _flip_a_byte(gguf_check.read_header(tmp_path / "model.gguf"), raw)
     (tmp_path / "model.gguf").write_bytes(raw)
-    told = llamalite_command("verify", tmp_path / "model.gguf", "--against", checkpoint, "--json")
-    assert told.returncode == 1  # type: ignore[attr-defined]
-    assert not json.loads(told.stdout)["ok"]  # type: ignore[attr-defined]
+    ran = llamalite_command("verify", tmp_path / "model.gguf", "--against", checkpoint, "--json")
+    assert ran.returncode == 1  # type: ignore[attr-defined]
+    assert not json.loads(ran.stdout)["ok"]  # type: ignore[attr-defined]
 
 
 def test_without_a_checkpoint_the_note_beside_the_file_names_it(
@@ -219,13 +219,13 @@ def test_without_a_checkpoint_the_note_beside_the_file_names_it(
 ) -> None:
     assert llamalite_command("convert", checkpoint, "-t", "Q8_0").returncode == 0  # type: ignore[attr-defined]
     made = models_folder / "toy-Q8_0.gguf"
-    told = llamalite_command("verify", "toy")
-    assert (told.returncode, told.stderr) == (0, "")  # type: ignore[attr-defined]
-    assert told.stdout.splitlines()[-1] == f"{made} is what {checkpoint} holds."  # type: ignore[attr-defined]
+    ran = llamalite_command("verify", "toy")
+    assert (ran.returncode, ran.stderr) == (0, "")  # type: ignore[attr-defined]
+    assert ran.stdout.splitlines()[-1] == f"{made} matches {checkpoint}."  # type: ignore[attr-defined]
     raw = bytearray(made.read_bytes())
     _flip_a_byte(gguf_check.read_header(made), raw)
     made.write_bytes(raw)  # and is no longer the file of the note, which is what verify is for
     assert llamalite_command("verify", "toy").returncode == 1  # type: ignore[attr-defined]
     made.with_name(f"{made.name}.source").unlink()
-    told = llamalite_command("verify", "toy")
-    assert (told.returncode, "name its checkpoint, --against DIR" in told.stderr) == (2, True)  # type: ignore[attr-defined]
+    ran = llamalite_command("verify", "toy")
+    assert (ran.returncode, "give it with --against DIR" in ran.stderr) == (2, True)  # type: ignore[attr-defined]

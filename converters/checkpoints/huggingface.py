@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite import shards
 from llamalite.converters.checkpoints import safetensors, torch_pickle
 from llamalite.converters.checkpoints.folder import listing, member, open_member
 from llamalite.converters.checkpoints.interface import (
@@ -28,6 +27,7 @@ from llamalite.converters.checkpoints.interface import (
 from llamalite.converters.checkpoints.json_file import read_object
 from llamalite.converters.warning_log import warn
 from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+from llamalite.files import shards
 
 
 @dataclass(frozen=True)

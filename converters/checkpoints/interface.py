@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llamalite import shards
 from llamalite.converters.mix import ModelShape
 from llamalite.errors import CheckpointError
+from llamalite.files import shards
 from llamalite.quant_types import FILE_TYPES
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

@@ -1,8 +1,8 @@
-"""The command line: one file a verb, arguments and printing, no logic.
+"""The command line: one file for each verb, with arguments and printing but no logic.
 
 A verb's module is imported only when that verb runs, so that ``llamalite --help`` loads neither numpy nor llama.cpp.
-Exit codes: 0 done, 1 bad input or failure, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. A failure is one line on stderr;
-the traceback comes only with ``-vv``. A verb finds ``{"verbose": int, "quiet": bool}`` in its context's ``obj``.
+Exit codes: 0 done, 1 bad input or failure, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. A failure prints one line on
+stderr, with ``-vv`` the traceback. A verb gets ``{"verbose": int, "quiet": bool}`` as its context's ``obj``.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType  # generic only since click 8.4
 
-# verb → (module, one line for `llamalite --help`, which must not import the module)
+# verb → (module, its line in `llamalite --help`, which must not import the module)
 VERBS = {
     "convert": ("llamalite.cli.convert", "Convert a LLaMA checkpoint to a quantized GGUF file."),
-    "verify": ("llamalite.cli.verify", "Check a GGUF file against the checkpoint that it was made of."),
-    "run": ("llamalite.cli.run", "Let a model answer, or chat with it."),
-    "list": ("llamalite.cli.models", "List the models of the models folder."),
-    "inspect": ("llamalite.cli.inspect", "Show what a GGUF file holds and needs, without loading it."),
+    "verify": ("llamalite.cli.verify", "Check a GGUF file against the checkpoint that it was made from."),
+    "run": ("llamalite.cli.run", "Let a model answer a prompt, or chat with it."),
+    "list": ("llamalite.cli.models", "List the models in the models folder."),
+    "inspect": ("llamalite.cli.inspect", "Show what a GGUF file contains and needs, without loading it."),
     "remove": ("llamalite.cli.remove", "Delete models from the models folder."),
-    "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at once."),
+    "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at a time."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "compare": ("llamalite.cli.compare", "Measure what each quantization of a model costs."),
     "imatrix": ("llamalite.cli.imatrix", "Collect an importance matrix, for better quantization."),
     "eval": ("llamalite.cli.eval", "Evaluate a model on standard tasks."),
     "bench": ("llamalite.cli.bench", "Measure how fast a model reads and generates here."),
-    "doctor": ("llamalite.cli.doctor", "Show this machine, which models fit it, and how fast they can be."),
-    "demo": ("llamalite.cli.demo", "Convert, ask and measure the model that ships with llamalite."),
-    "completion": ("llamalite.cli.completion", "Print the completion script of bash, zsh or fish."),
+    "doctor": ("llamalite.cli.doctor", "Show this machine, which models fit, and how fast they can be."),
+    "demo": ("llamalite.cli.demo", "Convert, ask and measure the model that comes with llamalite."),
+    "completion": ("llamalite.cli.completion", "Print the completion script for bash, zsh or fish."),
 }
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Note -v and -q, which may stand before the verb, after it, or in both places."""
+    """Store -v or -q, which may be given before the verb, after it, or both."""
     settings = ctx.ensure_object(dict)
     if param.name == "quiet":
         settings["quiet"] = bool(value) or settings.get("quiet", False)
@@ -57,7 +57,7 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: Any) -> No
 
 
 def _set_levels(settings: dict[str, Any]) -> None:
-    """Let the library log what -v and -q ask for. Called only before a verb runs: `logging` is slow to import."""
+    """Set the library's log level from -v and -q. Called only before a verb runs, as `logging` is slow to import."""
     import logging
 
     from llamalite.cli import _text
@@ -72,21 +72,21 @@ def _set_levels(settings: dict[str, Any]) -> None:
     verbose = settings.get("verbose", 0)
     level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("llamalite").setLevel(level)
-    # What llama.cpp reports as an error becomes an exception with its words: logged too, it would be shown twice.
+    # llama.cpp's errors become the messages of exceptions: logged too, they would be shown twice.
     logging.getLogger("llamalite.llama_cpp").setLevel(logging.DEBUG if verbose > 1 else logging.CRITICAL)
 
 
 def _verbosity_options() -> list[click.Option]:
     return [
         click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=_set_verbosity,
-                     help="Show what happens; -vv also llama.cpp's log and tracebacks."),
+                     help="Log what happens; -vv adds llama.cpp's log, and tracebacks."),
         click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_verbosity,
-                     help="Show nothing but results and errors."),
+                     help="Show only results and errors."),
     ]  # fmt: skip
 
 
 class _ModelName(_ParamType):
-    """MODEL, everywhere: a text that a shell completes to names in the models folder, and to files."""
+    """The type of every MODEL argument: a shell completes it to files and to names in the models folder."""
 
     name = "model"
 
@@ -100,13 +100,13 @@ class _ModelName(_ParamType):
 
         try:
             names = [name for path in store.list_models() if (name := store.shortest_name(path)).startswith(incomplete)]
-        except LlamaliteError:  # the folder cannot be read; the verb will say so, a press of Tab should not
+        except LlamaliteError:  # the folder cannot be read: the verb will say so, completion should not
             names = []
         return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are named, and listed from `VERBS` until then."""
+    """A group that lists its commands from `VERBS`, and imports one only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -130,7 +130,7 @@ class _LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], VERBS, n=1)
-            ctx.fail(f"there is no command {args[0]!r}" + (f"; the nearest is {near[0]}" if near else ""))
+            ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -158,7 +158,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
               help="Show the versions of llamalite and llama.cpp.")  # fmt: skip
 def cli() -> None:
-    """Convert LLaMA checkpoints to quantized GGUF, run them on a laptop, and measure what it cost.
+    """Convert LLaMA checkpoints to quantized GGUF, run them on a laptop, and measure what quantization cost.
 
     \b
     Examples:
@@ -174,12 +174,12 @@ cli.params[:0] = _verbosity_options()
 def main(args: list[str] | None = None) -> None:
     """Run the command line with `args` (default: ``sys.argv[1:]``) and exit with its code."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Python sets streams to None that were closed before the start (`>&-`).
+    # Python sets a stream to None if it was closed before the start (`>&-`).
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        # A model may write any character, and a Windows code page has only some.
+        # A model may write any character, and a Windows code page lacks most.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     sys.exit(_run(sys.argv[1:] if args is None else args))
@@ -192,7 +192,7 @@ def _run(arguments: list[str]) -> int:
 
         return shell_complete(cli, {}, "llamalite", "_LLAMALITE_COMPLETE", instruction)
     try:
-        # Not cli.main(): click would answer a closed pipe with exit code 1.
+        # Not cli.main(): with it, click would exit with 1 on a closed pipe.
         colour = False if os.environ.get("NO_COLOR") else None
         with cli.make_context("llamalite", list(arguments), obj=settings, color=colour) as ctx:
             cli.invoke(ctx)
@@ -200,7 +200,7 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt, EOFError):
-        click.echo(err=True)  # the shell's prompt belongs on a line of its own
+        click.echo(err=True)  # so that the shell's prompt begins a new line
         return 130
     except BrokenPipeError:
         # `llamalite ... | head` has read enough. Without this, Python would complain when it flushes at exit.
@@ -211,10 +211,12 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "llamalite"
-        return fail(f"{error.format_message().rstrip('.')}. See {path} --help", error.exit_code)
+        message = error.format_message()
+        end = "" if message.endswith((".", "?")) else "."
+        return fail(f"{message}{end} See {path} --help", error.exit_code)
     except click.ClickException as error:
         return fail(error.format_message(), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last door: nothing is swallowed, one line and a code are returned
+    except Exception as error:  # noqa: BLE001 - the outermost handler: any error becomes one line and a code
         if settings["verbose"] > 1:
             import traceback
 
@@ -224,7 +226,7 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-# Words in which Python and the dynamic linker report that the process has reached a limit → what to show instead.
+# How Python and the dynamic linker report that a limit is reached → what to show instead.
 _LIMITS = {
     "can't start new thread": "no thread can be started: free memory, or raise the limit on processes "
     "(ulimit -u) or on memory (ulimit -v)",
@@ -233,7 +235,7 @@ _LIMITS = {
 
 
 def error_line(error: Exception) -> str:
-    """Return the line that shows `error`; for a fault of llamalite it says how to report that."""
+    """Return the line that describes `error`; for a bug in llamalite, it says how to report it."""
     for words, explanation in _LIMITS.items():
         if words in str(error):
             return explanation
@@ -243,14 +245,14 @@ def error_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory"
-    return f"a fault in llamalite, {type(error).__name__}: {error} (add -vv to see where, and report it)"
+    return f"a bug in llamalite, {type(error).__name__}: {error} (add -vv to see where, and report it)"
 
 
 _LONGEST_LINE = 2000  # characters
 
 
 def fail(text: str, code: int) -> int:
-    """Show `text` as an error, in one line, and return the exit `code`."""
+    """Print `text` as an error in one line, and return the exit `code`."""
     from llamalite.cli import _text
 
     colour = False if os.environ.get("NO_COLOR") else None

@@ -1,4 +1,4 @@
-"""The chat of ``llamalite run`` on a terminal, with its commands that begin with a slash."""
+"""The chat of ``llamalite run`` on a terminal, and its commands, which begin with a slash."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from llamalite.model import Model
 
 COMMANDS = {
-    "/system TEXT": "set the system message (without TEXT: take it away)",
-    "/reset": "begin anew with the same system message",
-    "/undo": "take the last question and its answer back",
+    "/system TEXT": "set the system message (without TEXT: remove it)",
+    "/reset": "start over with the same system message",
+    "/undo": "remove the last question and its answer",
     "/retry": "answer the last question again",
-    "/save FILE": "write the conversation, to be taken up by /load or --session",
-    "/load FILE": "take up a conversation",
-    "/stats": "counts and speeds of the last answer",
-    "/help": "this list",
+    "/save FILE": "save the conversation, to continue it with /load or --session",
+    "/load FILE": "continue a saved conversation",
+    "/stats": "show counts and speeds of the last answer",
+    "/help": "show this list",
 }
 KEYS = (
-    "A line that ends with a backslash goes on in the next one; three quotation marks begin and end a text of many "
-    "lines.",
-    "Ctrl-C stops an answer, or drops what is being typed; Ctrl-D or /exit ends the chat.",
+    "A line that ends with a backslash continues on the next one; three quotation marks begin and end a text of "
+    "several lines.",
+    "Ctrl-C stops an answer, or discards what you are typing; Ctrl-D or /exit ends the chat.",
 )
 
 
 def help_text(columns: int) -> str:
-    """Return what /help shows, in lines of at most `columns`, broken between words."""
+    """Return the text of /help, wrapped to `columns`."""
     # A terminal too narrow for two columns gets a small indentation instead.
     room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
     lines = []
@@ -58,7 +58,7 @@ def write(text: str) -> None:
 def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
     """Print an answer while it is generated, end its line, close the stream, and return its totals.
 
-    On a terminal lines end between words. `prompt`, a text that the answer continues, is printed first there.
+    A terminal first shows `prompt`, a text that the answer continues, and lines are wrapped between words.
     """
     wrapper = StreamWrapper() if sys.stdout.isatty() else None
     totals, last = None, ""
@@ -71,7 +71,7 @@ def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
                 last = piece.text
             totals = piece.totals
     finally:
-        pieces.close()  # type: ignore[attr-defined] # a generator or a Stream; the model is free for the next question
+        pieces.close()  # type: ignore[attr-defined] # a generator or a Stream: the model is then free for the next question
         if wrapper:
             write(wrapper.end())
         if not last.endswith("\n"):
@@ -80,14 +80,14 @@ def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
 
 
 def length_text(chat: ChatSession) -> str:
-    """Return how long a conversation is, in words."""
+    """Return the turns and tokens of a conversation, in words."""
     n_turns = sum(message["role"] == "user" for message in chat.messages)
     return f"{_text.count(n_turns, 'turn')}, {_text.count(chat.model.n_held, 'token')}"
 
 
 def stats_text(totals: Totals) -> str:
-    """Return the counts and speeds of an answer in one line."""
-    cached = f" ({totals.n_cached} held already)" if totals.n_cached else ""
+    """Return counts and speeds of an answer in one line."""
+    cached = f" ({totals.n_cached} cached)" if totals.n_cached else ""
     guessed = f" ({totals.n_accepted} of {totals.n_drafted} guesses right)" if totals.n_drafted else ""
     return (
         f"prompt {_text.count(totals.n_prompt, 'token')}{cached}, {totals.prompt_tok_per_s:.1f} tok/s; "
@@ -97,9 +97,9 @@ def stats_text(totals: Totals) -> str:
 
 
 class ChatLoop:
-    """Reads lines from a terminal and answers each, or obeys it if it is a command.
+    """Reads lines from a terminal, and answers each or carries out its command.
 
-    With `chat` the lines are messages of a conversation; without it, texts that a base model continues.
+    With `chat`, the lines are messages of a conversation; without it, texts that a base model continues.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class ChatLoop:
 
     def run(self) -> None:
         """Read and answer until the input ends."""
-        with contextlib.suppress(ImportError):  # Windows has its own line editing
-            import readline  # noqa: F401 - input() edits lines and keeps a history from here on
+        with contextlib.suppress(ImportError):  # Windows has line editing of its own
+            import readline  # noqa: F401 - gives input() line editing and a history
 
         if not self._quiet:
             n_ctx = self._model.n_ctx
             name = self._model.path.name
-            print_wrapped(f"{name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends", err=True)
+            print_wrapped(f"{name}, {n_ctx} tokens of context; /help lists commands, Ctrl-D ends the chat", err=True)
         while True:
             try:
                 text = self._read()
@@ -143,17 +143,17 @@ class ChatLoop:
                 fail(error_line(error), 1)
 
     def _read(self) -> str:
-        """Return the next input, of one line or several; an empty one if Ctrl-C drops it."""
+        """Return the next input, one line or several; an empty one if Ctrl-C discards it."""
         line = input("> ")
         try:
             return self._read_rest(line)
         except KeyboardInterrupt:
-            click.echo("\n(dropped)", err=True)
+            click.echo("\n(discarded)", err=True)
             return ""
 
     @staticmethod
     def _read_rest(line: str) -> str:
-        """Return the whole input that begins with `line`."""
+        """Read the rest of the input that begins with `line`, and return all of it."""
         if line.startswith('"""'):
             lines = [line[3:]]
             while not lines[-1].rstrip().endswith('"""'):
@@ -171,7 +171,7 @@ class ChatLoop:
         self._print_answer(self._chat.stream(text) if self._chat else self._model.stream(text, **self._options))
 
     def _print_answer(self, pieces: Iterator[Piece]) -> None:
-        self._last_totals = None  # an answer that is stopped has none
+        self._last_totals = None  # in case the answer is stopped
         self._last_totals = print_answer(pieces)
         if self._stats and self._last_totals:
             click.echo(stats_text(self._last_totals), err=True)
@@ -187,12 +187,12 @@ class ChatLoop:
 
     def _conversation(self) -> ChatSession:
         if self._chat is None:
-            raise ValueError("there is no conversation: the model has no chat template, or --raw leaves it out")
+            raise ValueError("there is no conversation: the model has no chat template, or --raw ignores it")
         return self._chat
 
     def _system(self, argument: str) -> None:
         self._conversation().system = argument or None
-        self._confirm("system message set" if argument else "no system message any more")
+        self._confirm("system message set" if argument else "system message removed")
 
     def _reset(self, _argument: str) -> None:
         chat = self._conversation()
@@ -202,9 +202,9 @@ class ChatLoop:
     def _undo(self, _argument: str) -> None:
         taken = self._conversation().undo()
         if taken is None:
-            raise ValueError("there is nothing to take back")
+            raise ValueError("there is nothing to undo")
         question = _text.short(_text.clean(" ".join(taken.split())), max(20, _text.width() - 30))
-        self._confirm(f'taken back: "{question}" and its answer')
+        self._confirm(f'removed: "{question}" and its answer')
 
     def _retry(self, _argument: str) -> None:
         if self._chat:
@@ -219,14 +219,14 @@ class ChatLoop:
 
         chat, path = self._conversation(), _path(argument)
         session_file.check_place(path)
-        over = " over the session that was there" if path.exists() else ""
+        over = ", replacing the session that was there" if path.exists() else ""
         chat.save(path)
         click.echo(f"saved{over}: /load {argument}", err=True)
 
     def _load(self, argument: str) -> None:
         chat = self._conversation()
         chat.load(_path(argument))
-        click.echo(f"took up {length_text(chat)}", err=True)
+        click.echo(f"loaded {length_text(chat)}", err=True)
 
     def _show_stats(self, _argument: str) -> None:
         if self._last_totals is None:
@@ -246,4 +246,4 @@ class ChatLoop:
 def _path(argument: str) -> Path:
     if not argument:
         raise ValueError("name a file, as in /save talk.session")
-    return store.expanded(argument)  # no shell has replaced a ~
+    return store.expanded(argument)  # no shell has expanded a ~

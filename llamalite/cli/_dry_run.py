@@ -1,4 +1,4 @@
-"""``llamalite convert --dry-run``: prints what would be written, and what memory it would need to run."""
+"""``llamalite convert --dry-run``: prints what would be written, and the memory needed to run it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_plan(
     metadata: Path | None,
     split_max_bytes: int | None,
 ) -> None:
-    """Print the plan for `source`, tensor by tensor, and a summary of each file; with -v every fallback."""
+    """Print the plan for `source`: each tensor, and a summary of each file; with -v, every fallback."""
     plan, headers = preview(source, qtype, params=params, metadata=metadata, split_max_bytes=split_max_bytes)
     rows = []
     for tensor in plan.tensors:
@@ -41,7 +41,7 @@ def print_plan(
     for i, (kind, files) in enumerate(zip(plan.file_types, headers, strict=True)):
         _print_summary(plan, i, kind.name, files, every_fallback=ctx.obj["verbose"] > 0)
     total = sum(header.n_bytes_file for files in headers for header in files)
-    click.echo(f"It takes {_text.size(total)} on disk. This was a dry run: nothing was written.")
+    click.echo(f"That is {_text.size(total)} on disk. This was a dry run: nothing was written.")
 
 
 def _print_summary(
@@ -53,19 +53,19 @@ def _print_summary(
     kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
     click.echo(f"{name}: {_text.size(n_bytes)}{shards}, {plan.bits_per_weight(i_output):.2f} bits per weight ({kinds})")
     _print_fallbacks(plan.fallbacks(i_output), every=every_fallback)
-    # A split model is its first header with the others as its rest, as when it is read from files.
+    # As when it is read from files: a split model is its first header, with the others as `rest`.
     whole = Inspection(dataclasses.replace(files[0], rest=tuple(files[1:])))
     try:
-        needs = [need for need in whole.needs() if need.n_ctx <= MAX_CONTEXT]
+        memory = [needed for needed in whole.memory_needed() if needed.n_ctx <= MAX_CONTEXT]
     except GGUFError:
-        return  # a GGUF source of another family: what memory it needs is not known
-    if needs:
-        memory = ", ".join(f"{_text.size(need.total_bytes)} with {need.n_ctx:,}" for need in needs)
-        click.echo(f"  memory to run it: {memory} tokens of context")
+        return  # a GGUF source of another family: the memory that it needs is not known
+    if memory:
+        amounts = ", ".join(f"{_text.size(needed.total_bytes)} with {needed.n_ctx:,}" for needed in memory)
+        click.echo(f"  memory to run it: {amounts} tokens of context")
 
 
 def _print_fallbacks(fallbacks: Mapping[str, Choice], *, every: bool) -> None:
-    """Print which tensors get another type than the rules name, and why: one line for each kind, or for each tensor."""
+    """Print the tensors that get another type than the rules name, and why: a line for each kind, or each tensor."""
     kinds: dict[Choice, list[str]] = {}
     for tensor, choice in fallbacks.items():
         kinds.setdefault(choice, []).append(tensor)

@@ -1,4 +1,4 @@
-"""What the verbs share about MODEL: `llamalite.store` finds it, and the terminal shows what is fetched or converted."""
+"""Finds and loads MODEL for all verbs (`llamalite.store`), and shows what is downloaded, converted or loaded."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llamalite.cli._progress import is_watched, progress_bar
 if TYPE_CHECKING:
     from llamalite.model import Model
 
-_PATIENCE_S = 0.5
+_DELAY_S = 0.5
 
 
 def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
-    """Return the folder or file that `source` names, fetched from the hub where it is ``org/name`` and no path."""
+    """Return the folder or file `source`; if it is ``org/name`` and not a path, download it from the hub."""
     from llamalite.store import hub
 
     if not hub.is_repo_id(source):
         if revision is not None:
-            raise click.UsageError(f"--revision is for a repository of the hub, and {source} is none")
+            raise click.UsageError(f"--revision is for a repository of the hub, which {source} is not")
         return Path(source)
     with _announcing(ctx) as announce:
         return hub.fetch_checkpoint(source, revision, announce=announce, progress=is_watched(ctx.obj, sys.stderr))
 
 
 def obtain(ctx: click.Context, model: str) -> Path:
-    """Return the GGUF file that `model` means (`llamalite.store.obtain`), fetched and converted where need be."""
+    """Return the GGUF file that `model` means (`llamalite.store.obtain`), downloaded and converted if necessary."""
     with _announcing(ctx) as announce, contextlib.ExitStack() as stack:
         bar = None
 
@@ -55,10 +55,10 @@ def locate(ctx: click.Context, model: str) -> Path:
 
 @contextlib.contextmanager
 def _announcing(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
-    """Yield a function that shows a line on standard error, None if quiet.
+    """Yield a function that prints a line on standard error; None with -q.
 
-    What the hub is asked (`llamalite.store.hub.Question`) is shown while the answer is waited for, and stays only if
-    there is one: what went wrong is one line.
+    A terminal shows a `llamalite.store.hub.Question` at once, and wipes it if an error follows, so that a failure is
+    one line. Elsewhere it is printed only when it has been answered.
     """
     if ctx.obj["quiet"]:
         yield None
@@ -92,7 +92,7 @@ def _announcing(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
 
 
 def load(ctx: click.Context, path: Path, **options: Any) -> Model:
-    """Return the `llamalite.Model` of `path`; a terminal shows "Loading NAME …" while that takes long."""
+    """Load the `llamalite.Model` at `path`; a terminal shows "Loading NAME …" if that takes long."""
     from llamalite.model import Model
 
     with _waiting(ctx, f"Loading {path.name} …"):
@@ -101,8 +101,8 @@ def load(ctx: click.Context, path: Path, **options: Any) -> Model:
 
 @contextlib.contextmanager
 def _waiting(ctx: click.Context, text: str) -> Iterator[None]:
-    """Show `text` on a terminal from half a second on, as long as the block lasts."""
-    if ctx.obj["verbose"] or not is_watched(ctx.obj, sys.stderr):  # with -v the log tells what happens
+    """Show `text` on a terminal while the block runs, after half a second."""
+    if ctx.obj["verbose"] or not is_watched(ctx.obj, sys.stderr):  # with -v the log shows what happens
         yield
         return
     import threading
@@ -114,7 +114,7 @@ def _waiting(ctx: click.Context, text: str) -> Iterator[None]:
         was_shown.set()
         click.echo(line, err=True, nl=False)
 
-    timer = threading.Timer(_PATIENCE_S, show)
+    timer = threading.Timer(_DELAY_S, show)
     timer.start()
     try:
         yield
@@ -126,6 +126,6 @@ def _waiting(ctx: click.Context, text: str) -> Iterator[None]:
 
 
 def _wipe(line: str) -> None:
-    """Take `line` away again, before which the cursor was at a line's begin."""
-    # Spaces, no escape sequence: click would leave that out where NO_COLOR is set.
+    """Erase `line`, which is the only text on the terminal's current line."""
+    # With spaces: click removes escape sequences if NO_COLOR is set.
     click.echo(f"\r{' ' * _text.columns(line)}\r", err=True, nl=False)

@@ -1,7 +1,7 @@
-"""Options that several verbs have, each written once: the same name, the same bounds, the same words when it is wrong.
+"""Options of several verbs, each defined once: the same name, the same bounds, the same message for a wrong value.
 
-What an option can never take is wrong usage (exit code 2, click's words); what this model or this machine cannot do is
-told by the library (exit code 1).
+A value that is never valid is wrong usage (exit code 2, click's message). A value that this model or this machine
+cannot use is an error of the library (exit code 1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h)
 
 
 class Count(click.IntRange):
-    """A whole number from `least` on, and no larger than C's int."""
+    """A whole number of at least `least` that fits into C's int."""
 
     def __init__(self, least: int) -> None:
         super().__init__(min=least)
@@ -28,19 +28,19 @@ class Count(click.IntRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         number: int = super().convert(value, param, ctx)
         if number >= 2**31:
-            self.fail(f"{number} is more than llama.cpp can count.", param, ctx)
+            self.fail(f"{number} is larger than llama.cpp allows.", param, ctx)
         return number
 
 
 class Number(click.FloatRange):
-    """A number within bounds; click's own takes NaN and, without bounds, infinity."""
+    """A finite number within bounds; click's own type accepts NaN and, without bounds, infinity."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no number that can be computed with.", param, ctx)
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 
@@ -53,24 +53,28 @@ PROBABILITY = Number(0, 1)
 
 
 def threads(name: str = "threads") -> Callable[[F], F]:
-    return click.option("--threads", name, type=THREADS, metavar="N", help="Default: the physical cores usable here.")
+    return click.option(
+        "--threads", name, type=THREADS, metavar="N", help="Number of threads. Default: the physical cores usable here."
+    )
 
 
 def gpu(default: str = "auto") -> Callable[[F], F]:
-    """Add ``--gpu-layers`` and ``--device``: the values for `offload`."""
+    """Add ``--gpu-layers`` and ``--device``, whose values `offload` checks."""
 
     def add(command: F) -> F:
-        command = click.option("--device", metavar="NAME", help="Which GPU, as llamalite doctor lists them.")(command)
+        command = click.option("--device", metavar="NAME", help="The GPU to use, as llamalite doctor lists them.")(
+            command
+        )
         return click.option(
             "--gpu-layers", default=default, show_default=True, metavar="auto|all|N", callback=_layers,
-            help="Layers on the GPU; auto is all of them where there is one.",
+            help="Layers on the GPU. auto: all of them if there is a GPU.",
         )(command)  # fmt: skip
 
     return add
 
 
 def layers(value: str) -> int | str:
-    """Return ``auto``, ``all`` or the number that was typed; ``click.BadParameter`` for anything else."""
+    """Return ``auto``, ``all`` or the number typed; raise ``click.BadParameter`` for anything else."""
     if value in ("auto", "all"):
         return value
     if value.isascii() and value.isdigit() and int(value) < 2**31:
@@ -83,9 +87,9 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int | s
 
 
 def offload(options: dict[str, Any]) -> dict[str, Any]:
-    """Take ``gpu_layers`` and ``device`` out of `options`; return them as the library's arguments.
+    """Remove ``gpu_layers`` and ``device`` from `options`, and return them as the library's arguments.
 
-    Refuses, before anything is fetched, converted or read, what the installed llama.cpp cannot do.
+    Raises an error if the installed llama.cpp cannot offload: before anything is downloaded, converted or read.
     """
     wanted, device = options.pop("gpu_layers"), options.pop("device")
     if wanted == 0 and device is None:
@@ -96,7 +100,7 @@ def offload(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ``OSError`` where `path` cannot be written: before hours of work, not after them."""
+    """Raise ``OSError`` if `path` cannot be written: before hours of work, not after them."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")

@@ -1,4 +1,4 @@
-"""The progress bar of every verb, and whether a person is there to see it."""
+"""The progress bar of all verbs, and whether a person is there to see it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def is_watched(settings: dict[str, Any], stream: IO[str]) -> bool:
-    """Whether to write to `stream` what only a person wants to see: without -q, and on a terminal."""
+    """Return whether to write to `stream` what only a person wants to see: on a terminal, and without -q."""
     return not settings["quiet"] and stream.isatty()
 
 
 class ProgressBar:
-    """A bar that knows nothing about its total until it is told."""
+    """A progress bar whose total may become known later."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
 
     def move_to(self, done: int, total: int | None = None, figures: str = "") -> None:
-        """Show `done` of `total`, and the `figures` reached so far behind it."""
+        """Show `done` of `total`, followed by `figures`."""
         if total is not None:
             self._bar.total = total
         if figures:
@@ -33,7 +33,7 @@ class ProgressBar:
         self._bar.update(done - self._bar.n)
 
     def clear(self) -> None:
-        """Make room for a message; the next `move_to` draws the bar again."""
+        """Erase the bar, so that a message can be printed; the next `move_to` draws it again."""
         self._bar.clear()
 
 
@@ -41,7 +41,7 @@ class ProgressBar:
 def progress_bar(
     settings: dict[str, Any], unit: str, doing: str = "", total: int | None = None
 ) -> Iterator[ProgressBar]:
-    """Show a bar on standard error while the block runs, if that is watched. Bytes are counted in the `unit` "iB"."""
+    """Show a bar on standard error while the block runs, if `is_watched`. The `unit` of bytes is "iB"."""
     from tqdm import tqdm
 
     with tqdm(

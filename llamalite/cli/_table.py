@@ -1,4 +1,4 @@
-"""The tables of every verb: in columns for people, or in Markdown."""
+"""The tables of all verbs, in aligned columns or in Markdown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def print_table(
     keep_end: bool = False,
     indent: int = 0,
 ) -> list[str]:
-    """Print `rows` under `head`, the columns `left` aligned to the left; return the heads of the columns left out.
+    """Print `rows` under `head`, the columns `left` aligned to the left; return the heads of omitted columns.
 
-    On a terminal the table keeps to its width: the columns `optional` are left out one by one, then the column
-    `shrinking` is cut, at its end, or with `keep_end` at its beginning. In a pipe nothing is cut. Two spaces separate
-    the columns. A cell may be styled by click.
+    A table that is too wide for the terminal loses its `optional` columns one by one; then its column `shrinking` is
+    cut at the end, or with `keep_end` at the beginning. In a pipe it is printed whole. Two spaces separate columns.
+    Cells may be styled by click.
     """
     lines = [*([head] if head else []), *rows]
     if not lines:
@@ -47,7 +47,7 @@ def print_table(
 
 
 def print_markdown(head: Row, rows: Sequence[Row]) -> None:
-    """Print a table in Markdown, the first column to the left, the others to the right."""
+    """Print a table in Markdown, the first column aligned to the left, the others to the right."""
     widths = _widths([head, *rows])
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     titles = [_padded(cell, width, to_left=True) for cell, width in zip(head, widths, strict=True)]
@@ -57,7 +57,7 @@ def print_markdown(head: Row, rows: Sequence[Row]) -> None:
 
 
 def markdown_width(head: Row, rows: Sequence[Row]) -> int:
-    """Return the columns that `print_markdown` needs."""
+    """Return the width of the table that `print_markdown` prints."""
     return sum(width + 3 for width in _widths([head, *rows])) + 1
 
 

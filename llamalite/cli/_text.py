@@ -1,4 +1,4 @@
-"""How the verbs write sizes, counts and short texts, and read files of text."""
+"""How all verbs write sizes, counts and short texts, and read text files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-MAX_COLUMNS = 100  # that text and bars fill on a wider terminal
+MAX_COLUMNS = 100  # of text and bars, even on a wider terminal
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def size(n_bytes: float) -> str:
-    """Return a size for people, in powers of 1024 as llama.cpp's tools print it.
+    """Return a size for people, in powers of 1024 as in llama.cpp's tools.
 
     >>> size(668_788_096), size(25e9), size(980), size(3_781_216)
     ('638 MiB', '23.3 GiB', '980 bytes', '3.61 MiB')
@@ -26,9 +26,9 @@ def size(n_bytes: float) -> str:
 
 
 def sums(rows: Sequence[Sequence[int]]) -> tuple[str, list[list[str]]]:
-    """Return a unit, and each of `rows` (bytes) as numbers in that unit, followed by their sum.
+    """Return a unit, and each of `rows` (bytes) as numbers in that unit followed by their sum.
 
-    Numbers are rounded so that they add up as printed.
+    The numbers are rounded so that they add up as printed.
 
     >>> sums([[1_400_000, 1_400_000, 2_900_000]])
     ('MiB', [['1.34', '1.33', '2.77', '5.44']])
@@ -37,7 +37,7 @@ def sums(rows: Sequence[Sequence[int]]) -> tuple[str, list[list[str]]]:
     unit, name = next(((unit, name) for unit, name in _UNITS if largest >= unit), _UNITS[-1])
     lines = []
     for row in rows:
-        # The running sums are rounded, and each part is the difference of two: it is off by a hundredth at most.
+        # A part is the difference of two rounded running sums, so it is off by a hundredth at most.
         ends = [round(100 * sum(row[:n]) / unit) for n in range(len(row) + 1)]
         hundredths = [end - start for start, end in itertools.pairwise(ends)]
         lines.append([f"{n / 100:,.2f}" for n in (*hundredths, ends[-1])])
@@ -59,7 +59,7 @@ def width() -> int:
 
 
 def columns(text: str) -> int:
-    """Return how many columns of a terminal `text` takes: wide characters take two, combining marks none.
+    """Return how many columns `text` takes on a terminal: wide characters take two, combining marks none.
 
     >>> columns("llama"), columns("羊驼"), columns("e\u0301")
     (5, 4, 1)
@@ -78,7 +78,7 @@ def _character_columns(character: str) -> int:
 
 
 def read(path: Path) -> str:
-    """Return the text of the UTF-8 file `path`, without a byte-order mark, its lines ended by ``\\n``.
+    """Return the text of the UTF-8 file `path`, without a byte-order mark, with ``\\n`` line ends.
 
     ``ValueError`` names the file and the first byte that is not UTF-8.
     """
@@ -88,17 +88,17 @@ def read(path: Path) -> str:
     except UnicodeDecodeError as error:
         place = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
         hint = ", which looks like UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise ValueError(f"{path} is no UTF-8 text: {place}{hint}; save it as UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8 text: {place}{hint}; save it as UTF-8") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean(text: str) -> str:
-    """Return `text` in one line, its control characters as escapes: a stranger's file must not steer the terminal."""
+    """Return `text` with its control characters escaped: a stranger's file must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str, room: int, *, end: bool = False) -> str:
-    """Return `text` cut to `room` columns. `end` keeps its end, where a model's name has the type."""
+    """Return `text` cut to `room` columns; `end` keeps its end, where the name of a model has its type."""
     if len(text) <= room:
         return text
     return "…" + text[len(text) - max(0, room - 1) :] if end else text[: max(0, room - 1)] + "…"

@@ -1,4 +1,4 @@
-"""Text broken between words where a terminal's line ends: whole texts, and text that a model streams.
+"""Wraps text between words to a terminal's width: whole texts, and text that a model streams.
 
 >>> wrapper = StreamWrapper(columns=lambda: 16)
 >>> print("".join(wrapper.add(piece) for piece in ("Once up", "on a time there ", "was")) + wrapper.end())
@@ -18,11 +18,11 @@ import click
 from llamalite.cli import _text
 
 _FENCES = ("```", "~~~")
-_MIN_ROOM = 30  # columns of text beside a label, even on a narrower terminal
+_MIN_COLUMNS = 30  # of text beside a label, even on a narrower terminal
 
 
 def wrapped(text: str, columns: int, *, first_indent: str = "", indent: str = "") -> list[str]:
-    """Return `text` in lines of at most `columns`; a longer word is not broken."""
+    """Return `text` in lines of at most `columns`; longer words are not broken."""
     return textwrap.wrap(
         text,
         columns,
@@ -34,30 +34,30 @@ def wrapped(text: str, columns: int, *, first_indent: str = "", indent: str = ""
 
 
 def print_wrapped(text: str, *, label: str = "", room: int = 0, in_pipes: bool = False, err: bool = False) -> None:
-    """Print `text` behind `label`, which takes `room` columns, in lines that keep to the terminal's width.
+    """Print `text` after `label`, which takes `room` columns, wrapped to the terminal's width.
 
-    In a pipe it is one line, unless `in_pipes`.
+    In a pipe it is one line, unless `in_pipes` is set.
     """
     text = _text.clean(text)
     stream = sys.stderr if err else sys.stdout
     lines = [text]
     if in_pipes or stream.isatty():
         columns = min(_text.width() - 1, _text.MAX_COLUMNS)
-        lines = wrapped(text, max(_MIN_ROOM, columns - room)) or [""]
+        lines = wrapped(text, max(_MIN_COLUMNS, columns - room)) or [""]
     click.echo(label + ("\n" + " " * room).join(lines), err=err)
 
 
 def print_labelled(label: str, text: str, room: int) -> None:
-    """Print `text` behind `label`, which is padded to `room` columns and indented by two."""
+    """Print wrapped `text` after `label`, which is padded to `room` columns and indented by two."""
     print_wrapped(text, label=f"  {label:{room}}", room=room + 2, in_pipes=True)
 
 
 class StreamWrapper:
-    """Breaks a text that comes in pieces. `columns` returns the width of the terminal, which may change meanwhile.
+    """Wraps a text that comes in pieces. `columns` returns the terminal's current width.
 
-    A word is held back until it is complete: only then is it known whether it fits. Code between fences (```) and
-    indented lines keep their form, unless `joins_lines`: then every run of white space becomes one space. Nothing
-    written is taken back, so that a line during which the terminal's width changes may end too late.
+    A word is held back until it is complete, when it is known whether it fits. Code between fences (```) and indented
+    lines are not wrapped; with `joins_lines`, they are, and all white space becomes one space. What is written
+    stays: if the width changes, the current line may be too long.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class StreamWrapper:
         self._columns = columns
         self._indent = indent
         self._joins_lines = joins_lines
-        self._column = 0  # columns of the line that are written
-        self._gap, self._word = "", ""  # white space and the word after it, not yet written
-        self._begins = True  # no word of this line is written yet
-        self._may_indent = False  # white space at the very beginning follows a prompt: it is no indentation
+        self._column = 0  # columns written of the current line
+        self._gap, self._word = "", ""  # white space and the word after it, held back
+        self._begins = True  # no word of this line has been written
+        self._may_indent = False  # at the very beginning, white space follows a prompt and is no indentation
         self._in_fence = self._keeps_form = False
-        self._continues_word = False  # the word is longer than a line, and its beginning is written
+        self._continues_word = False  # the beginning of a word longer than a line has been written
 
     def add(self, piece: str) -> str:
-        """Return what to write after the next `piece` of the text."""
+        """Return what to write now that `piece` has been added to the text."""
         output = []
         for character in piece:
             if character in " \t\n":
@@ -88,12 +88,12 @@ class StreamWrapper:
                     self._begins = self._may_indent = True
                 else:
                     self._gap += character
-            elif _text.columns(character) == 2:  # a line may end before and after a wide character
+            elif _text.columns(character) == 2:  # a line may be broken before and after a wide character
                 output.append(self._place_word())
                 self._word = character
                 output.append(self._place_word())
             elif character != "\r":
-                # A model may repeat a stranger's text: control characters are shown, not sent to the terminal.
+                # A model may repeat a stranger's text: its control characters are escaped.
                 self._word += _text.clean(character) if unicodedata.category(character) == "Cc" else character
                 if len(self._word) > self._room():
                     output.append(self._place_word())
@@ -101,14 +101,14 @@ class StreamWrapper:
         return "".join(output)
 
     def end(self) -> str:
-        """Return what is left to write at the text's end."""
+        """Return the rest to write at the end of the text."""
         return self._place_word()
 
     def _room(self) -> int:
-        return max(8, self._columns() - 1)  # some terminals begin a new line once the last column is written
+        return max(8, self._columns() - 1)  # some terminals begin a new line after the last column
 
     def _place_word(self) -> str:
-        """Return the held word after its white space, or on a new line; nothing if no word is held."""
+        """Return the held word after its white space or on a new line; nothing if there is none."""
         if not self._word:
             return ""
         if self._begins and not self._joins_lines:

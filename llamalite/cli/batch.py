@@ -1,4 +1,4 @@
-"""``llamalite batch``: a file of prompts becomes a file of answers."""
+"""``llamalite batch``: answers a file of prompts."""
 
 from __future__ import annotations
 
@@ -23,33 +23,39 @@ _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='JSON Lines: {"prompt": TEXT} or {"messages": [...]}, and options of its own, on each line.',
+    help='JSON Lines: {"prompt": TEXT} or {"messages": [...]} on each line, with options for that line.',
 )
 @click.option(
     "-o", "--output", "target", required=True, metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-    help="Where answers are appended; a line that has an answer there is not asked again.",
+    help="Append answers to this file; lines that have an answer there are skipped.",
 )  # fmt: skip
 @click.option("--raw", is_flag=True, help="Continue each prompt as it is, without the chat template.")
-@click.option("--parallel", default=16, show_default=True, type=click.IntRange(1, 255), help="Answers at once.")
+@click.option(
+    "--parallel",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1, 255),
+    help="Number of answers generated at a time.",
+)
 @click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
-              help="Most tokens of an answer.")  # fmt: skip
+              help="Maximum tokens of an answer.")  # fmt: skip
 @click.option("--temp", "temperature", type=_options.TEMPERATURE, metavar="T", help="Default: the file's, else 0.8.")
 @click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95.")
 @click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40.")
 @click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05.")
-@click.option("--seed", type=_options.SEED, metavar="N", help="For lines that name none.")
-@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Most tokens of one prompt and its answer.")
+@click.option("--seed", type=_options.SEED, metavar="N", help="The seed of lines that have none.")
+@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Maximum tokens of a prompt and its answer.")
 @_options.threads()
 @_options.gpu()
 @click.pass_context
 def command(ctx: click.Context, /, model: str, source: Path, target: Path, **options: Any) -> None:
-    """Answer every line of a JSON Lines file, many at once.
+    """Answer every line of a JSON Lines file, many at a time.
 
     MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
 
-    A model with a chat template gets each prompt as a user's message, as in `llamalite run`.
+    A model with a chat template gets each prompt as a user message, as in `llamalite run`.
 
-    A run that was stopped goes on where it was. A line that cannot be used is reported with its number, the others are
+    A run that was stopped continues where it was. If a line cannot be used, its number is reported, the others are
     answered, and the exit code is 1.
 
     \b
@@ -86,12 +92,12 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
             except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
                 bar.clear()
                 if not quiet:
-                    kept = f"{_text.clean(str(target))} has what is answered, and the same command goes on"
+                    kept = f"{_text.clean(str(target))} has the answers so far; the same command continues"
                     click.echo(f"stopped: {kept}", err=True)
                 raise
         seconds = time.perf_counter() - began
     if not quiet:
-        before = f", {report.n_before} were before" if report.n_before else ""
+        before = f" ({report.n_before} were answered before)" if report.n_before else ""
         click.echo(
             f"{_text.count(report.n_answered, 'line')} answered{before}: "
             f"{_text.count(report.n_tokens, 'token')} in {seconds:.1f} s, "
@@ -100,4 +106,4 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
         )
     if report.n_bad:
         lines = _text.count(report.n_bad, "line")
-        raise click.ClickException(f"{lines} of {source} could not be used; mend what is wrong and run it again")
+        raise click.ClickException(f"{lines} of {source} could not be used; correct them and run it again")

@@ -1,4 +1,4 @@
-"""llamalite bench: how fast a model reads and generates here, and what it takes."""
+"""``llamalite bench``: measures how fast a model reads and generates here, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from llamalite.cli._progress import is_watched, progress_bar
 from llamalite.cli._table import markdown_width, print_markdown
 from llamalite.cli._wrapping import print_labelled
 
-_LISTED = ("n_batch", "n_ubatch", "kv_type", "n_gpu_layers")
+_SETTINGS = ("n_batch", "n_ubatch", "kv_type", "n_gpu_layers")
 
 
-def _listed(kind: Any) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
-    """Return a callback for values separated by commas, each of the parameter type `kind`."""
+def _list_of(kind: Any) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    """Return a callback that parses values separated by commas, each of the parameter type `kind`."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
         return () if value is None else tuple(kind.convert(part, param, ctx) for part in value.split(","))
@@ -36,23 +36,23 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-p", "--prompt", "n_prompt", type=_options.COUNT_OR_NONE, default=512, show_default=True,
-              metavar="N", help="Tokens of the prompt; 0 leaves this test out.")  # fmt: skip
+              metavar="N", help="Tokens of the prompt; 0 skips this test.")  # fmt: skip
 @click.option("-n", "--generate", "n_generate", type=_options.COUNT_OR_NONE, default=128, show_default=True,
-              metavar="N", help="Tokens to generate; 0 leaves this test out.")  # fmt: skip
+              metavar="N", help="Tokens to generate; 0 skips this test.")  # fmt: skip
 @click.option("-r", "--repetitions", type=_options.COUNT, default=5, show_default=True, metavar="N",
-              help="How often each test is measured, after a warm-up.")  # fmt: skip
-@click.option("--threads", "n_threads", callback=_listed(_options.THREADS), metavar="N,N",
-              help="Threads (default: the physical cores).")  # fmt: skip
-@click.option("--batch", "n_batch", default="2048", show_default=True, callback=_listed(_options.COUNT), metavar="N,N",
+              help="Measurements of each test, after a warm-up.")  # fmt: skip
+@click.option("--threads", "n_threads", callback=_list_of(_options.THREADS), metavar="N,N",
+              help="Number of threads. Default: the physical cores.")  # fmt: skip
+@click.option("--batch", "n_batch", default="2048", show_default=True, callback=_list_of(_options.COUNT), metavar="N,N",
               help="Tokens in a batch.")  # fmt: skip
-@click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_listed(_options.COUNT), metavar="N,N",
-              help="Tokens computed together.")  # fmt: skip
-@click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_listed(_options.KV_TYPE),
+@click.option("--ubatch", "n_ubatch", default="512", show_default=True, callback=_list_of(_options.COUNT),
+              metavar="N,N", help="Tokens computed together.")  # fmt: skip
+@click.option("--kv-type", "kv_types", default="F16", show_default=True, callback=_list_of(_options.KV_TYPE),
               metavar="T,T",
-              help="The cache's types: F32, F16, Q8_0, ...")  # fmt: skip
+              help="Types of the KV cache: F32, F16, Q8_0, ...")  # fmt: skip
 @click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_layers, metavar="N,N",
               help="Layers on the GPU: auto, all, or numbers.")  # fmt: skip
-@click.option("--device", metavar="NAME", help="Which GPU, as llamalite doctor lists them.")
+@click.option("--device", metavar="NAME", help="The GPU to use, as llamalite doctor lists them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.pass_context
@@ -64,11 +64,11 @@ def command(
     as_csv: bool,
     **options: Any,
 ) -> None:
-    """Measure how fast MODEL reads a prompt and generates, as llama-bench does: mean ± standard deviation.
+    """Measure how fast MODEL reads a prompt and generates tokens, as llama-bench does: mean ± standard deviation.
 
-    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. Where an option
-    takes several values (N,N), every combination is measured. Each of several models gets a process of its own, so that
-    its peak of memory is its own.
+    MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. For options
+    with several values (N,N), every combination is measured. With several models, each runs in its own process, to
+    measure its own peak memory.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def command(
     offload = [_options.offload({"gpu_layers": layers, "device": options["device"]}) for layers in wanted]
     options["n_gpu_layers"] = tuple(arguments["n_gpu_layers"] for arguments in offload)
     paths = [str(_model.obtain(ctx, model)) for model in models]
-    rows = _in_processes(paths, options) if len(paths) > 1 else _measured(paths[0], ctx.obj, options)
+    rows = _measure_in_processes(paths, options) if len(paths) > 1 else _measure(paths[0], ctx.obj, options)
     if as_json:
         from llamalite.native import library
 
@@ -89,15 +89,15 @@ def command(
     elif as_csv:
         click.echo(_csv(rows), nl=False)
     else:
-        _tables(rows)
+        _print_tables(rows)
         if is_watched(ctx.obj, sys.stdout):
-            _explain(options)
+            _print_explanation(options)
 
 
-def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
-    from llamalite.benchmark import Plan, iter_bench
+def _measure(path: str, settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+    from llamalite.performance.benchmark import BenchPlan, iter_bench
 
-    plan = Plan(**{name: value for name, value in options.items() if value != ()})
+    plan = BenchPlan(**{name: value for name, value in options.items() if value != ()})
     with progress_bar(settings, "test") as bar:
         rows = []
         for row in iter_bench(path, plan):
@@ -106,8 +106,8 @@ def _measured(path: str, settings: dict[str, Any], options: dict[str, Any]) -> l
     return rows
 
 
-def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run this command once for each model, each in a process of its own, and return all rows."""
+def _measure_in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run this command for each model in a process of its own, and return all rows."""
     flags = {"n_prompt": "-p", "n_generate": "-n", "repetitions": "-r", "n_threads": "--threads", "n_batch": "--batch",
              "n_ubatch": "--ubatch", "kv_types": "--kv-type", "n_gpu_layers": "--gpu-layers",
              "device": "--device"}  # fmt: skip
@@ -116,7 +116,7 @@ def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, A
         if value != () and value is not None:
             parts = value if isinstance(value, tuple) else (value,)
             typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
-    from llamalite.benchmark import ONLY_INSTALLED
+    from llamalite.performance.bandwidth import ONLY_INSTALLED
 
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -124,7 +124,7 @@ def _in_processes(paths: list[str], options: dict[str, Any]) -> list[dict[str, A
         program += ["bench", path, "--json", *typed]
         done = subprocess.run(program, stdout=subprocess.PIPE, check=False)
         if done.returncode:
-            raise click.exceptions.Exit(done.returncode)  # it has said why on standard error, which it shares
+            raise click.exceptions.Exit(done.returncode)  # it has printed the reason on standard error, which it shares
         rows += json.loads(done.stdout)["rows"]
     return rows
 
@@ -138,18 +138,18 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _explain(options: dict[str, Any]) -> None:
+def _print_explanation(options: dict[str, Any]) -> None:
     n_prompt, n_generate = options["n_prompt"], options["n_generate"]
     tests = [f"pp{n_prompt}: a prompt of {_text.count(n_prompt, 'token')} is read"] if n_prompt else []
     tests += [f"tg{n_generate}: {_text.count(n_generate, 'token')} generated, one at a time"] if n_generate else []
-    share = "; bandwidth: what generating reads, as a share of what the memory gives" if n_generate else ""
+    share = "; bandwidth: bytes read to generate, and their share of the memory's bandwidth" if n_generate else ""
     click.echo()
     print_labelled("", f"{'; '.join(tests)}; mean ± standard deviation of {options['repetitions']}{share}.", 0)
 
 
-def _tables(rows: list[dict[str, Any]]) -> None:
-    """Print the rows in Markdown, with a column for each setting that differs; two tables if one would be too wide."""
-    settings = ["n_threads", *(name for name in _LISTED if len({row[name] for row in rows}) > 1)]
+def _print_tables(rows: list[dict[str, Any]]) -> None:
+    """Print the rows in Markdown, with a column for each setting that differs; as two tables if one is too wide."""
+    settings = ["n_threads", *(name for name in _SETTINGS if len({row[name] for row in rows}) > 1)]
     keys, columns = (
         ["model", *settings, "test"],
         ("MiB", "tokens/s", "first token s", "bandwidth", "peak MiB", "load s"),
@@ -175,7 +175,7 @@ def _tables(rows: list[dict[str, Any]]) -> None:
     if _width(cells, wide) < room:
         _print(cells, wide)
         return
-    # Where two tables are too wide as well, names are cut at their beginning: their ends have the types.
+    # If even two tables are too wide, names are cut at the beginning: they end with the type.
     tables = [[*keys, "tokens/s", "first token s"], [*keys, "bandwidth", "MiB", "peak MiB", "load s"]]
     excess = max(0, max(_width(cells, names) for names in tables) - room + 1)
     longest = max(12, max(map(len, cells["model"])) - excess)

@@ -1,4 +1,4 @@
-"""llamalite compare: what each quantization of a model costs, against the model itself."""
+"""``llamalite compare``: measures what each quantization of a model costs, compared with the model itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamalite.cli._wrapping import print_labelled, print_wrapped
 from llamalite.cli.convert import complete_quant_types, quant_types
 
 if TYPE_CHECKING:
-    from llamalite.evaluation.comparison import Comparison, Standing
+    from llamalite.evaluation.comparison import Comparison, ComparisonProgress
     from llamalite.evaluation.recommendation import BudgetResult
 
 
@@ -31,32 +31,32 @@ _WRITTEN = ("csv_file", "html_file", "plot_file")
 @click.argument("reference")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
-              help="The text, taken as bytes; - reads standard input.")  # fmt: skip
+              help="The text to score, read as bytes; - is standard input.")  # fmt: skip
 @click.option("-t", "--type", "qtypes", multiple=True, metavar="TYPE", callback=quant_types,
               shell_complete=complete_quant_types,
-              help="Make a model of this type from REFERENCE and compare it; repeatable.")  # fmt: skip
+              help="Convert REFERENCE to this type and compare the result; repeatable.")  # fmt: skip
 @click.option("--imatrix", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="An importance matrix for what -t makes.")  # fmt: skip
+              help="An importance matrix for the models that -t makes.")  # fmt: skip
 @click.option("--keep", "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
-              help="Keep what -t makes in DIR (default: it is removed at the end).")  # fmt: skip
+              help="Keep the models that -t makes in DIR. Default: delete them at the end.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
               help="Tokens in a chunk.")  # fmt: skip
-@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks. Default: all.")
 @click.option("--batch", "n_batch", type=_options.COUNT, default=2048, show_default=True, metavar="N",
               help="Tokens in a batch; several chunks share one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
 @_options.threads("n_threads")
 @_options.gpu("0")
 @click.option("--kld-budget", type=_options.Number(0, 1000), metavar="X",
-              help="Name the smallest model whose mean KLD is at most X and that fits into the memory.")  # fmt: skip
+              help="Name the smallest model that fits into free memory with a mean KLD of at most X.")  # fmt: skip
 @click.option("--budget-ctx", type=_options.COUNT, default=4096, show_default=True, metavar="N",
-              help="Tokens of context that --kld-budget plans memory for.")  # fmt: skip
+              help="Tokens of context for the memory of --kld-budget.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "csv_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the table as CSV.")
 @click.option("--html", "html_file", metavar="FILE", type=click.Path(path_type=Path),
-              help="Write one page with the table and charts, which needs nothing beside it.")  # fmt: skip
+              help="Write a page with tables and charts, in one file.")  # fmt: skip
 @click.option("--plot", "plot_file", metavar="FILE", type=click.Path(path_type=Path),
-              help="Draw a picture, .png, .svg or .pdf; needs matplotlib (the extra plot).")  # fmt: skip
+              help="Draw charts as .png, .svg or .pdf; needs matplotlib (the extra plot).")  # fmt: skip
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -74,24 +74,24 @@ def command(
 ) -> None:
     """Measure what quantization cost: each MODEL against REFERENCE on the same text, in quality, size and speed.
 
-    A MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE]. So is
-    REFERENCE; a checkpoint is taken as it is there, not quantized, and -t makes models of it to compare. Ctrl-C prints
-    what has been measured so far.
+    MODEL and REFERENCE are GGUF files, names in the models folder, folders of checkpoints, or org/name[:TYPE]. If
+    REFERENCE is a checkpoint, it is used unquantized, and -t makes models from it to compare. Ctrl-C prints the results
+    so far.
 
     \b
     Examples:
       llamalite compare demo-BF16 demo-Q8_0 demo-Q4_K_M -f wiki.test.raw --chunks 32
-      llamalite compare ./checkpoint -t Q8_0 -t Q4_K_M -t Q2_K -f wiki.test.raw --html study.html
+      llamalite compare ./checkpoint -t Q8_0 -t Q4_K_M -t Q2_K -f wiki.test.raw --html report.html
       llamalite compare ./checkpoint -t Q6_K -t Q4_K_M -t Q3_K_M -f wiki.test.raw --kld-budget 0.05
     """
     from llamalite.cli import _model
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import EvalProtocol
     from llamalite.evaluation.matplotlib_charts import check_plot
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.windows import without_newline
 
     if not models and not qtypes:
-        raise click.UsageError("nothing to compare REFERENCE with: name models, or types to make with -t")
+        raise click.UsageError("nothing to compare REFERENCE with: name models, or types to convert it to with -t")
     if options["plot_file"]:
         check_plot(options["plot_file"])
     for path in filter(None, (options[name] for name in _WRITTEN)):
@@ -100,21 +100,21 @@ def command(
     names = ("n_ctx", "n_batch", "chunks", "exact", "n_threads")
     protocol = EvalProtocol(**{name: options[name] for name in names})
     raw = sys.stdin.buffer.read() if text_file == "-" else Path(text_file).read_bytes()
-    standing: Standing | None = None
+    progress: ComparisonProgress | None = None
     stopped: BaseException | None = None
     named = [_model.obtain(ctx, model) for model in models]
     with _made_candidates(ctx, reference, qtypes, imatrix, folder) as (base, made):
         run = iter_compare(base, [*made, *named], without_newline(raw), protocol, **offload)
         with progress_bar(ctx.obj, "chunk") as bar:
             try:
-                for standing in run:
-                    name, kld = list(standing.mean_kld().items())[-1]
-                    bar.move_to(standing.chunks_done, standing.n_chunks, f"{name} KLD {kld:.5f}")
-            except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print what is measured
+                for progress in run:
+                    name, kld = list(progress.mean_kld().items())[-1]
+                    bar.move_to(progress.chunks_done, progress.n_chunks, f"{name} KLD {kld:.5f}")
+            except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print the results so far
                 stopped = signalled
-        if standing is not None:
+        if progress is not None:
             text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}
-            _report(standing.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
+            _report(progress.comparison(), text, kld_budget, budget_ctx, as_json, options, ctx.obj["quiet"])
     if stopped is not None:
         raise stopped
 
@@ -125,7 +125,7 @@ def _made_candidates(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Yield the paths of the reference and of a candidate for each of `qtypes`.
 
-    Without `folder` these files exist only while the block runs.
+    Without `folder`, files made here exist only while the block runs.
     """
     from llamalite.cli import _model
     from llamalite.converters import Importance
@@ -199,7 +199,7 @@ def _text_name(text_file: str) -> str:
 
 
 def _print_quality(comparison: Comparison, text_name: str, quiet: bool) -> None:
-    """Print what each candidate lost, then what each model needs: two tables that 80 columns hold."""
+    """Print two tables that fit into 80 columns: what each candidate lost, and what each model takes to run."""
     from llamalite.evaluation.recommendation import short_names
 
     first = comparison.candidates[0].divergence
@@ -233,7 +233,7 @@ def _print_quality(comparison: Comparison, text_name: str, quiet: bool) -> None:
     _print_running(comparison, names)
     if not quiet:
         click.echo()
-        _explain(left_out)
+        _print_explanation(left_out)
 
 
 def _print_running(comparison: Comparison, names: dict[Path, str]) -> None:
@@ -255,7 +255,7 @@ def _print_running(comparison: Comparison, names: dict[Path, str]) -> None:
     print_table(head, rows, keep_end=True)
 
 
-def _explain(left_out: list[str]) -> None:
+def _print_explanation(left_out: list[str]) -> None:
     """Print what the columns of the two tables mean."""
     from llamalite.evaluation.comparison import N_GENERATED
 
@@ -263,10 +263,10 @@ def _explain(left_out: list[str]) -> None:
     print_labelled("MEAN KLD", "how far next-token probabilities moved, in nats: lower is better", 10)
     print_labelled("SAME TOP", "how often the likeliest token stayed the same: higher is better", 10)
     if left_out:
-        print_labelled("", f"{' and '.join(left_out)} in a wider terminal, and in --csv and --json", 10)
+        print_labelled("", f"{' and '.join(left_out)}: in a wider terminal, and in --csv and --json", 10)
     else:
-        print_labelled("99% KLD", "the worst hundredth of the tokens begins here: lower is better", 10)
-        print_labelled("RMS Δp", "how far the text's token changed in probability: lower is better", 10)
+        print_labelled("99% KLD", "1% of the tokens have a larger KLD: lower is better", 10)
+        print_labelled("RMS Δp", "how far the probability of the text's token moved: lower is better", 10)
     print_labelled("t/s", f"rough; GENERATED is the median of {N_GENERATED} tokens; see llamalite bench", 10)
 
 
@@ -277,7 +277,7 @@ def _plus_minus(value: float, error: float, digits: int = 4) -> str:
 def _print_budgets(results: list[BudgetResult], kld_budget: float, n_ctx: int, free: int) -> None:
     click.echo()
     print_wrapped(
-        f"The smallest with a mean KLD of at most {kld_budget:g} that the free memory, {_text.size(free)}, holds "
+        f"The smallest with a mean KLD of at most {kld_budget:g} that fits into the free memory, {_text.size(free)}, "
         f"with {n_ctx:,} tokens of context:"
     )
     rows = []

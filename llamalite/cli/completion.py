@@ -1,4 +1,4 @@
-"""``llamalite completion``: the script with which a shell completes verbs, options and types."""
+"""``llamalite completion``: prints the script with which a shell completes verbs, options and types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of SHELL, to be evaluated when the shell starts.
+    """Print the completion script for SHELL, which the shell should evaluate when it starts.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``llamalite convert``: a checkpoint becomes a GGUF file, or one file for each type asked for."""
+"""``llamalite convert``: converts a checkpoint to a GGUF file, or to one for each of several types."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def quant_types(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the file types `values` under the names of the table; an unknown one is wrong usage (exit code 2)."""
+    """Return the names of the file types `values`; an unknown or repeated one is wrong usage (exit code 2)."""
     for value in values:
         if type_name(value) not in FILE_TYPES:
             near = nearest_type(value)
-            nearest = f"; near it is {near}" if near else ""
+            nearest = f"; did you mean {near}?" if near else ""
             raise click.BadParameter(f"unknown type {value!r}{nearest} (--list-types lists them)", ctx, param)
     names = tuple(map(type_name, values))
     if len(set(names)) < len(names):
-        raise click.BadParameter(f"the types {', '.join(names)} are not all different", ctx, param)
+        raise click.BadParameter(f"a type is repeated in {', '.join(names)}", ctx, param)
     return names
 
 
@@ -46,7 +46,7 @@ def tensor_types(
         try:
             name_pattern(pattern.lower())
         except ValueError as error:
-            raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", ctx, param) from None
+            raise click.BadParameter(f"{pattern!r} is not a regular expression: {error}", ctx, param) from None
         parsed.append((pattern.lower(), TENSOR_TYPES[name.upper()]))
     return tuple(parsed)
 
@@ -62,7 +62,7 @@ def size_in_bytes(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the types that begin with what has been typed."""
+    """Return the types that begin with `incomplete`."""
     return [
         CompletionItem(kind.name, help=kind.about)
         for kind in FILE_TYPES.values()
@@ -77,7 +77,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     "--output",
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="Where to write; a folder if several types are made. Default: NAME-TYPE.gguf in the models folder.",
+    help="The file to write, or a folder for several types. Default: NAME-TYPE.gguf in the models folder.",
 )
 @click.option(
     "-t",
@@ -89,7 +89,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     show_default=True,
     callback=quant_types,
     shell_complete=complete_quant_types,
-    help="The type of the result, repeatable: several are made in one read. See --list-types.",
+    help="The type to convert to; repeatable: several are made in one read. See --list-types.",
 )
 @click.option(
     "--list-types",
@@ -104,7 +104,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     "--imatrix",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="An importance matrix of this model (GGUF or .dat), as llama-imatrix and `llamalite imatrix` write it.",
+    help="An importance matrix of this model (GGUF or .dat), from llama-imatrix or `llamalite imatrix`.",
 )
 @click.option(
     "--tensor-type",
@@ -112,16 +112,16 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     metavar="REGEX=TYPE",
     multiple=True,
     callback=tensor_types,
-    help="Give the tensors whose names match this type; repeatable, the first that matches decides.",
+    help="Use TYPE for tensors whose names match REGEX; repeatable, the first match decides.",
 )
 @click.option(
-    "--pure", is_flag=True, help="Give every matrix the same type, without the usual mix (Q4_K_M: some are Q6_K)."
+    "--pure", is_flag=True, help="Use the same type for every matrix, without the usual mix (Q4_K_M has some Q6_K)."
 )
-@click.option("--allow-requantize", is_flag=True, help="Quantize a GGUF file again that is quantized already.")
+@click.option("--allow-requantize", is_flag=True, help="Allow a GGUF file that is quantized already.")
 @click.option(
     "--allow-token-mismatch",
     is_flag=True,
-    help="Convert even if the file would cut text into other tokens than the original; the file says so.",
+    help="Convert even if the file would tokenize text differently from the original; the file notes it.",
 )
 @click.option(
     "--metadata",
@@ -134,24 +134,29 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     "split_max_bytes",
     metavar="SIZE",
     callback=size_in_bytes,
-    help="Write shards of at most this size (500M, 2G) that llama.cpp loads as one model.",
+    help="Write shards of at most this size (500M, 2G), which llama.cpp loads as one model.",
 )
 @click.option(
-    "--verify", is_flag=True, help="Compare the result with the checkpoint at the end: tensors, tokens, logits."
+    "--verify", is_flag=True, help="Compare the result with the checkpoint afterwards: tensors, tokens, logits."
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be written, and what it needs to run, and stop.")
-@click.option("-f", "--force", is_flag=True, help="Replace files that exist.")
 @click.option(
-    "--threads", type=click.IntRange(1, 512), metavar="N", help="Worker threads. Default: one for each usable core."
+    "--dry-run", is_flag=True, help="Print what would be written, and the memory needed to run it; write nothing."
+)
+@click.option("-f", "--force", is_flag=True, help="Replace existing files.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    help="Number of worker threads. Default: one for each usable core.",
 )
 @click.pass_context
 def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tuple[str, ...], **options: Any) -> None:
     """Convert the LLaMA checkpoint SRC to a quantized GGUF file.
 
     SRC is the folder of a Hugging Face model (config.json, *.safetensors or pytorch_model*.bin, tokenizer), the folder
-    of one of Meta's (params.json, consolidated.*.pth, tokenizer.model), a GGUF file, or org/name, a repository of the
-    Hugging Face hub, of which only the files needed are fetched. It is read once, and the result is, byte for byte,
-    what llama.cpp's converter and llama-quantize write in two steps.
+    of one of Meta's models (params.json, consolidated.*.pth, tokenizer.model), a GGUF file, or org/name, a repository
+    of the Hugging Face hub, from which only the necessary files are downloaded. SRC is read once. The result is, byte
+    for byte, what llama.cpp's converter and llama-quantize write in two steps.
 
     \b
     Examples:
@@ -180,7 +185,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
         _dry_run.print_plan(ctx, folder, types, params, options["metadata"], options["split_max_bytes"])
         return
     if len(qtypes) > 1 and output is not None and output.suffix == ".gguf":
-        raise click.UsageError(f"several types are several files: {output} would be a folder; name one (-o converted)")
+        raise click.UsageError(f"several types make several files: name a folder (-o converted), not {output}")
     if output is None:
         output = store.models_folder() if len(qtypes) > 1 else store.default_output(model_name(folder), qtypes[0])
         store.models_folder().mkdir(parents=True, exist_ok=True)
@@ -219,7 +224,7 @@ def _print_report(report: ConversionReport) -> None:
         )
         if output.fallbacks:
             name, types = next(iter(output.fallbacks.items()))
-            others = f", and so {len(output.fallbacks) - 1} more tensors" if len(output.fallbacks) > 1 else ""
+            others = f"; so are {len(output.fallbacks) - 1} more tensors" if len(output.fallbacks) > 1 else ""
             excess = output.bits_per_weight / output.bits_without_fallbacks - 1
             larger = f": the file is {excess:.0%} larger than {output.qtype} promises" if excess > 0.05 else ""
             click.echo(f"  {name} is {types}, whose blocks its rows do not fill{others}{larger}")

@@ -1,4 +1,4 @@
-"""``llamalite demo``: the whole job on the model that ships with llamalite, or on a checkpoint of your own."""
+"""``llamalite demo``: converts, asks and measures the model that comes with llamalite, or your own checkpoint."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ QUESTIONS = (
     "Tell me a story about a llama and a hat.",
 )  # fmt: skip
 OPENINGS = ("The capital of France is", "Once upon a time", "The quick brown fox")  # for a base model
-CHUNKS = 8  # of a checkpoint that is not the demo's own: enough to compare, short enough to wait for
+CHUNKS = 8  # for a checkpoint other than the demo's: enough to compare, few enough to wait for
 
 
 @click.command("demo")
 @click.argument("source", metavar="[SRC]", required=False, type=click.Path(path_type=Path))
 @click.option("-f", "--file", "text_file", metavar="TEXT", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="The text to measure on. Default: the demo model's held-out text.")  # fmt: skip
+              help="The text to measure with. Default: the demo model's held-out text.")  # fmt: skip
 @click.pass_obj
 def command(settings: dict[str, Any], source: Path | None, text_file: Path | None) -> None:
-    """Convert, ask and measure: the whole job in seconds, on the model that ships with llamalite.
+    """Convert, ask and measure the model that comes with llamalite: the whole workflow in seconds.
 
-    SRC is a checkpoint of your own to do the same with. The files go into the models folder.
+    With SRC, do the same with your own checkpoint. The files go into the models folder.
 
     \b
     Examples:
@@ -100,21 +100,21 @@ def _ask(path: Path) -> None:
 
 
 def _print_answer(stream: Iterable[Piece], columns: int) -> Totals:
-    """Print an answer while it is generated, in indented lines that a terminal of `columns` holds."""
+    """Print an answer while it is generated, indented and wrapped to `columns`."""
     wrapper = StreamWrapper(lambda: columns, indent="   ", joins_lines=True)
     for piece in stream:
         click.echo(wrapper.add(piece.text), nl=False)
         if piece.totals:
             click.echo(wrapper.end())
             return piece.totals
-    raise AssertionError("a stream ends in a piece with its totals")
+    raise AssertionError("the last piece of a stream has its totals")
 
 
 def _measure(
     report: ConversionReport, text: bytes, text_name: str, chunks: int | None, settings: dict[str, Any]
 ) -> None:
     from llamalite.evaluation.comparison import iter_compare
-    from llamalite.evaluation.decoding import EvalProtocol
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.recommendation import recommend
 
     if not settings["quiet"]:
@@ -122,9 +122,9 @@ def _measure(
     reference, *others = report.outputs
     protocol = EvalProtocol(chunks=chunks)
     with progress_bar(settings, "chunk", "   comparing") as bar:
-        for standing in iter_compare(reference.path, [output.path for output in others], text, protocol):
-            bar.move_to(standing.chunks_done, standing.n_chunks)
-    comparison = standing.comparison()
+        for progress in iter_compare(reference.path, [output.path for output in others], text, protocol):
+            bar.move_to(progress.chunks_done, progress.n_chunks)
+    comparison = progress.comparison()
     divergences = [candidate.divergence for candidate in comparison.candidates]
     first = divergences[0]
     assert first is not None  # only the reference has none
@@ -143,12 +143,12 @@ def _measure(
         )
     print_table(("TYPE", "SIZE", "BPW", "PERPLEXITY", "MEAN KLD", "SAME TOP"), rows, indent=3)
     if not settings["quiet"]:
-        print_labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 is not at all.", 1)
+        print_labelled("", "BPW: bits per weight. KLD: how far next-token probabilities moved; 0 means not at all.", 1)
         print_labelled("", recommend(comparison), 1)
 
 
 def _print_next_steps(path: Path, seconds: float) -> None:
-    # `make demo` runs llamalite from .venv/bin, and its models are where the Makefile says.
+    # `make demo` runs llamalite from .venv/bin, with the models folder of the Makefile.
     program = "llamalite" if shutil.which("llamalite") else _as_typed(Path(sys.argv[0]))
     model = _as_typed(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED}")[0]
     click.secho(f"\nDone in {seconds:.0f} s. Next:", bold=True)
@@ -158,6 +158,6 @@ def _print_next_steps(path: Path, seconds: float) -> None:
 
 
 def _as_typed(path: Path) -> str:
-    """Return `path` as a shell in this folder takes it."""
+    """Return `path` as an argument to type in a shell in the current folder."""
     full, here = path.absolute(), Path.cwd()
     return shlex.quote(str(full.relative_to(here) if full.is_relative_to(here) else full))

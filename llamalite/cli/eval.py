@@ -1,4 +1,4 @@
-"""llamalite eval: standard tasks, by lm-evaluation-harness."""
+"""``llamalite eval``: evaluates a model on standard tasks with lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from llamalite.cli._table import print_table
 @click.command("eval")
 @click.argument("model")
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--limit", type=_options.COUNT, metavar="N", help="Only the first N samples of each task.")
+@click.option("--limit", type=_options.COUNT, metavar="N", help="Use only the first N samples of each task.")
 @click.option(
-    "--few-shot", "num_fewshot", type=_options.COUNT_OR_NONE, metavar="N", help="Examples before each question."
+    "--few-shot",
+    "num_fewshot",
+    type=_options.COUNT_OR_NONE,
+    metavar="N",
+    help="Number of examples before each question.",
 )
-@click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--chat", is_flag=True, help="Use the model's chat template.")
 @click.option("--include", "include_path", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder with tasks of your own, in the harness's YAML.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
@@ -44,10 +48,10 @@ def command(
     n_threads: int | None,
     as_json: bool,
 ) -> None:
-    """Evaluate MODEL on tasks of lm-evaluation-harness (the extra eval), by their names there.
+    """Evaluate MODEL on tasks of lm-evaluation-harness (the extra eval).
 
-    Requests are batched, and a question's choices share one reading of it. Six small tasks come with llamalite and
-    need no network, together called llamalite_small: sentiment, named entities, translation, summary, reading, sums.
+    TASK is a name from that library. Six small tasks come with llamalite and need no network: sentiment, named
+    entities, translation, summary, reading and sums. Together they are called llamalite_small.
 
     \b
     Examples:
@@ -58,8 +62,8 @@ def command(
     if importlib.util.find_spec("lm_eval") is None:
         raise click.ClickException("tasks need lm-evaluation-harness: pip install lm-eval rouge-score")
     if not is_watched(ctx.obj, sys.stderr):
-        os.environ["TQDM_DISABLE"] = "1"  # the harness draws bars of its own
-    if not ctx.obj["verbose"]:  # it reports every setting that a task leaves at its default
+        os.environ["TQDM_DISABLE"] = "1"  # the harness draws its own bars
+    if not ctx.obj["verbose"]:  # the harness logs every setting that a task leaves at its default
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -72,9 +76,9 @@ def command(
     manager = TaskManager(include_path=[str(folder) for folder in folders])
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        raise click.ClickException(f"no task called {', '.join(unknown)}; lm_eval --tasks list shows all")
+        raise click.ClickException(f"there is no task {', '.join(unknown)}; lm_eval --tasks list shows all")
     path = _model.obtain(ctx, model)
-    with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it bootstraps
+    with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it computes errors by bootstrapping
         report = lm_eval.simple_evaluate(
             model=LlamaliteLM(str(path), exact=exact, n_threads=n_threads),
             tasks=list(tasks),

@@ -1,4 +1,4 @@
-"""llamalite imatrix: which columns of a model's matrices matter, measured on a text."""
+"""``llamalite imatrix``: measures on a text how much each column of a model's matrices matters."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from llamalite.cli._progress import progress_bar
 @click.command("imatrix")
 @click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT", type=click.Path(path_type=Path),
-              help="The text, taken as bytes.")  # fmt: skip
+              help="The calibration text, read as bytes.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path, dir_okay=False),
-              help="The file to write, in GGUF form.")  # fmt: skip
+              help="The file to write, in GGUF format.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
               help="Tokens in a chunk.")  # fmt: skip
-@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
-@click.option("--process-output", is_flag=True, help="Include the output matrix, which llama.cpp leaves out.")
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks. Default: all.")
+@click.option(
+    "--process-output", is_flag=True, help="Include the output matrix, which llama.cpp leaves out by default."
+)
 @_options.threads("n_threads")
 @_options.gpu("0")
 @click.pass_context
 def command(ctx: click.Context, /, model: str, text_file: Path, output: Path, **options: Any) -> None:
-    """Collect an importance matrix of MODEL over a text, for better quantization at 4 bits and below.
+    """Collect an importance matrix of MODEL over a text, for better quantization to 4 bits and below.
 
-    MODEL should be unquantized or Q8_0, and the text like what the model will read. 32 to 128 chunks are enough.
+    MODEL should be unquantized or Q8_0, and the text similar to what the model will read. 32 to 128 chunks are enough.
 
     \b
     Examples:

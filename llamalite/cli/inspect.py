@@ -1,4 +1,4 @@
-"""``llamalite inspect``: shows what a GGUF file is, without loading it."""
+"""``llamalite inspect``: shows what a GGUF file contains, without loading it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ROOM = 14  # columns of a label
 @click.command("inspect")
 @click.argument("model", metavar="MODEL")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with every key and tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with all keys and tensors.")
 @click.pass_context
 def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -> None:
-    """Show what MODEL is and what it needs to run: shape, vocabulary, tensors by type, memory, keys.
+    """Show what MODEL contains and needs to run: shape, vocabulary, tensors by type, memory, keys.
 
-    MODEL is any GGUF file (split models by their first file, other families, adapters), a name in the models folder,
-    demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a model that
-    llama.cpp would not load.
+    MODEL is any GGUF file (of a split model the first; other families and adapters too), a name in the models
+    folder, demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a
+    model that llama.cpp would not load.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def _print_model(inspection: Inspection) -> None:
         base = keys.get(f"{arch}.rope.freq_base")
         rope = f", rope base {base:g}" if isinstance(base, (int, float)) else ""
         rope += f", {scaling} × {factor:g}" if scaling and isinstance(factor, (int, float)) else ""
-        _print_line("context", f"{_text.count(inspection.n_ctx_train, 'token')} trained for{rope}")
+        _print_line("context", f"trained for {_text.count(inspection.n_ctx_train, 'token')}{rope}")
     if header.metadata.length_of("tokenizer.ggml.tokens"):
         _print_line("template", "yes: answers messages" if inspection.has_template else "none: continues text")
     if inspection.problem:
@@ -135,22 +135,24 @@ def _print_tensors(inspection: Inspection) -> None:
 def _print_memory(inspection: Inspection, free: int) -> None:
     from llamalite.errors import OutOfMemoryError
 
-    needs = list(inspection.needs())
-    if not needs:
+    memory = list(inspection.memory_needed())
+    if not memory:
         return
-    parts = [(need.weights_bytes, need.repacked_bytes, need.kv_bytes, need.compute_bytes) for need in needs]
+    parts = [(needed.weights_bytes, needed.repacked_bytes, needed.kv_bytes, needed.compute_bytes) for needed in memory]
     unit, numbers = _text.sums(parts)
     _print_heading(f"Memory to run it, in {unit} ({_text.size(free)} are free here)")
     rows = []
-    for need, row in zip(needs, numbers, strict=True):
-        fits = need.total_bytes <= free
+    for needed, row in zip(memory, numbers, strict=True):
+        fits = needed.fits(free)
         verdict = click.style("fits" if fits else "too much", fg="green" if fits else "red")
-        rows.append((f"{need.n_ctx:,} tokens", *row, verdict))
+        rows.append((f"{needed.n_ctx:,} tokens", *row, verdict))
     print_table(("CONTEXT", "WEIGHTS", "REPACKED", "CACHE", "BUFFERS", "TOTAL", ""), rows, left=(0, 6), indent=2)
-    if any(need.repacked_bytes for need in needs):
+    if any(needed.repacked_bytes for needed in memory):
         click.echo("  REPACKED: a copy of the 4-bit weights that llama.cpp makes for this processor.")
     try:
-        click.echo(f"  llamalite run takes {inspection.fitting(free).n_ctx:,} tokens unless --ctx says otherwise.")
+        click.echo(
+            f"  llamalite run uses {inspection.planned_memory(free).n_ctx:,} tokens unless --ctx says otherwise."
+        )
     except OutOfMemoryError as error:
         click.secho(f"  {error}", fg="red")
 

@@ -1,6 +1,6 @@
-"""``llamalite list``: the models of the models folder.
+"""``llamalite list``: lists the models in the models folder.
 
-The module does not have its verb's name: as an attribute of the package it would hide Python's own ``list`` there.
+The module is not called ``list``: as an attribute of the package, it would hide Python's own ``list`` there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from llamalite.cli._table import print_table
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_obj
 def command(settings: dict[str, Any], as_json: bool) -> None:
-    """List the models of the models folder, and whether this machine's free memory holds them.
+    """List the models in the models folder, and whether they fit into the free memory.
 
-    The folder is LLAMALITE_MODELS, else the user's data folder. FITS tells whether the weights, and the context that
-    `llamalite run` takes, fit into the memory that is free now.
+    The folder is LLAMALITE_MODELS, or else in the user's data folder. FITS says whether the weights, and the context
+    that `llamalite run` uses by default, fit into the memory that is free now.
 
     \b
     Examples:

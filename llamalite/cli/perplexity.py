@@ -1,4 +1,4 @@
-"""llamalite perplexity: how well a model predicts a text."""
+"""``llamalite perplexity``: measures how well a model predicts a text."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 @click.command("perplexity")
 @click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", required=True, metavar="TEXT",
-              help="The text, taken as bytes; - reads standard input.")  # fmt: skip
+              help="The text to score, read as bytes; - is standard input.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=_options.COUNT, default=512, show_default=True, metavar="N",
               help="Tokens in a chunk.")  # fmt: skip
-@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks (default: all).")
+@click.option("--chunks", type=_options.COUNT, metavar="N", help="Stop after N chunks. Default: all.")
 @click.option("--stride", type=_options.COUNT, metavar="N",
-              help="Slide a window of --ctx tokens by N, instead of scoring half of each chunk.")  # fmt: skip
+              help="Slide a window of --ctx tokens by N tokens, instead of scoring half of each chunk.")  # fmt: skip
 @click.option("--batch", "n_batch", type=_options.COUNT, default=2048, show_default=True, metavar="N",
               help="Tokens in a batch; several chunks share one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="F32 cache, no flash attention: figures that agree across machines.")
 @_options.threads("n_threads")
 @_options.gpu("0")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, the protocol spelled out in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with the whole protocol.")
 @click.pass_context
 def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **options: Any) -> None:
     """Measure how well MODEL predicts a text: its perplexity, to the digits that llama-perplexity prints.
 
     Lower is better. MODEL is a GGUF file, a name in the models folder, the folder of a checkpoint, or org/name[:TYPE].
-    Ctrl-C prints what has been measured so far.
+    Ctrl-C prints the result so far.
 
     \b
     Examples:
@@ -45,8 +45,9 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
       llamalite perplexity demo -f wiki.test.raw --ctx 1024 --chunks 32 --exact --json
     """
     from llamalite.cli import _model
-    from llamalite.evaluation.decoding import EvalProtocol, opened
+    from llamalite.evaluation.measured_model import opened
     from llamalite.evaluation.perplexity import iter_perplexity
+    from llamalite.evaluation.protocol import EvalProtocol
     from llamalite.evaluation.windows import without_newline
 
     offload = _options.offload(options)
@@ -60,7 +61,7 @@ def command(ctx: click.Context, /, model: str, text_file: str, as_json: bool, **
             for result in iter_perplexity(native, without_newline(raw), protocol):
                 figures = f"PPL {result.ppl:.4f} ± {result.ppl_err:.4f}"
                 bar.move_to(result.chunks_done, result.n_chunks, figures)
-        except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print what is measured
+        except (KeyboardInterrupt, SystemExit) as signalled:  # Ctrl-C, SIGTERM: print the result so far
             stopped = signalled
     if result is not None and as_json:
         text = {"path": text_file, "sha256": hashlib.sha256(raw).hexdigest(), "n_bytes": len(raw)}

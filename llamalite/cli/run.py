@@ -1,4 +1,4 @@
-"""``llamalite run``: a model answers once, or chats on a terminal."""
+"""``llamalite run``: lets a model answer a prompt, or chat on a terminal."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     "--max-tokens",
     type=_options.COUNT_OR_NONE,
     metavar="N",
-    help="Tokens at the most. Default: until the model ends or the context is full.",
+    help="Maximum tokens. Default: until the model ends or the context is full.",
 )
 @click.option(
     "--temp",
     "temperature",
     type=_options.TEMPERATURE,
     metavar="T",
-    help="0 takes the likeliest token every time. Default: the file's, else 0.8.",
+    help="0 always picks the likeliest token. Default: the file's, else 0.8.",
 )
 @click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95; 1 is off.")
 @click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40; 0 is off.")
@@ -61,30 +61,34 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
 @click.option(
     "--repeat-penalty", type=_options.Number(0.01, 100), metavar="R", help="Default: the file's, else 1: off."
 )
-@click.option("--seed", type=_options.SEED, metavar="N", help="The same seed draws the same tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT comes; repeatable.")
-@click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that validates against this JSON Schema.")
-@click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with a text of this grammar (GBNF).")
+@click.option("--seed", type=_options.SEED, metavar="N", help="The same seed gives the same tokens.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; repeatable.")
+@click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that is valid for this JSON Schema.")
+@click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with text that follows this grammar (GBNF).")
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
-@click.option("--system-file", type=_FILE, metavar="FILE", help="The system message, from FILE.")
+@click.option("--system-file", type=_FILE, metavar="FILE", help="Read the system message from FILE.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @click.option(
     "--session",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Take up the conversation in FILE, where it exists, and save it there at the end.",
+    help="Continue the conversation in FILE if it exists, and save it there at the end.",
 )
 @click.option(
     "--ctx",
     "n_ctx",
     type=_options.COUNT,
     metavar="N",
-    help="Tokens the context holds. Default: 8192, or what the model or free memory allows.",
+    help="Tokens of context. Default: 8192, or less if the model or the free memory requires it.",
 )
 @_options.threads()
 @_options.gpu()
 @click.option(
-    "--lora", multiple=True, metavar="FILE[=SCALE]", callback=_adapters, help="A LoRA adapter in GGUF form; repeatable."
+    "--lora",
+    multiple=True,
+    metavar="FILE[=SCALE]",
+    callback=_adapters,
+    help="A LoRA adapter in GGUF format; repeatable.",
 )
 @click.option(
     "--kv-type",
@@ -92,33 +96,35 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     default="F16",
     show_default=True,
     metavar="TYPE",
-    help="The cache's type; Q8_0 takes half the memory of F16.",
+    help="Type of the KV cache; Q8_0 takes half the memory of F16.",
 )
 @click.option(
     "--flash-attn",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Attention in one pass over the cache: faster, and K and V rounded to F16.",
+    help="Attention in one pass over the cache: faster, with K and V rounded to F16.",
 )
-@click.option("--exact", is_flag=True, help="F32 cache and no flash attention: what comparisons across machines use.")
+@click.option("--exact", is_flag=True, help="F32 cache, no flash attention: results that agree across machines.")
 @click.option(
     "--lookup",
     is_flag=True,
-    help="Guess what followed the last tokens when they came before: faster where an answer repeats its input.",
+    help="Speculate that repeated tokens continue as before: faster if an answer repeats its input.",
 )
-@click.option("--draft", metavar="MODEL", help="Guess with a small model of the same vocabulary.")
+@click.option("--draft", metavar="MODEL", help="Speculate with a small model of the same vocabulary.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the answer, how it ended, its counts.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: the answer, why it ended, counts and times."
+)
 @click.pass_context
 def command(ctx: click.Context, /, model: str, prompt: str | None, **options: Any) -> None:
     """Let MODEL answer PROMPT, or chat with it.
 
-    MODEL is a GGUF file, a name in the models folder, demo (the model that ships with llamalite), the folder of a
+    MODEL is a GGUF file, a name in the models folder, demo (the model that comes with llamalite), the folder of a
     checkpoint, or org/name[:TYPE], a repository of the Hugging Face hub. A checkpoint is converted once and kept in the
-    models folder. An instruct model gets PROMPT as a user's message in its chat template, a base model
-    continues the text. Without PROMPT the text comes from standard input; on a terminal that is a chat, with commands
-    that /help lists. Into a pipe goes the answer alone.
+    models folder. An instruct model gets PROMPT as a user message in its chat template; a base model continues the
+    text. Without PROMPT, the text comes from standard input, or a chat begins on a terminal; /help lists its commands.
+    In a pipe only the answer is printed.
 
     \b
     Examples:
@@ -166,7 +172,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
 
 
 def _prompt(given: str | None, file: Path | None) -> str | None:
-    """Return the prompt, or None for a chat."""
+    """Return the prompt; None for a chat."""
     if file is not None:
         if given is not None:
             raise click.UsageError("give a PROMPT or -f FILE, not both")
@@ -174,14 +180,14 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     elif given is None and not sys.stdin.isatty():
         given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
     if given == "":
-        raise ValueError("the prompt is empty: give a question, or some text to go on from")
+        raise ValueError("the prompt is empty: give a question, or some text to continue")
     return given
 
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
     if options["lookup"] and options["draft"]:
-        raise click.UsageError("--lookup and --draft both guess: give one")
+        raise click.UsageError("give --lookup or --draft, not both")
     if options["lookup"]:
         chosen["speculate"] = "lookup"
     if options["stop"]:
@@ -193,7 +199,7 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
         try:
             chosen["json_schema"] = json.loads(schema)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{options['schema']} is no JSON: {error}") from None
+            raise ValueError(f"{options['schema']} is not JSON: {error}") from None
         if chosen["json_schema"] is None:  # None would mean: no schema
             raise ValueError(f"{options['schema']}, at #: a schema is an object or true, found null")
     return chosen
@@ -210,18 +216,18 @@ def _answer_or_chat(
     if as_chat:
         from llamalite.chat import ChatSession
 
-        # In a chat a full context drops the oldest turns, and says so; a single prompt that is too long is refused.
+        # When the context is full, a chat drops its oldest turns and says so; a single prompt is refused.
         chat = ChatSession(model, system=system, overflow="drop" if prompt is None else "error", **sampling)
         if options["session"] and options["session"].exists():
             chat.load(options["session"])
             chat.system = system or chat.system
             if not ctx.obj["quiet"]:
-                click.echo(f"Took up {_chat.length_text(chat)} from {_text.clean(str(options['session']))}", err=True)
+                click.echo(f"Loaded {_chat.length_text(chat)} from {_text.clean(str(options['session']))}", err=True)
     with _saved_at_end(ctx, chat, options["session"]):
         if prompt is None:
             _chat.ChatLoop(model, chat, sampling, stats=options["stats"], quiet=ctx.obj["quiet"]).run()
             return
-        # This refuses what cannot work before anything is printed.
+        # Invalid input is refused here, before anything is printed.
         pieces = chat.stream(prompt) if chat else model.stream(prompt, **sampling)
         if options["as_json"]:
             with contextlib.closing(pieces):  # type: ignore[type-var] # a generator, or a Stream
@@ -234,14 +240,14 @@ def _answer_or_chat(
 
 @contextlib.contextmanager
 def _saved_at_end(ctx: click.Context, chat: ChatSession | None, path: Path | None) -> Iterator[None]:
-    """Save the conversation when the block ends, even by a signal or a closed pipe."""
+    """Save the conversation when the block ends, even if a signal or a closed pipe ends it."""
     from llamalite.cli import _chat
 
     def save() -> None:
         if chat and path:
             chat.save(path)
             if not ctx.obj["quiet"]:
-                click.echo(f"Kept {_chat.length_text(chat)} in {_text.clean(str(path))}", err=True)
+                click.echo(f"Saved {_chat.length_text(chat)} to {_text.clean(str(path))}", err=True)
 
     try:
         yield

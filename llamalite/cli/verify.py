@@ -1,4 +1,4 @@
-"""``llamalite verify``: does this GGUF file hold what its checkpoint holds?"""
+"""``llamalite verify``: checks that a GGUF file has the contents of its checkpoint."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
     "--against",
     metavar="CHECKPOINT",
     type=click.Path(path_type=Path),
-    help="The checkpoint that the file was made from. Default: the one that llamalite noted when it made the file.",
+    help="The checkpoint that the file was made from. Default: the one in the note beside the file.",
 )
 @click.option(
     "--imatrix",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The importance matrix that it was made with, if any.",
+    help="The importance matrix that the file was made with, if any.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Threads. Default: the physical cores.")
+@click.option(
+    "--threads", type=click.IntRange(1, 512), metavar="N", help="Number of threads. Default: the physical cores."
+)
 @click.pass_context
 def command(
     ctx: click.Context, model: str, against: Path | None, imatrix: Path | None, as_json: bool, threads: int | None
 ) -> None:
-    """Check that the file GGUF holds what the checkpoint that it was made from holds.
+    """Check that GGUF has the contents of the checkpoint that it was made from.
 
-    Five things are compared: keys, chat template, every tensor, the tokens of a few thousand texts, and the logits that
-    llama.cpp computes for a fixed text beside those of a plain NumPy forward pass. The exit code is 1 if anything is
+    Five things are compared: the keys, the chat template, all tensors, the tokens of a few thousand texts, and the
+    logits for a fixed text, from llama.cpp and from a plain NumPy forward pass. The exit code is 1 if anything is
     wrong.
 
     \b
@@ -45,16 +47,16 @@ def command(
       llamalite verify TinyLlama-1.1B-Q4_K_M
       llamalite verify tiny.gguf --against ./TinyLlama-1.1B --json
     """
-    from llamalite import source_note
     from llamalite.cli import _model
     from llamalite.converters import Importance, QuantizeParams
+    from llamalite.files import source_note
 
     path = _model.obtain(ctx, model)
     if against is None:
-        note = source_note.read(path)  # also if the file has changed since: that is what is to be found out
+        note = source_note.read(path)  # also if the file has changed since: verify is to find that out
         if note is None:
             raise click.UsageError(
-                f"no note beside {path.name} says what it was made from: name its checkpoint, --against DIR"
+                f"there is no note beside {path.name} that names its checkpoint: give it with --against DIR"
             )
         against = Path(note.folder)
     params = QuantizeParams(importance=Importance.load(imatrix) if imatrix else None)
@@ -83,7 +85,7 @@ def run(
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
         print_wrapped(check.text, label=f"{word}  {check.name:8}  ", room=17)
     if report.ok:
-        click.echo(f"{path} is what {against} holds.")
+        click.echo(f"{path} matches {against}.")
     else:
-        click.echo(f"{path} is NOT what {against} holds: convert it again.")
+        click.echo(f"{path} does NOT match {against}: convert it again.")
     return report.ok

@@ -1,4 +1,4 @@
-"""Makes the models that a comparison compares.
+"""Makes the reference and the candidates of a comparison from one checkpoint.
 
 reference, candidates = make_candidates("TinyLlama-1.1B", ["Q8_0", "Q4_K_M"], folder)
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from llamalite.converters import Importance, QuantizeParams, convert
 from llamalite.converters.checkpoints import open_checkpoint
 
-# A checkpoint's most frequent dtype → the type of its reference.
+# The dtype of most of a checkpoint's weights → the type of the reference.
 _REFERENCE_TYPES = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
@@ -24,11 +24,11 @@ def make_candidates(
     progress: Callable[[int, int], None] | None = None,
     importance: Importance | None = None,
 ) -> tuple[Path, list[Path]]:
-    """Convert `source` into `folder`, to a reference and one candidate for each of `qtypes`, all in one read.
+    """Convert `source` to a reference and one candidate for each of `qtypes` in `folder`, and return their paths.
 
-    Return the paths of the reference and of the candidates. The reference of a checkpoint has the dtype of most of its
-    weights; a GGUF file is its own reference. `progress` is called with (bytes done, bytes in all). `importance` is an
-    importance matrix for the candidates. Raises what `llamalite.convert` raises.
+    `source` is read once. The reference of a checkpoint has the dtype of most of its weights; a GGUF file is its own
+    reference. `progress` is called with (bytes done, all bytes). `importance` is an importance matrix for the
+    candidates. Raises what `llamalite.convert` raises.
     """
     path, params = Path(source), QuantizeParams(importance=importance)
     folder.mkdir(parents=True, exist_ok=True)

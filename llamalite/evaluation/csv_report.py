@@ -9,7 +9,7 @@ from llamalite.evaluation.comparison import Comparison
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return a heading and one line for each model, the reference first; percentiles of Δp become columns."""
+    """Return a header line and one line for each model, the reference first; each percentile of Δp is a column."""
     rows = []
     for model in (comparison.reference, *comparison.candidates):
         row = model.to_json()

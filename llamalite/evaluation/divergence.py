@@ -1,12 +1,12 @@
-"""How far one model's next-token distributions lie from another's, token by token and in sum.
+"""How far one model's next-token distributions are from another's, for each token and over all of them.
 
     reference p = (0.5, 0.25, 0.25), candidate q = (0.25, 0.5, 0.25):
     KL(p‖q) = 0.5·ln 2 − 0.25·ln 2 + 0 = 0.1733 nats; the top tokens differ; Δp of token 0 is −0.25
 
-Both distributions come from raw logits in float64. llama.cpp's logits file holds the reference's log-probabilities as
-16-bit integers, cut 16 nats below the maximum; nothing is stored here, so nothing is cut. The statistics and their
-names follow ``kl_divergence()`` in llama.cpp's tools/perplexity/perplexity.cpp. This module knows neither models nor
-texts.
+Both distributions are computed in float64 from the raw logits. (llama.cpp stores the reference's log-probabilities in a
+file, as 16-bit integers, cut 16 nats below the maximum; here nothing is stored and nothing cut.) The statistics and
+their names are those of ``kl_divergence()`` in llama.cpp's tools/perplexity/perplexity.cpp. This module knows neither
+models nor texts.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ PERCENTILES = (0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 
 
 class TokenDivergence:
-    """What is kept of `n` scored tokens: five numbers each, float64 [n] (`same_top` bool), filled slice by slice."""
+    """Five numbers for each of `n` scored tokens: float64 [n], except `same_top`, which is bool [n]."""
 
     def __init__(self, n: int) -> None:
         self.nll_base = np.full(n, np.nan)
         self.nll = np.full(n, np.nan)
         self.kld = np.full(n, np.nan)
-        self.delta_p = np.full(n, np.nan)  # p(token) of the candidate less the reference's
+        self.delta_p = np.full(n, np.nan)  # p(token) of the candidate minus that of the reference
         self.same_top = np.zeros(n, dtype=np.bool_)
 
     def __len__(self) -> int:
         return len(self.kld)
 
     def head(self, n: int) -> TokenDivergence:
-        """Return the first `n` tokens, without a copy."""
+        """Return the first `n` tokens as views."""
         part = TokenDivergence(0)
         for name in vars(part):
             setattr(part, name, getattr(self, name)[:n])
@@ -49,8 +49,8 @@ def diverge(
 ) -> None:
     """Fill ``into[i][at:at + n]`` from `reference` and ``candidates[i]``, each float32 [n, n_vocab].
 
-    KL(p‖q) = Σ p·(x − y) + ln Σe^y − ln Σe^x with x and y the logits, p the reference's softmax; all in float64, a few
-    rows at a time.
+    KL(p‖q) = Σ p·(x − y) + ln Σe^y − ln Σe^x, where x and y are the logits and p is the reference's softmax. It is
+    computed in float64, a few rows at a time.
     """
     for start, end in row_slices(len(targets), reference.shape[-1] * 8):
         rows, chosen = np.arange(end - start), targets[start:end]
@@ -58,20 +58,20 @@ def diverge(
         nll_base = log_z - x[rows, chosen]
         base_p = p[rows, chosen]
         top = reference[start:end].argmax(axis=1)
-        for candidate, found in zip(candidates, into, strict=True):
+        for candidate, divergence in zip(candidates, into, strict=True):
             y, q, log_w = _distribution(candidate[start:end])
-            there = slice(at + start, at + end)
-            found.nll_base[there] = nll_base
-            found.nll[there] = log_w - y[rows, chosen]
-            found.delta_p[there] = q[rows, chosen] - base_p
-            found.same_top[there] = candidate[start:end].argmax(axis=1) == top
+            span = slice(at + start, at + end)
+            divergence.nll_base[span] = nll_base
+            divergence.nll[span] = log_w - y[rows, chosen]
+            divergence.delta_p[span] = q[rows, chosen] - base_p
+            divergence.same_top[span] = candidate[start:end].argmax(axis=1) == top
             np.subtract(x, y, out=y)
-            # Rounding may leave −1e-16 where the two are the same.
-            found.kld[there] = np.maximum(np.einsum("ij,ij->i", p, y) + log_w - log_z, 0.0)
+            # Rounding may give −1e-16 for two equal distributions.
+            divergence.kld[span] = np.maximum(np.einsum("ij,ij->i", p, y) + log_w - log_z, 0.0)
 
 
 def _distribution(logits: Float32s) -> tuple[Float64s, Float64s, Float64s]:
-    """Return logits less their maximum, their softmax, and ln of its denominator: float64 [n, v], [n, v], [n]."""
+    """Return logits minus their maximum, their softmax, and ln of its denominator: float64 [n, v], [n, v], [n]."""
     shifted = np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64)
     softmax = np.exp(shifted)
     total = softmax.sum(axis=1)
@@ -81,10 +81,10 @@ def _distribution(logits: Float32s) -> tuple[Float64s, Float64s, Float64s]:
 
 @dataclass(frozen=True)
 class Divergence:
-    """What a candidate lost against its reference over `n_tokens` tokens; `_err` are standard errors of the mean.
+    """What a candidate lost against its reference over `n_tokens` tokens; `_err` marks standard errors of the mean.
 
-    Likelihoods and divergences are in nats, probabilities and shares in 0..1. Differences are paired: their errors come
-    from the differences token by token, and are far smaller than those of the two perplexities.
+    Likelihoods and divergences are in nats, probabilities and shares in 0..1. Differences are paired: their errors are
+    computed from each token's difference, and are far smaller than the errors of the two perplexities.
     """
 
     n_tokens: int
@@ -98,7 +98,7 @@ class Divergence:
     ln_ppl_ratio_err: float
     ppl_ratio: float
     ppl_ratio_err: float
-    correlation: float  # of the two likelihoods, token by token
+    correlation: float  # of the two models' likelihoods over the tokens
     mean_kld: float
     mean_kld_err: float
     median_kld: float
@@ -116,17 +116,17 @@ class Divergence:
     delta_p_percentiles: dict[str, float]  # "min", "0.1", ... "99.9", "max"
 
     def to_json(self) -> dict[str, object]:
-        """Return the statistics as plain numbers, None for what one token does not define."""
+        """Return the statistics as plain numbers; None for what a single token does not define."""
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 def summarize(tokens: TokenDivergence) -> Divergence:
-    """Return the statistics of `tokens`, at least one. Percentiles interpolate linearly, as llama.cpp's do."""
+    """Return the statistics of at least one token. Percentiles interpolate linearly, as in llama.cpp."""
     if not len(tokens):
         raise ValueError("there are no tokens to summarize")
-    base, this = mean_error(tokens.nll_base), mean_error(tokens.nll)
+    base, candidate = mean_error(tokens.nll_base), mean_error(tokens.nll)
     ratio = mean_error(tokens.nll - tokens.nll_base)
-    ppl_base, ppl = math.exp(base.mean), math.exp(this.mean)
+    ppl_base, ppl = math.exp(base.mean), math.exp(candidate.mean)
     kld, delta_p, squares = mean_error(tokens.kld), mean_error(tokens.delta_p), mean_error(np.square(tokens.delta_p))
     rms = math.sqrt(squares.mean)
     same, n = float(tokens.same_top.mean()), len(tokens)
@@ -137,9 +137,9 @@ def summarize(tokens: TokenDivergence) -> Divergence:
         ppl_base=ppl_base,
         ppl_base_err=ppl_base * base.error,
         ppl=ppl,
-        ppl_err=ppl * this.error,
+        ppl_err=ppl * candidate.error,
         ppl_diff=ppl - ppl_base,
-        # To first order the difference of two perplexities is this mean of likelihoods (the delta method).
+        # The delta method: to first order, the difference of two perplexities is this mean.
         ppl_diff_err=mean_error(ppl * tokens.nll - ppl_base * tokens.nll_base).error,
         ln_ppl_ratio=ratio.mean,
         ln_ppl_ratio_err=ratio.error,

@@ -1,11 +1,11 @@
-"""A model of lm-evaluation-harness: GGUF files under its standard tasks (the extra `eval`).
+"""GGUF files as a model of lm-evaluation-harness, for its standard tasks (the extra `eval`).
 
     lm_eval --model llamalite --model_args path=demo-Q4_K_M.gguf --tasks arc_easy
     llamalite eval demo-Q4_K_M arc_easy             # the same
 
-Requests of a task are scored together (`likelihoods`): the choices of a question share one reading of its context.
-Tokens are cut as the harness's own `hf` model cuts them, so that the two agree on the same weights. lm_eval finds this
-module by the entry point ``lm_eval.models``, where its version looks for one, else after an import of it.
+A task's requests are scored together (`likelihoods`), so that the context of a question is decoded once for all its
+choices. Texts are tokenized as by the harness's own `hf` model, so that both give the same scores for the same weights.
+lm_eval finds this module through the entry point ``lm_eval.models``; a version that has none must import it first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from llamalite.generation.completion import Completion
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 
-_MAX_NEW_TOKENS = 256  # what the harness's own models generate at the most, where a task does not say
+_MAX_NEW_TOKENS = 256  # the default of the harness's own models, for tasks that set none
 
 
 @register_model("llamalite")
 class LlamaliteLM(TemplateLM):  # type: ignore[misc]
-    """`path` is a GGUF file or a name in the models folder; `max_length` its context, at most what it was trained for.
+    """`path` is a GGUF file or a name in the models folder; `max_length` limits the context.
 
-    `exact` is an F32 cache and flash attention off. `parallel` is how many answers are generated at once.
+    `exact` means an F32 cache and no flash attention. `parallel` is the number of answers generated at once.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
         n_threads: int | str | None = None,
         n_gpu_layers: int | str = "auto",
         parallel: int | str = 16,
-        **_ignored: Any,  # the harness hands batch_size, device and more to every model
+        **_ignored: Any,  # the harness passes batch_size, device and more to every model
     ) -> None:
         super().__init__()
         threads = int(n_threads) if n_threads else None
@@ -63,7 +63,7 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is read as: BOS, else EOS, as the harness's `hf` model has it."""
+        """The token that stands for an empty context: BOS, or else EOS, as in the harness's `hf` model."""
         return self.model.native.bos if self.model.native.bos >= 0 else self.eot_token_id
 
     @property
@@ -71,7 +71,7 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
         return self.model.path.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the tokens of `string`, BOS in front where the vocabulary adds one and the text has none yet."""
+        """Return the tokens of `string`, after BOS where the vocabulary adds it and the text does not have it."""
         native = self.model.native
         ids = self.model.tokenize(string, add_special=False, parse_special=True)
         if native.add_bos and add_special_tokens is not False and ids[:1] != [native.bos]:
@@ -87,21 +87,21 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        with tqdm(total=len(asked), desc="loglikelihood", disable=disable_tqdm) as bar:
+        to_score = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        with tqdm(total=len(to_score), desc="loglikelihood", disable=disable_tqdm) as bar:
 
             def show(done: int) -> None:
                 bar.update(done - bar.n)
 
-            found = self._scorer.score(asked, show)
-        answers = [(one.log_likelihood, one.is_greedy) for one in found]
+            likelihoods = self._scorer.score(to_score, show)
+        answers = [(likelihood.log_likelihood, likelihood.is_greedy) for likelihood in likelihoods]
         for (strings, _, _), answer in zip(requests, answers, strict=True):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, answer)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text: windows of `max_length` that score every token once."""
+        """Return the log-likelihood of each whole text, from windows of `max_length` that score every token once."""
         places: list[int] = []
         windows: list[tuple[None, list[int], list[int]]] = []
         for place, request in enumerate(requests):
@@ -124,7 +124,7 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return the continuation of each text up to the first of its stop strings, which is not part of it."""
+        """Return the continuation of each text, without the stop string that ended it."""
         prompts: list[list[int]] = []
         params: list[SamplingParams] = []
         for request in requests:
@@ -148,8 +148,8 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
             def show(_number: int, _completion: Completion) -> None:
                 bar.update()
 
-            found = self.model.generate_batch(prompts, params, parallel=self._parallel, on_completion=show)
-        answers = [one.text for one in found]
+            completions = self.model.generate_batch(prompts, params, parallel=self._parallel, on_completion=show)
+        answers = [completion.text for completion in completions]
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that loads nothing from elsewhere."""
+"""A comparison as one HTML page, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _PERCENTILES = (("median", "median_kld"), ("90%", "p90_kld"), ("95%", "p95_kld")
                 ("99.9%", "p999_kld"), ("max", "max_kld"))  # fmt: skip
 
 _EXPLANATION = (
-    "KLD is the Kullback-Leibler divergence of the candidate's next-token distribution from the reference's, in nats a "
-    "token: how far the probabilities moved, 0 is not at all; lower is better, as with perplexity. Same top is how "
-    "often the likeliest token stayed the same, RMS Δp how far the probability of the text's token moved. ± is one "
+    "KLD is the Kullback-Leibler divergence of the candidate's next-token distribution from the reference's, in nats "
+    "per token: how far the probabilities moved. 0 means not at all; lower is better, as with perplexity. Same top is "
+    "how often the likeliest token stayed the same, RMS Δp how far the probability of the text's token moved. ± is one "
     "standard error."
 )
 
 
 def to_html(comparison: Comparison, title: str = "What quantization cost", *, text: str | None = None) -> str:
-    """Return a whole HTML document: tables, four charts, and how, when and where it was measured.
+    """Return an HTML document without scripts: tables, four charts, and how, when and where it was measured.
 
-    `text` names the text that was scored. The document has no script.
+    `text` names the text that was scored.
     """
     models = [comparison.reference, *comparison.candidates]
     scored = comparison.candidates[0].divergence if comparison.candidates else None
@@ -73,7 +73,7 @@ def to_html(comparison: Comparison, title: str = "What quantization cost", *, te
 
 
 def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
-    """Return (label, text) pairs: what a reader must know to repeat the measurement."""
+    """Return what a reader must know to repeat the measurement, as (label, text) pairs."""
     how = comparison.protocol
     machine = how["machine"]
     cores = f"{machine['n_cores']} cores" if machine["n_cores"] else "cores unknown"
@@ -90,9 +90,9 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
         ("computed", ("exact mode: " if how["exact"] else "") + f"{how['kv_type']} cache, flash attention {flash}, "
                      f"batches of {how['n_batch']} tokens in steps of {how['n_ubatch']}, "
                      f"{how['n_seq']} chunks at once, {how['n_threads']} threads"),
-        ("speeds", f"of the prompt in these batches; of generation the median of {N_GENERATED} single tokens, from an "
-                   "empty cache: rough, llamalite bench measures better"),
-        ("memory", "what the process grew by"),
+        ("speeds", f"rough: the prompt in these batches; generation as the median of {N_GENERATED} single tokens from "
+                   "an empty cache; llamalite bench measures better"),
+        ("memory", "by how much the process grew"),
     ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _quality_row(model: Candidate, comparison: Comparison) -> str:
             f"{own.same_top_p:.2%} <small>± {own.same_top_p_err:.2%}</small>",
             f"{own.rms_delta_p:.3%}",
         ]
-    else:  # the reference, whose perplexity stands with every candidate
+    else:  # the reference: every candidate has its perplexity
         first = comparison.candidates[0].divergence if comparison.candidates else None
         cells += [_plus_minus(first.ppl_base, first.ppl_base_err, 4) if first else "", *[""] * 7]
     return _table_row(cells)
@@ -135,7 +135,7 @@ def _plus_minus(value: float, error: float, digits: int) -> str:
 
 
 def _charts(comparison: Comparison, models: list[Candidate]) -> list[str]:
-    pairs = [(one, one.divergence) for one in comparison.candidates if one.divergence is not None]
+    pairs = [(model, model.divergence) for model in comparison.candidates if model.divergence is not None]
     names = {model.path: model.qtype or model.name for model in models}
     if len(set(names.values())) < len(names):
         names = {model.path: model.name for model in models}

@@ -1,11 +1,11 @@
-"""The importance matrix of a model over a text: the mean of x² of every column that its matrices are multiplied with.
+"""The importance matrix of a model over a text: for each column of each matrix, the mean square of its inputs.
 
     matrix = collect_imatrix("demo-BF16.gguf", text, chunks=32)
     matrix.save(Path("imatrix.gguf"), dataset="calibration.txt")       # for llama-quantize and `convert --imatrix`
 
-A column whose inputs are large deserves smaller errors: quantization weighs them with these figures. As llama-imatrix
-(tools/imatrix/imatrix.cpp) collects them: chunks as in `perplexity`, all tokens counted, products of fewer than 16 rows
-left out; but summed in float64 where it sums in float32. How the figures are used, this module does not know.
+Quantization weighs errors by these figures, since a column with large inputs needs smaller errors. They are collected
+as llama-imatrix does (tools/imatrix/imatrix.cpp): chunks as in `perplexity`, all tokens counted, products of fewer than
+16 rows ignored; but summed in float64 instead of float32. This module does not know how the figures are used.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import gguf
 import numpy as np
 
 from llamalite.errors import EvaluationError
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
+from llamalite.evaluation.measured_model import AnyModel, Decoder, opened
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import Float32s, Float64s
 from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
 from llamalite.native.observer import MatrixObserver
 
-_FEWEST_ROWS = 16  # collect_imatrix, imatrix.cpp: smaller batches are ignored
-_BLOCK = 256  # rows widened to float64 at a time
+_FEWEST_ROWS = 16  # collect_imatrix, imatrix.cpp: it ignores smaller batches
+_BLOCK = 256  # rows converted to float64 at a time
 
 
 @dataclass
 class ImportanceMatrix:
-    """Sums of squares by tensor name (float64 [n_columns]) and how many rows went into each."""
+    """Sums of squares by tensor name, float64 [n_columns], and the number of rows in each sum."""
 
     n_ctx: int
     n_chunks: int = 0
@@ -42,11 +43,11 @@ class ImportanceMatrix:
         return {name: values / self.counts[name] for name, values in self.sums.items()}
 
     def save(self, path: Path, *, dataset: str) -> None:
-        """Write the GGUF form that llama-quantize and `convert --imatrix` read, by way of ``PATH.part``."""
+        """Write the GGUF form that llama-quantize and `convert --imatrix` read, first as ``PATH.part``."""
         part = path.with_name(f"{path.name}.part")
         try:
             writer = gguf.GGUFWriter(part, "imatrix")
-            writer.kv_data[0].pop("general.architecture")  # no model: llama-imatrix writes none
+            writer.kv_data[0].pop("general.architecture")  # llama-imatrix writes none either: it is no model
             writer.add_type("imatrix")
             writer.add_array("imatrix.datasets", [dataset])
             writer.add_uint32("imatrix.chunk_count", self.n_chunks)
@@ -66,7 +67,7 @@ class ImportanceMatrix:
 
 
 class _Collector:
-    """Adds up squares. Matrices that share an input (q, k and v) are shown one after the other: it is squared once."""
+    """Adds up squares. An input that several matrices share (q, k and v) comes once for each, and is squared once."""
 
     def __init__(self, matrix: ImportanceMatrix, *, process_output: bool) -> None:
         self._matrix, self._process_output = matrix, process_output
@@ -113,10 +114,11 @@ def collect_imatrix(
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportanceMatrix:
-    """Return the importance matrix of `model` over `text`, cut into chunks of `n_ctx` tokens, `chunks` at the most.
+    """Return the importance matrix of `model` over the first `chunks` chunks of `text`, each of `n_ctx` tokens.
 
-    `process_output` includes the output matrix, which llama.cpp leaves out by default. `progress` gets chunks done and
-    in all. Raises ``EvaluationError`` for a text shorter than two chunks, and for a mixture of experts.
+    `process_output` includes the output matrix, which llama.cpp leaves out by default. `progress` is called with the
+    chunks done and their total. Raises ``EvaluationError`` for a text of less than two chunks, a mixture of experts,
+    and values that are not finite.
     """
     protocol = EvalProtocol(n_ctx=n_ctx, n_batch=n_ctx, chunks=chunks, n_threads=n_threads)
     matrix = ImportanceMatrix(n_ctx)
@@ -124,8 +126,8 @@ def collect_imatrix(
     observer = MatrixObserver(collector.wanted, collector.see)
     with opened(model, n_gpu_layers=n_gpu_layers, device=device) as native:
         scored = protocol.windows(tokens_of(text, native, protocol.tokens_needed()), native)
-        # Logits of every token are asked for: of the others the last layer's feed-forward part is never computed.
-        windows = [Window(one.tokens, 0, np.full(n_ctx, NOT_SCORED, dtype=np.int32)) for one in scored]
+        # llama.cpp skips the last layer's feed-forward part for tokens without logits, so all of them get logits.
+        windows = [Window(window.tokens, 0, np.full(n_ctx, NOT_SCORED, dtype=np.int32)) for window in scored]
         with protocol.context(native, observer) as context:
             decoder = Decoder(context)
             for batch in batches(windows, n_ctx, context.n_batch):

@@ -1,10 +1,10 @@
-"""How likely a model finds given continuations of given contexts: many requests in one decode, shared contexts once.
+"""Likelihoods of continuations after their contexts: many requests in one decode, each distinct context read once.
 
-    context  "The capital of France is"     read once, in a sequence of its own, shared by its continuations' sequences
-             " Paris"  " Lyon"  " a city"   read together, each in its sequence
+    context  "The capital of France is"     read once, then shared by the sequences of its continuations
+             " Paris"  " Lyon"  " a city"   read together, each in its own sequence
 
-A multiple-choice question with four choices costs one reading of its context instead of four. This module knows tokens
-and no tasks; `harness` brings those.
+The context of a question with four choices is read once instead of four times. This module knows tokens, but no tasks;
+those are in `harness`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamalite.evaluation.decoding import Decoder
+from llamalite.evaluation.measured_model import Decoder
 from llamalite.evaluation.scoring import Float32s, negative_log_likelihoods
 from llamalite.evaluation.windows import NOT_SCORED, TokenBatch
 from llamalite.hardware import physical_cores
@@ -26,7 +26,7 @@ from llamalite.native.model import NativeModel
 
 @dataclass(frozen=True)
 class Request:
-    """A context, at least one token, and what follows it, at least one token."""
+    """A context and its continuation, at least one token each."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -42,17 +42,17 @@ class Likelihood:
 
 @dataclass
 class _Group:
-    """Requests with one context: their places among all, and the tokens of each continuation."""
+    """The requests that share a context, as (index of the request, tokens of its continuation)."""
 
     context: tuple[int, ...]
     members: list[tuple[int, tuple[int, ...]]]
 
 
 class LikelihoodScorer:
-    """Scores requests over one context of `n_batch` cells that all sequences share; use it in a ``with`` block.
+    """Scores requests in one cache of `n_batch` cells that all sequences share; use it in a ``with`` block.
 
-    A request longer than `max_length` loses the beginning of its context. `max_length` is at most `n_batch`: what is
-    read together lies in the cache together.
+    A request longer than `max_length` tokens loses the beginning of its context. The cache has room for at least
+    `max_length` tokens.
     """
 
     def __init__(
@@ -85,32 +85,28 @@ class LikelihoodScorer:
         self._context.close()
 
     def score(self, requests: Sequence[Request], progress: Callable[[int], None] | None = None) -> list[Likelihood]:
-        """Return a likelihood for each request, in their order; `progress` gets how many are done.
+        """Return a likelihood for each request, in order; `progress` is called with the number done.
 
-        ``ValueError`` for an empty context or continuation, or one that does not fit `max_length`;
-        ``EvaluationError`` for logits that are no numbers; ``GenerationCancelled`` when somebody closes the model.
+        Raises ``ValueError`` for an empty context or continuation, or a continuation longer than `max_length`,
+        ``EvaluationError`` for logits that are not finite, and ``GenerationCancelled`` if the model is closed.
         """
-        found: list[Likelihood | None] = [None] * len(requests)
-        done = 0
+        by_index: dict[int, Likelihood] = {}
         for groups in self._rounds(requests):
             with self._context.in_use():
-                likelihoods = self._round(groups)
-            for place, likelihood in likelihoods.items():
-                found[place] = likelihood
-            done += len(likelihoods)
+                by_index |= self._round(groups)
             if progress is not None:
-                progress(done)
-        return [one for one in found if one is not None]
+                progress(len(by_index))
+        return [by_index[index] for index in range(len(requests))]
 
     def _rounds(self, requests: Sequence[Request]) -> Iterator[list[_Group]]:
-        """Yield groups of requests that fit into the cache together, long ones first."""
+        """Yield groups of requests that fit into the cache together, long contexts first."""
         by_context: dict[tuple[int, ...], _Group] = {}
-        for place, request in enumerate(requests):
+        for index, request in enumerate(requests):
             context, continuation = self._fitted(request)
-            by_context.setdefault(context, _Group(context, [])).members.append((place, continuation))
+            by_context.setdefault(context, _Group(context, [])).members.append((index, continuation))
         groups: list[_Group] = []
         n_cells = n_seqs = 0
-        for group in sorted(by_context.values(), key=lambda one: len(one.context), reverse=True):
+        for group in sorted(by_context.values(), key=lambda group: len(group.context), reverse=True):
             for members in self._parts(group):
                 cells = len(group.context) + sum(len(continuation) - 1 for _, continuation in members)
                 if groups and (n_cells + cells > self._n_cells or n_seqs + len(members) > self._context.n_seq_max):
@@ -127,53 +123,53 @@ class LikelihoodScorer:
             raise ValueError("a context and its continuation need at least one token each")
         if len(continuation) > self.max_length:
             raise ValueError(f"a continuation of {len(continuation)} tokens is longer than {self.max_length}")
-        # The last token is scored and not read.
+        # The last token is scored, but not decoded.
         room = self.max_length + 1 - len(continuation)
         return context[-room:], continuation
 
     def _parts(self, group: _Group) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-        """Cut a group whose continuations do not fit beside its context into several."""
+        """Split the continuations of a group into parts that fit into the cache beside its context."""
         part: list[tuple[int, tuple[int, ...]]] = []
         room = self._n_cells - len(group.context)
-        for place, continuation in group.members:
-            need = sum(len(tokens) - 1 for _, tokens in part) + len(continuation) - 1
-            if part and (need > room or len(part) == self._context.n_seq_max):
+        for index, continuation in group.members:
+            n_cells = sum(len(tokens) - 1 for _, tokens in part) + len(continuation) - 1
+            if part and (n_cells > room or len(part) == self._context.n_seq_max):
                 yield part
                 part = []
-            part.append((place, continuation))
+            part.append((index, continuation))
         yield part
 
     def _round(self, groups: Sequence[_Group]) -> dict[int, Likelihood]:
-        """Read the contexts, then the continuations, and return the likelihood of each request by its place."""
+        """Decode the contexts, then the continuations, and return the likelihood of each request by its index."""
         firsts = [0, *itertools.accumulate(len(group.members) for group in groups)][: len(groups)]
         logits = self._decode(
             [(group.context, 0, first) for group, first in zip(groups, firsts, strict=True)], fresh=True
         )
-        sums: dict[int, tuple[float, bool]] = {}  # of each place: −ln p so far, greedy so far
+        sums: dict[int, tuple[float, bool]] = {}  # by index: −ln p so far, greedy so far
         read: list[tuple[tuple[int, ...], int, int]] = []
         rest: list[tuple[int, tuple[int, ...]]] = []
         for i, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            for seq, (place, continuation) in enumerate(group.members, first):
-                sums[place] = self._scored(logits[i : i + 1], continuation[:1])
+            for seq, (index, continuation) in enumerate(group.members, first):
+                sums[index] = self._scored(logits[i : i + 1], continuation[:1])
                 if len(continuation) > 1:
-                    # Of the group's sequences the first holds the context; it goes on with its own continuation.
+                    # The first sequence of the group holds the context, and continues with its own continuation.
                     if seq != first:
                         self._context.seq_cp(first, seq)
                     read.append((continuation[:-1], len(group.context), seq))
-                    rest.append((place, continuation[1:]))
+                    rest.append((index, continuation[1:]))
         if read:
             logits = self._decode(read, fresh=False)
             at = 0
-            for place, tokens in rest:
-                more, also = self._scored(logits[at : at + len(tokens)], tokens)
-                sums[place] = (sums[place][0] + more, sums[place][1] and also)
+            for index, tokens in rest:
+                nll, greedy = self._scored(logits[at : at + len(tokens)], tokens)
+                sums[index] = (sums[index][0] + nll, sums[index][1] and greedy)
                 at += len(tokens)
-        return {place: Likelihood(-nll, greedy) for place, (nll, greedy) in sums.items()}
+        return {index: Likelihood(-nll, greedy) for index, (nll, greedy) in sums.items()}
 
     def _decode(self, parts: Sequence[tuple[tuple[int, ...], int, int]], *, fresh: bool) -> Float32s:
-        """Decode tokens from a position on, each part in its sequence, and return their rows.
+        """Decode `parts` (tokens, first position, sequence) and return their rows of logits.
 
-        A `fresh` cache begins with contexts: of them only the last row is returned.
+        `fresh` clears the cache first, and returns only the last row of each part.
         """
         lengths = [len(tokens) for tokens, _, _ in parts]
         wanted = np.full(sum(lengths), not fresh)
@@ -186,7 +182,7 @@ class LikelihoodScorer:
             ),
             seq_ids=np.concatenate([np.full(len(tokens), seq, dtype=np.int32) for tokens, _, seq in parts]),
             wanted=wanted,
-            targets=np.full(np.count_nonzero(wanted), NOT_SCORED, dtype=np.int32),  # they are scored in `_round`
+            targets=np.full(np.count_nonzero(wanted), NOT_SCORED, dtype=np.int32),  # `_round` scores them
             window_ends=(),
         )
         return self._decoder.decode(batch)

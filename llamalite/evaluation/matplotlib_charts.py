@@ -1,4 +1,4 @@
-"""A comparison as one picture with three charts, drawn by matplotlib (the extra `plot`)."""
+"""A comparison as one image with three charts, drawn by matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def check_plot(path: Path) -> None:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Draw size against KLD, the spread of KLD, and speeds into the file `path`."""
+    """Write charts of size against KLD, of the spread of KLD, and of speeds to `path`."""
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is asked for
+    FigureCanvasAgg(figure)  # needs no window system
     sizes, spread, speeds = figure.subplots(1, 3)
     for candidate in comparison.candidates:
         if (divergence := candidate.divergence) is None:

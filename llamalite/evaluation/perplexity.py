@@ -1,11 +1,10 @@
-"""Perplexity of a text under a model: llama-perplexity's protocol and digits, or a sliding window.
+"""Perplexity of a text under a model, by llama-perplexity's protocol and to its digits, or with a sliding window.
 
     result = perplexity("demo-Q4_K_M.gguf", Path("wiki.test.raw").read_bytes(), chunks=32)
-    print(f"{result.ppl:.4f} ± {result.ppl_err:.5f}, {result.bits_per_byte:.4f} bits a byte")
+    print(f"{result.ppl:.4f} ± {result.ppl_err:.5f}, {result.bits_per_byte:.4f} bits per byte")
 
-ppl is exp of the mean negative log-likelihood over the scored tokens, and its error that mean's standard error times
-ppl. A figure is comparable only under the same protocol, which is why a result carries it. What the model is, and how
-its file was made, this module does not know.
+ppl is exp of the mean negative log-likelihood over the scored tokens; ppl_err is the standard error of that mean, times
+ppl. Results are comparable only under the same protocol, so each one carries it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from llamalite.evaluation.decoding import AnyModel, Decoder, EvalProtocol, opened
+from llamalite.evaluation.measured_model import AnyModel, Decoder, opened
+from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import RowWorkers, RunningMean, negative_log_likelihoods
 from llamalite.evaluation.text_units import TextUnits
 from llamalite.evaluation.windows import NOT_SCORED, Text, batches, tokens_of
@@ -28,23 +28,23 @@ from llamalite.native.model import NativeModel
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """A perplexity with its standard error, what it was measured on, and how; or what stands of one until here."""
+    """A perplexity with its standard error, and how it was measured; during a run, the perplexity so far."""
 
     ppl: float
     ppl_err: float  # NaN for a single token
-    nll: float  # mean, in nats a token
+    nll: float  # mean, in nats per token
     nll_err: float
     n_scored: int  # tokens
     n_bytes: int | None  # of the scored tokens; None where the file carries no vocabulary
     n_words: int | None
-    n_tokens: int  # of the text, as far as it was looked at
+    n_tokens: int  # of the text; with `chunks`, of the part that they need
     n_decoded: int  # tokens that went through the model
     chunks_done: int
     n_chunks: int
     decode_s: float
     scoring_s: float
     protocol: dict[str, Any] = field(repr=False)
-    _running: list[float] = field(repr=False)  # one list, which the results of a run share and each reads its part of
+    _running: list[float] = field(repr=False)  # all results of a run share the list: each reads its beginning
 
     @property
     def running_ppl(self) -> list[float]:
@@ -57,7 +57,7 @@ class PerplexityResult:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits that an arithmetic coder would spend on a byte of the scored text: comparable across tokenizers."""
+        """Bits that an arithmetic coder would spend per byte of the scored text: comparable across tokenizers."""
         return self.nll * self.n_scored / math.log(2) / self.n_bytes if self.n_bytes else None
 
     @property
@@ -65,7 +65,7 @@ class PerplexityResult:
         return self.nll * self.n_scored / math.log(2) / self.n_words if self.n_words else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON knows it: plain numbers, None for what is not defined."""
+        """Return the result as a JSON object: plain numbers, None for what is not defined."""
         names = ("ppl", "ppl_err", "nll", "nll_err", "bits_per_byte", "bits_per_word", "n_scored", "n_bytes", "n_words")
         more = ("n_tokens", "n_decoded", "chunks_done", "n_chunks", "complete", "decode_s", "scoring_s", "protocol")
         plain = {name: getattr(self, name) for name in names + more} | {"running_ppl": self.running_ppl}
@@ -84,11 +84,12 @@ def perplexity(
     n_threads: int | None = None,
     progress: Callable[[PerplexityResult], None] | None = None,
 ) -> PerplexityResult:
-    """Return the perplexity of `text` under `model`, a path, a name in the models folder, or a loaded model.
+    """Return the perplexity of `text` under `model`: a path, a name in the models folder, or a loaded model.
 
-    `text` is a str, bytes, token ids, or an iterable of texts, of which only what is needed is read. `EvalProtocol`
-    describes the other arguments; `progress` gets what stands after each chunk. Raises ``EvaluationError`` when the
-    text is too short, ``ModelLoadError`` when the model cannot be loaded.
+    `text` is a str, bytes, token ids, or an iterable of texts, which is read no further than needed.
+    `llamalite.evaluation.protocol.EvalProtocol` describes the other arguments. `progress` is called with the result so
+    far after each chunk. Raises ``EvaluationError`` if the text is too short or logits are not finite, and
+    ``ModelLoadError`` if the model cannot be loaded.
     """
     protocol = EvalProtocol(
         n_ctx=n_ctx, n_batch=n_batch, chunks=chunks, stride=stride, exact=exact, n_threads=n_threads
@@ -98,12 +99,12 @@ def perplexity(
         for result in iter_perplexity(native, text, protocol):
             if progress is not None:
                 progress(result)
-    assert result is not None  # no text gives no windows: tokens_of and windows have raised
+    assert result is not None  # there is a window: for a text without any, an error was raised
     return result
 
 
 def iter_perplexity(model: NativeModel, text: Text, protocol: EvalProtocol) -> Generator[PerplexityResult, None, None]:
-    """Yield what stands after each window; the last result is complete. Leaving early frees the context."""
+    """Yield the result so far after each window; the last one is complete. Closing the generator frees the context."""
     tokens = tokens_of(text, model, protocol.tokens_needed())
     windows = protocol.windows(tokens, model)
     units = TextUnits(model) if model.has_vocab else None
@@ -156,5 +157,5 @@ def iter_perplexity(model: NativeModel, text: Text, protocol: EvalProtocol) -> G
 
 
 def _digest(tokens: np.ndarray[Any, np.dtype[np.int32]]) -> str:
-    """Return the sha256 of the token ids as little-endian int32: two runs that agree here scored the same text."""
+    """Return the sha256 of the token ids as little-endian int32: runs with the same digest scored the same text."""
     return hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which of the compared models to take.
+"""Which of the compared models to use.
 
 results = check_budgets(comparison, kld_budget=0.05, n_ctx=4096, free_bytes=free_memory_bytes())
 chosen = next((result for result in results if result.chosen), None)
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite.evaluation.comparison import Candidate, Comparison, needed
+from llamalite.evaluation.comparison import Candidate, Comparison
 from llamalite.gguf_check import checked_header
-from llamalite.hardware import MemoryNeeded
+from llamalite.hardware import MemoryNeeded, memory_needed
 
 SMALL_LOSS = 0.05
-"""A candidate whose mean KLD, in nats, is at most this is recommended: above it benchmarks begin to show the loss.
+"""The largest mean KLD, in nats, of a candidate that is recommended: above it, benchmarks begin to show the loss.
 
 llama.cpp's table of Llama 3 8B (tools/perplexity/README.md) has 0.03 for Q4_K_M and 0.10 for Q3_K_M.
 """
@@ -23,7 +23,7 @@ llama.cpp's table of Llama 3 8B (tools/perplexity/README.md) has 0.03 for Q4_K_M
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """Whether a candidate stays within a budget of mean KL divergence and fits into this machine's memory."""
+    """Whether a candidate is within a budget of mean KL divergence, and fits into the free memory."""
 
     candidate: Candidate
     mean_kld: float
@@ -48,16 +48,16 @@ def check_budgets(comparison: Comparison, *, kld_budget: float, n_ctx: int, free
     results: list[BudgetResult] = []
     for candidate in sorted(comparison.candidates, key=lambda candidate: candidate.n_bytes):
         assert candidate.divergence is not None  # only the reference has none
-        memory = needed(checked_header(candidate.path), n_ctx)
+        needed = memory_needed(checked_header(candidate.path), n_ctx=n_ctx)
         mean_kld = candidate.divergence.mean_kld
-        within_budget, fits = mean_kld <= kld_budget, memory.total_bytes <= free_bytes
+        within_budget, fits = mean_kld <= kld_budget, needed.fits(free_bytes)
         chosen = within_budget and fits and not any(result.chosen for result in results)
-        results.append(BudgetResult(candidate, mean_kld, memory, within_budget, fits, chosen))
+        results.append(BudgetResult(candidate, mean_kld, needed, within_budget, fits, chosen))
     return results
 
 
 def short_names(comparison: Comparison) -> dict[Path, str]:
-    """Return a name for each model in a table: its type if all are types of one model, else the file's name."""
+    """Return a name for each model in a table: its type if all are types of the same model, else the file's name."""
     models = (comparison.reference, *comparison.candidates)
     base_names = {model.name.removesuffix(f"-{model.qtype}") for model in models}
     types = {model.qtype for model in models}
@@ -67,8 +67,8 @@ def short_names(comparison: Comparison) -> dict[Path, str]:
 
 
 def recommend(comparison: Comparison, kld_budget: float = SMALL_LOSS) -> str:
-    """Return a sentence that names the smallest file whose mean KLD is at most `kld_budget`, and what it costs."""
-    pairs = [(one, one.divergence) for one in comparison.candidates if one.divergence is not None]
+    """Return a sentence that names the smallest file with a mean KLD of at most `kld_budget`, and what it costs."""
+    pairs = [(model, model.divergence) for model in comparison.candidates if model.divergence is not None]
     within = [(candidate, divergence) for candidate, divergence in pairs if divergence.mean_kld <= kld_budget]
     if within:
         candidate, divergence = min(within, key=lambda pair: pair[0].n_bytes)
@@ -80,10 +80,10 @@ def recommend(comparison: Comparison, kld_budget: float = SMALL_LOSS) -> str:
         f"{divergence.same_top_p:.1%} same top token."
     )
     if len(pairs) == 1:
-        return cost if within else f"{cost} A mean KLD above {kld_budget:g} is a loss that shows."
+        return cost if within else f"{cost} A mean KLD above {kld_budget:g} is a noticeable loss."
     if within:
         return f"The smallest with a mean KLD of at most {kld_budget:g} is {cost}"
-    return f"None has a mean KLD of at most {kld_budget:g}: all lose something that shows. Nearest is {cost}"
+    return f"None has a mean KLD of at most {kld_budget:g}: all lose noticeably. The nearest is {cost}"
 
 
 def _relative_size(reference: Candidate, candidate: Candidate) -> str:

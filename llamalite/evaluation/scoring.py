@@ -4,10 +4,10 @@
     >>> negative_log_likelihoods(logits, np.array([0])).round(6)        # -ln 0.5
     array([0.693147])
 
-The rows are read where llama.cpp left them, a few at a time and on several threads (NumPy lets the interpreter lock
-go), so that nothing as large as the logits is ever allocated. They are not copied for a worker to score while the next
-batch decodes: the copy would double the memory, and cost a good part of what it hides, which is a few thousandths of
-the decoding. `docs/evaluation.md` has the figures.
+The rows are read where llama.cpp left them, a few at a time and on several threads (NumPy releases the interpreter
+lock), so that nothing as large as the logits is allocated. Scoring takes a few thousandths of the decoding time
+(`docs/evaluation.md`). Copying the rows, to score them while the next batch decodes, would save less than that and
+double the memory.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Float32s = npt.NDArray[np.float32]
 Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
 
-# What a slice's temporaries may take: they stay in a core's own cache.
+# Bytes of the temporaries of a slice, which stay in a core's own cache.
 _SLICE_BYTES = 1 << 20
 
 
 def negative_log_likelihoods(logits: Float32s, targets: Ints) -> Float64s:
     """Return −ln p(target) of each row, in nats, as float64 [n_rows].
 
-    `logits` is float32 [n_rows, n_vocab], `targets` holds one token id a row. The precisions are those of
-    ``log_softmax`` in llama.cpp's tools/perplexity/perplexity.cpp, for the same printed digits: the exponentials are
-    rounded to float32 (correctly, as C libraries' ``expf`` all but does; NumPy's own is good to 2.5 units), their sum
-    and its logarithm are float64.
+    `logits` is float32 [n_rows, n_vocab], `targets` holds one token id per row. To print the same digits as llama.cpp,
+    the precisions are those of ``log_softmax`` in its tools/perplexity/perplexity.cpp: the exponentials are rounded to
+    float32, their sum and its logarithm are float64. The exponentials are computed in float64 and then rounded, as C's
+    ``expf`` is nearly always correctly rounded, and NumPy's float32 one is off by up to 2.5 units in the last place.
     """
     n_rows = len(targets)
     result = np.empty(n_rows, dtype=np.float64)
@@ -49,13 +49,13 @@ def negative_log_likelihoods(logits: Float32s, targets: Ints) -> Float64s:
 
 
 def row_slices(n_rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Cut `n_rows` into consecutive ``(start, end)`` whose rows of `row_bytes` stay in a core's cache."""
+    """Cut `n_rows` into consecutive ``(start, end)`` slices whose rows, of `row_bytes` each, stay in a core's cache."""
     step = max(1, _SLICE_BYTES // max(1, row_bytes))
     return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
 
 
 class RowWorkers:
-    """A few threads that score disjoint ranges of rows; use it in a ``with`` block."""
+    """Threads that score disjoint ranges of rows; use it in a ``with`` block."""
 
     def __init__(self, n_threads: int) -> None:
         self._n_threads = max(1, n_threads)
@@ -68,7 +68,7 @@ class RowWorkers:
         self._pool.shutdown(wait=True)
 
     def over(self, n_rows: int, score: Callable[[int, int], None]) -> None:
-        """Call ``score(start, end)`` on ranges that cover all `n_rows`, and return when every one is done."""
+        """Call ``score(start, end)`` for ranges that cover all `n_rows`, and return when all calls have ended."""
         step = max(1, -(-n_rows // (4 * self._n_threads)))
         futures: list[Future[None]] = []
         try:
@@ -76,14 +76,12 @@ class RowWorkers:
                 span = start, min(start + step, n_rows)
                 try:
                     futures.append(self._pool.submit(score, *span))
-                except (
-                    RuntimeError
-                ):  # the system gives no thread, or the interpreter ends and the pool has ended before
+                except RuntimeError:  # no thread can be started, or the pool has ended with the interpreter
                     score(*span)
             for future in futures:
                 future.result()
         finally:
-            wait(futures)  # also after an interrupt: the rows may be freed then
+            wait(futures)  # also after an interrupt: the caller may then free the rows
 
 
 @dataclass(frozen=True)
@@ -98,21 +96,21 @@ class MeanError:
 def mean_error(values: Float64s | Sequence[float]) -> MeanError:
     """Return the mean of `values` and its standard error, √(s²/n) with s² the unbiased sample variance.
 
-    The tokens of a text are not independent of each other, so that the true error is somewhat larger; llama.cpp
-    reports the same figure. Of a single value the error is NaN.
+    The tokens of a text depend on each other, so the true error is somewhat larger; llama.cpp reports the same figure.
+    The error of a single value is NaN.
     """
     array = np.asarray(values, dtype=np.float64)
     n = len(array)
     if n == 0:
         return MeanError(math.nan, math.nan, 0)
     mean = float(array.mean())
-    # Two passes: llama.cpp's E[x²] − E[x]² cancels where all values are nearly equal.
+    # Two passes: llama.cpp's E[x²] − E[x]² loses its digits if all values are nearly equal.
     error = math.sqrt(float(np.square(array - mean).sum()) / (n - 1) / n) if n > 1 else math.nan
     return MeanError(mean, error, n)
 
 
 class RunningMean:
-    """Count, mean and standard error of values that come in blocks, by Chan, Golub and LeVeque's update (1983)."""
+    """Count, mean and standard error of values added in blocks (the update of Chan, Golub and LeVeque, 1983)."""
 
     def __init__(self) -> None:
         self.count = 0

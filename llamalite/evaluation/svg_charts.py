@@ -1,8 +1,8 @@
-"""Three kinds of small chart as SVG text, for a page that must open without a network and without matplotlib.
+"""Three kinds of chart as SVG text, for a page that needs neither a network nor matplotlib.
 
-Each function takes plain numbers and returns one ``<svg>`` element, which takes its text's colour from the page. A
-value that a logarithmic axis cannot show (a model that does not diverge has zero) is drawn on the lower edge. `colour`
-is the index in `COLOURS` of the first series: a model keeps its colour in charts that leave the reference out.
+Each function takes plain numbers and returns one ``<svg>`` element, whose text has the colour of the page's text. Zero,
+which a logarithmic axis cannot show, is drawn at its lower end. `colour` is the index in `COLOURS` of the first series,
+so that a model has the same colour in charts with and without the reference.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def bars(rows: Sequence[tuple[str, float]], *, x_label: str) -> str:
 
 
 def _apart(places: Sequence[tuple[float, float]], width: float = 60, height: float = 13) -> list[float]:
-    """Return a y for each label at (x, y), moved down where it would cover an earlier label."""
+    """Return a y for each label at (x, y), moved down if the label would cover an earlier one."""
     placed: list[tuple[float, float]] = []
     for x, y in places:
         for _ in placed:

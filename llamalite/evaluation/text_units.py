@@ -1,4 +1,4 @@
-"""How many bytes and words the scored tokens stand for: what makes figures of different tokenizers comparable."""
+"""The bytes and words of the scored tokens, which make figures of different tokenizers comparable."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import numpy as np
 from llamalite.evaluation.windows import TokenIds
 from llamalite.native.model import NativeModel
 
-_SPACE = frozenset(b" \t\n\r\v\f")  # what bytes.split() splits at
+_SPACE = frozenset(b" \t\n\r\v\f")  # where bytes.split() splits
 
 
 class TextUnits:
-    """Counts bytes and words; a word is scored where its first byte is, and words lie between white space."""
+    """Counts bytes and words. White space separates words; a word is counted with the token that has its first byte."""
 
     def __init__(self, model: NativeModel) -> None:
         self._model = model
         self._known = np.zeros(model.n_vocab, dtype=np.bool_)
         self._n_bytes = np.zeros(model.n_vocab, dtype=np.int32)
-        self._n_words = np.zeros(model.n_vocab, dtype=np.int32)  # word beginnings, if white space came before
-        self._opens = np.zeros(model.n_vocab, dtype=np.bool_)  # its first byte belongs to a word
-        self._closes = np.ones(model.n_vocab, dtype=np.bool_)  # white space, or nothing, at its end
+        self._n_words = np.zeros(
+            model.n_vocab, dtype=np.int32
+        )  # words that begin in the token if white space precedes it
+        self._opens = np.zeros(model.n_vocab, dtype=np.bool_)  # the token begins with a byte of a word
+        self._closes = np.ones(model.n_vocab, dtype=np.bool_)  # the token is empty or ends in white space
 
     def count(self, previous: TokenIds, targets: TokenIds) -> tuple[int, int]:
-        """Return the bytes of `targets`, and how many words begin in them; `previous` is the token before each."""
+        """Return the bytes of `targets` and the words that begin in them; `previous` holds the token before each."""
         for token in np.union1d(previous, targets):
             if not self._known[token]:
                 self._learn(int(token))

@@ -1,16 +1,16 @@
-"""Is this GGUF file what its checkpoint says? Keys, tensors, tokens, template and logits, each against the original.
+"""Checks that a GGUF file holds what its checkpoint holds: keys, template, tensors, tokens and logits.
 
     report = verify("tiny.Q4_K_M.gguf", "./TinyLlama-1.1B")
     report.ok, [check.name for check in report.checks]
 
-- keys: the ``llama.*`` and ``tokenizer.*`` keys that a conversion would write, bit for bit;
-- template: the same for the chat template;
-- tensors: the checkpoint is converted again to the types that the file has, and its writes are comparisons;
-- tokens: a few thousand texts through both tokenizers (`llamalite.converters.vocabulary.probe`);
-- logits: a fixed text through llama.cpp in exact mode, beside `llamalite.converters.reference` with the same weights.
+- keys: the ``llama.*`` and ``tokenizer.*`` keys are those that a conversion would write, bit for bit;
+- template: so is the chat template;
+- tensors: the checkpoint is converted again to the file's types, and the result is compared instead of written;
+- tokens: both tokenizers give the same tokens for a few thousand texts (`llamalite.converters.vocabulary.probe`);
+- logits: for a fixed text, llama.cpp in exact mode agrees with `llamalite.converters.reference` on the same weights.
 
-Neither torch nor transformers is needed. A file made with an importance matrix, or by a ggml of another compiler, has
-other bytes and the same meaning: its tensors are then held to the error that their types allow.
+Neither torch nor transformers is needed. A file made with an importance matrix, or with a ggml that another compiler
+built, may differ in its bytes: its tensors then have to be as near as their types allow.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from llamalite.converters.mix import Choice
 from llamalite.converters.plan import ConversionPlan, make_plan
 from llamalite.converters.vocabulary import probe, read_vocabulary
 from llamalite.errors import VerificationError
-from llamalite.evaluation.decoding import Decoder
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
+from llamalite.evaluation.measured_model import Decoder
 from llamalite.evaluation.windows import TokenIds
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
@@ -48,7 +48,7 @@ from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 
-# Our own sentences: plain prose, numbers and code, about 130 tokens in most vocabularies.
+# Our own sentences: prose, numbers and code, about 130 tokens in most vocabularies.
 TEXT = (
     "The lighthouse keeper counted the ships every evening and wrote their number in a small green book. "
     "On the first of March there were 17, on the second 23, and on the third the fog was so thick that she wrote "
@@ -57,12 +57,12 @@ TEXT = (
 )
 N_TOKENS = 128
 TEMPLATE = b"tokenizer.chat_template"
-_FEW_BLOCKS = 0.01  # of a tensor: what differs in fewer is damage, not another way to quantize
+_FEW_BLOCKS = 0.01  # of a tensor: if fewer blocks differ, they are damaged, not quantized in another way
 
 
 @dataclass(frozen=True)
 class Check:
-    """One kind of comparison: whether it holds, a line for people, and its figures."""
+    """The result of one kind of check: whether it passed, a line for people, and its figures."""
 
     name: str
     ok: bool
@@ -72,7 +72,7 @@ class Check:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What was compared, in the order of the comparisons; those after a file that cannot be loaded are missing."""
+    """All checks in order. If the file cannot be loaded, the tokens and the logits are not checked."""
 
     path: Path
     against: Path
@@ -83,10 +83,10 @@ class VerificationReport:
         return all(check.ok for check in self.checks)
 
     def raise_for_failures(self) -> None:
-        """Raise `VerificationError` with all that does not hold."""
+        """Raise ``VerificationError`` that names the failed checks; do nothing if all passed."""
         wrong = [f"{check.name}: {check.text}" for check in self.checks if not check.ok]
         if wrong:
-            raise VerificationError(f"{self.path} is not what {self.against} holds: {'; '.join(wrong)}")
+            raise VerificationError(f"{self.path} does not match {self.against}: {'; '.join(wrong)}")
 
     def to_json(self) -> str:
         """Return the report as a JSON document."""
@@ -109,14 +109,14 @@ def verify(
     n_threads: int | None = None,
     progress: pipeline.Progress | None = None,
 ) -> VerificationReport:
-    """Compare the GGUF file at `path` with the checkpoint `against`, and return the report; it raises for neither.
+    """Compare the GGUF file at `path` with the checkpoint `against`, and return the report.
 
-    `params` is what the file was made with: with its importance matrix the bytes can be compared instead of errors.
-    Raises what opening either of them raises.
+    `params` are those that the file was made with: given its importance matrix, bytes are compared instead of errors.
+    Raises what opening the file or the checkpoint raises, but not for a failed check.
     """
     with open_checkpoint(Path(path)) as made, open_checkpoint(Path(against)) as original:
         if made.carried is None or original.carried is not None:
-            raise ValueError("verify compares a GGUF file with the checkpoint that it was made of, in this order")
+            raise ValueError("verify compares a GGUF file with the checkpoint that it was made from, in this order")
         planned = make_plan(original, [FILE_TYPES["F32"]], QuantizeParams())
         threads = n_threads or physical_cores()
         checks = [*_keys(made, original, planned)]
@@ -132,7 +132,7 @@ def verify(
 
 
 def _can_be_loaded(checks: Sequence[Check]) -> bool:
-    """Whether all tensors are there in their shapes, so that llama.cpp can run the file, right or wrong."""
+    """Return whether all tensors are there with the right shapes, so that llama.cpp can run the file."""
     return not any(check.figures.get("missing") for check in checks)
 
 
@@ -140,26 +140,30 @@ def _keys(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> li
     assert made.carried is not None
     vocabulary = read_vocabulary(original.tokenizer_folder, original.config)
     wanted = dict(header.keys_of(original, planned, vocabulary))
-    found = dict(made.carried.pairs)
+    written = dict(made.carried.pairs)
     keys = [key for key in wanted if key.startswith((b"llama.", b"tokenizer."))]
-    wrong = [key.decode() for key in keys if key != TEMPLATE and found.get(key) != wanted[key]]
+    wrong = [key.decode() for key in keys if key != TEMPLATE and written.get(key) != wanted[key]]
     text = f"{len(keys)} keys are those of a conversion"
     if wrong:
-        missing = [key for key in wrong if key.encode() not in found]
+        missing = [key for key in wrong if key.encode() not in written]
         text = f"{', '.join(wrong[:4])} {'is missing' if missing == wrong[:1] else 'differ'}"
-    same_template = found.get(TEMPLATE) == wanted.get(TEMPLATE)
-    has = "has one of its own" if TEMPLATE in found else "has none"
-    template_text = "the same chat template" if TEMPLATE in wanted else "no chat template in either"
-    if not same_template:
-        template_text = f"the file {has}, which is not the checkpoint's"
+    same_template = written.get(TEMPLATE) == wanted.get(TEMPLATE)
+    if same_template:
+        template_text = "the same chat template" if TEMPLATE in wanted else "no chat template in either"
+    elif TEMPLATE not in written:
+        template_text = "the file lacks the checkpoint's chat template"
+    else:
+        template_text = "the file's chat template is not the checkpoint's" + (
+            "" if TEMPLATE in wanted else ", which has none"
+        )
     return [
         Check("keys", not wrong, text, {"n_keys": len(keys), "wrong": wrong}),
         Check("template", same_template, template_text, {}),
     ]
 
 
-class _Comparer:
-    """Stands where the pipeline writes a tensor: reads the file's bytes in that place and compares."""
+class _TensorComparer:
+    """Takes the place of the pipeline's output file: compares what is written of a tensor with the file's bytes."""
 
     def __init__(self, file: SourceFile, offset: int, kind: TensorType) -> None:
         self._file = file
@@ -171,15 +175,16 @@ class _Comparer:
 
     def write_at(self, offset: int, data: Bytes) -> None:
         expected = data.reshape(-1, self.kind.block_bytes)
-        found = np.empty_like(expected)
-        self._file.read_into(self._offset + offset, found.reshape(-1))
-        wrong = (expected != found).any(axis=1)
+        actual = np.empty_like(expected)
+        self._file.read_into(self._offset + offset, actual.reshape(-1))
+        wrong = (expected != actual).any(axis=1)
         square_error = square = 0.0
         if wrong.any():
-            a, b = (dequantize_rows(self.kind, one, self.kind.block_size) for one in (expected[wrong], found[wrong]))
+            blocks = (expected[wrong], actual[wrong])
+            a, b = (dequantize_rows(self.kind, rows, self.kind.block_size).astype(np.float64) for rows in blocks)
             with np.errstate(over="ignore", invalid="ignore"):
-                square_error = float(np.square(a.astype(np.float64) - b).sum())
-            square = float(np.square(a.astype(np.float64)).sum())
+                square_error = float(np.square(a - b).sum())
+            square = float(np.square(a).sum())
         with self._lock:
             self.n_blocks += len(expected)
             self.n_wrong += int(wrong.sum())
@@ -188,25 +193,25 @@ class _Comparer:
 
     @property
     def relative_error(self) -> float:
-        """Root mean square of the difference where blocks differ, relative to what they should hold."""
+        """The RMS difference of the blocks that differ, relative to the RMS of the expected ones."""
         return math.sqrt(self.square_error / self.square) if self.square else math.inf if self.n_wrong else 0.0
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the tensor, or None: equal, or as near as another way to quantize would be."""
+        """What is wrong with the tensor; None if it is equal, or as near as another way to quantize would be."""
         if not self.n_wrong:
             return None
         unit = "blocks" if self.kind.is_quantized else "weights"
-        told = f"{self.n_wrong} of {self.n_blocks} {unit} differ"
+        count = f"{self.n_wrong} of {self.n_blocks} {unit} differ"
         if not self.kind.is_quantized or self.n_wrong < _FEW_BLOCKS * self.n_blocks:
-            return told
+            return count
         if not self.relative_error <= allowed_error(self.kind):
-            return f"{told} by {self.relative_error:.1%}, beyond the error of {self.kind.name}"
+            return f"{count} by {self.relative_error:.1%}, beyond the error of {self.kind.name}"
         return None
 
 
 def allowed_error(kind: TensorType) -> float:
-    """The relative RMS difference that two ways of quantizing to `kind` can have: some steps of its resolution."""
+    """Return the relative RMS difference that two ways of quantizing to `kind` may have: some steps of its grid."""
     return 2.5 * math.pow(2, -kind.bits_per_weight)
 
 
@@ -220,26 +225,28 @@ def _tensors(
     names = {tensor.name: tensor for tensor in planned.tensors}
     missing = [name for name in names if name not in made.tensors or made.tensors[name].shape != names[name].shape]
     unknown = [name for name in made.tensors if name not in names]
-    comparers: dict[str, _Comparer] = {}
+    comparers: dict[str, _TensorComparer] = {}
     tensors = []
     for name, tensor in names.items():
         if name in missing:
             continue
-        found = made.tensors[name]
-        assert isinstance(found, FileTensor | QuantizedTensor)
-        kind = found.type if isinstance(found, QuantizedTensor) else TENSOR_TYPES[found.dtype]
-        comparers[name] = _Comparer(found.file, found.offset, kind)
+        source = made.tensors[name]
+        assert isinstance(source, FileTensor | QuantizedTensor)
+        kind = source.type if isinstance(source, QuantizedTensor) else TENSOR_TYPES[source.dtype]
+        comparers[name] = _TensorComparer(source.file, source.offset, kind)
         tensors.append(dataclasses.replace(tensor, types=(Choice(kind),)))
     importance = params.importance.rows if params.importance else {}
     again = dataclasses.replace(planned, tensors=tuple(tensors), importance=importance)
     places = [[pipeline.Place(comparers[tensor.name], 0) for tensor in tensors]]
     pipeline.run(again, places, n_threads=n_threads, progress=progress)
-    faults = {name: one.fault for name, one in comparers.items() if one.fault}
-    faults |= dict.fromkeys(missing, "is missing, or of another shape") | dict.fromkeys(unknown, "is not the model's")
-    exact = sum(not one.n_wrong for one in comparers.values())
+    faults = {name: comparer.fault for name, comparer in comparers.items() if comparer.fault}
+    faults |= dict.fromkeys(missing, "is missing, or has another shape") | dict.fromkeys(
+        unknown, "does not belong to the model"
+    )
+    exact = sum(not comparer.n_wrong for comparer in comparers.values())
     text = f"all {len(comparers)} tensors are those of a conversion, byte for byte"
     if exact < len(comparers):
-        text = f"{exact} of {len(comparers)} tensors byte for byte, the others within the error of their types"
+        text = f"{exact} of {len(comparers)} tensors agree byte for byte, the others within the error of their types"
     if faults:
         name, fault = next(iter(faults.items()))
         others = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
@@ -250,8 +257,8 @@ def _tensors(
 def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: ConversionPlan, n_threads: int) -> Check:
     """Run a text through llama.cpp, and through the NumPy forward pass with the file's weights and the checkpoint's.
 
-    The weights are compared already: what is judged is that llama.cpp makes of them what the checkpoint's config says.
-    What they lost is told beside it.
+    The weights themselves are compared elsewhere. This check passes if llama.cpp computes with the file's weights what
+    the checkpoint's config says; it also reports how far the logits are from those of the checkpoint's weights.
     """
     with NativeModel(path) as model:
         ids = model.tokenize(TEXT, add_special=True, parse_special=False)[:N_TOKENS]
@@ -259,7 +266,7 @@ def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: Convers
         with NativeContext(model, options) as context:
             Decoder(context).compute(lambda: context.decode(ids, np.arange(len(ids)), 0, True))
             ours = context.logits().copy()  # float32 [n_tokens, n_vocab]
-    with np.errstate(over="ignore", invalid="ignore"):  # of a broken file: infinities are found below
+    with np.errstate(over="ignore", invalid="ignore"):  # a broken file gives infinities, which are found below
         expected = reference.forward(_with_weights(made, original, planned), ids.tolist())
         theirs = reference.forward(original, ids.tolist())
         computed, lost = _divergence(expected, ours, ids), _divergence(theirs, ours, ids)
@@ -282,7 +289,7 @@ def _finite(value: float) -> float | None:
 def _with_weights(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> Checkpoint:
     """Return the checkpoint with the file's weights, by the checkpoint's names, for `reference.forward`.
 
-    q and k keep the file's row order, which is that of Meta's checkpoints: not permuted.
+    q and k keep the file's row order, that of Meta's checkpoints: not permuted.
     """
     assert planned.config is not None  # the checkpoint is no GGUF file
     rules = planned.config.tensor_rules(permuted=False)
@@ -290,24 +297,24 @@ def _with_weights(made: Checkpoint, original: Checkpoint, planned: ConversionPla
     return Checkpoint(made.folder, original.config, tensors, permuted=False)
 
 
-def _divergence(base: npt.NDArray[np.float32], found: npt.NDArray[np.float32], ids: TokenIds) -> Divergence:
+def _divergence(base: npt.NDArray[np.float32], other: npt.NDArray[np.float32], ids: TokenIds) -> Divergence:
     tokens = TokenDivergence(len(ids) - 1)
-    diverge(base[:-1], [found[:-1]], ids[1:], [tokens], 0)
+    diverge(base[:-1], [other[:-1]], ids[1:], [tokens], 0)
     return summarize(tokens)
 
 
-# Between llama.cpp in exact mode and NumPy, both with the file's weights, the mean KL divergence (nats) is not of the
-# quantization: llama.cpp rounds the activations to 8 bits before it multiplies them with a quantized matrix, and to 16
-# with a matrix of 16 bits (``vec_dot_type``, ggml-cpu.c). Of 15 types on models of 0.26 and 5.8 million weights, and of
-# Q4_K_M on 1.1 billion, the most was 1.3e-3 with quantized matrices, 3.3e-5 with BF16, 5e-7 with F16 and 5e-12 with
-# F32, however many bits they have. The bounds leave seven times that and more; the demo with a rope base half too
-# large has 0.02.
+# The largest mean KL divergence (nats) allowed between llama.cpp in exact mode and NumPy, both with the file's weights.
+# It does not come from the quantization of weights: llama.cpp rounds the activations to 8 bits before it multiplies
+# them with a quantized matrix, and to 16 bits with a matrix of 16 bits (``vec_dot_type``, ggml-cpu.c). Measured with 15
+# types on models of 0.26 and 5.8 million weights, and with Q4_K_M on 1.1 billion, it was at most 1.3e-3 with quantized
+# matrices of any number of bits, 3.3e-5 with BF16, 5e-7 with F16 and 5e-12 with F32. The bounds are at least seven
+# times that. For comparison, the demo model with a rope base half too large has 0.02.
 _MOST_KLD = {"quantized": 1e-2, "16 bits": 1e-3, "F32": 1e-6}
 
 
 def allowed_kld(made: Checkpoint) -> float:
-    """The mean KL divergence (nats) between llama.cpp and NumPy, with the same weights, beyond which one is wrong."""
+    """Return the mean KL divergence (nats) above which llama.cpp and NumPy, with the same weights, do not agree."""
     matrices = [tensor for tensor in made.tensors.values() if len(tensor.shape) > 1]
-    if any(isinstance(one, QuantizedTensor) for one in matrices):
+    if any(isinstance(matrix, QuantizedTensor) for matrix in matrices):
         return _MOST_KLD["quantized"]
-    return _MOST_KLD["F32" if all(one.dtype == "F32" for one in matrices) else "16 bits"]
+    return _MOST_KLD["F32" if all(matrix.dtype == "F32" for matrix in matrices) else "16 bits"]

@@ -1,15 +1,15 @@
-"""A text → token windows → the batches that llama.cpp decodes, and which rows of their logits are scored.
+"""A text → windows of tokens → the batches that llama.cpp decodes, and the rows of logits that are scored.
 
 With n_ctx = 8 and a vocabulary that adds BOS (``B``), the 16 tokens ``B1234567 89abcdef`` become two windows::
 
-    B1234567    rows asked for: positions 4 5 6 7; they are scored on 5 6 7 and nothing
-    B9abcdef    rows asked for: positions 4 5 6 7; they are scored on d e f and nothing
+    B1234567    logits of positions 4 5 6 7, scored on the tokens 5 6 7 and none
+    B9abcdef    logits of positions 4 5 6 7, scored on the tokens d e f and none
 
-That is llama-perplexity's protocol (``perplexity()`` in llama.cpp's tools/perplexity/perplexity.cpp): chunks that do
-not overlap, the first token of each replaced by BOS, the second half scored, as many chunks a batch as fit, each a
-sequence. The last row is asked for and not scored, as it is there: a batch with one row less may round differently.
+This is llama-perplexity's protocol (``perplexity()`` in llama.cpp's tools/perplexity/perplexity.cpp): chunks that do
+not overlap, the first token of each replaced by BOS, the second half scored, and as many chunks in a batch as fit, each
+as a sequence. Like there, the last row is computed but not scored: a batch without it might be rounded differently.
 
-This module knows no model: what it makes is decoded and scored by `perplexity`, `comparison` and `imatrix`.
+This module knows no model: `perplexity`, `comparison` and `imatrix` decode and score the batches.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import numpy.typing as npt
 from llamalite.errors import EvaluationError
 
 TokenIds = npt.NDArray[np.int32]
-# One text; token ids; or a stream of texts, each tokenized by itself and joined into one stream of tokens.
+# A text, token ids, or an iterable of texts, which are tokenized one by one and joined.
 Text: TypeAlias = Union[str, bytes, Sequence[int], "npt.NDArray[np.integer]", Iterable[str], Iterable[bytes]]
 
 NOT_SCORED = -1
 
 
 class Tokenizer(Protocol):
-    """What this module needs of a model; `llamalite.native.model.NativeModel` has it."""
+    """The part of `llamalite.native.model.NativeModel` that this module uses."""
 
     add_bos: bool
     add_eos: bool
@@ -45,16 +45,16 @@ class Tokenizer(Protocol):
 
 
 class Window(NamedTuple):
-    """Tokens that are decoded together from an empty cache, and what is scored of them."""
+    """Tokens that are decoded together from an empty cache, and the targets to score them on."""
 
     tokens: TokenIds  # int32 [n]
-    first: int  # logits are asked for from this position on
+    first: int  # the first position whose logits are wanted
     targets: TokenIds  # int32 [n - first]: the token after each of those positions, or NOT_SCORED
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """One decode: the arrays that `NativeContext.decode` takes, and what its rows of logits are for."""
+    """One decode: the arrays for `NativeContext.decode`, and the targets of its rows of logits."""
 
     fresh: bool  # clear the cache first
     tokens: TokenIds  # int32 [n_tokens]
@@ -62,11 +62,11 @@ class TokenBatch:
     seq_ids: TokenIds  # int32 [n_tokens]
     wanted: npt.NDArray[np.bool_]  # bool [n_tokens]
     targets: TokenIds  # int32 [n_rows]: the token that each row is scored on, or NOT_SCORED
-    window_ends: tuple[int, ...]  # the row where each window ends that this decode completes
+    window_ends: tuple[int, ...]  # for each window that this decode completes, the row after its last
 
 
 def read_text(path: str | Path) -> bytes:
-    """Return the bytes of a text file, no newline translated, the last one dropped: what llama.cpp's ``-f`` reads."""
+    """Return the bytes of a text file without the last newline, as llama.cpp's ``-f`` reads it."""
     return without_newline(Path(path).read_bytes())
 
 
@@ -76,9 +76,9 @@ def without_newline(raw: bytes) -> bytes:
 
 
 def tokens_of(text: Text, model: Tokenizer, limit: int | None = None) -> TokenIds:
-    """Return the token ids of `text`, int32 [n_tokens]; of a stream, no more is read than `limit` tokens take.
+    """Return the token ids of `text`, int32, at most `limit`; an iterable of texts is read no further than that.
 
-    Each text, and each document of a stream, gets BOS in front where the vocabulary adds one.
+    Each text begins with BOS if the vocabulary adds it.
     """
     if isinstance(text, str | bytes):
         return _document(text, model)[:limit]
@@ -103,18 +103,18 @@ def tokens_of(text: Text, model: Tokenizer, limit: int | None = None) -> TokenId
 
 def _document(text: str | bytes, model: Tokenizer) -> TokenIds:
     tokens = model.tokenize(text, add_special=True, parse_special=False)
-    # llama-perplexity aborts on vocabularies that add EOS. It is no part of the text, and is not scored here.
+    # EOS is not part of the text, so it is not scored. (llama-perplexity aborts if the vocabulary adds it.)
     return tokens[:-1] if model.add_eos else tokens
 
 
 def chunk_windows(tokens: TokenIds, n_ctx: int, bos: int | None) -> list[Window]:
     """Return llama-perplexity's windows of `tokens`: whole chunks of `n_ctx`, the second half of each scored.
 
-    `bos` takes the first place of each chunk; None leaves the token there. BOS is never scored: between the documents
-    of a stream it is no part of the text. ``EvaluationError`` for less than two chunks, as llama-perplexity demands.
+    `bos` replaces the first token of each chunk; None leaves it. BOS is never scored: it separates the texts of an
+    iterable and belongs to none of them. Raises ``EvaluationError`` for less than two chunks, as llama-perplexity does.
     """
     if n_ctx < 4:
-        raise ValueError(f"n_ctx must be 4 or more, for half a chunk to hold a token that is scored; found {n_ctx}")
+        raise ValueError(f"n_ctx must be 4 or more, so that half a chunk has a token to score; found {n_ctx}")
     if len(tokens) < 2 * n_ctx:
         largest = len(tokens) // 2
         shorter = (
@@ -140,19 +140,19 @@ def chunk_windows(tokens: TokenIds, n_ctx: int, bos: int | None) -> list[Window]
 def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
     """Return windows of `n_ctx` tokens that start every `stride` tokens, each token scored once.
 
-    As "Perplexity of fixed-length models" in Hugging Face's documentation: BOS stands at the text's beginning only, the
-    first window is scored from its second token on, a later one on what the window before did not reach. (That page
-    weighs the mean of a later window by one token less than it holds; here every token weighs the same.)
+    The method is "Perplexity of fixed-length models" in Hugging Face's documentation: BOS is only at the beginning of
+    the text; the first window is scored from its second token on, a later one on the tokens that the windows before did
+    not reach. (That page weighs a later window by one token less than it scores; here every token weighs the same.)
     """
     if not 1 <= stride <= n_ctx:
         raise ValueError(f"the stride must lie in 1..{n_ctx} (n_ctx), found {stride}")
     if len(tokens) < 2:
         raise EvaluationError(f"the text has {len(tokens)} tokens, and at least 2 are needed: give a longer text")
     windows = []
-    scored = 1  # tokens[:scored] have been targets, or never can be
+    scored = 1  # tokens[:scored] have been scored, or cannot be
     for start in range(0, len(tokens), stride):
         end = min(start + n_ctx, len(tokens))
-        # A window that overlaps nothing (stride = n_ctx) has nothing to predict its first token from.
+        # A window that does not overlap (stride = n_ctx) has no token before its first one to predict it from.
         scored = max(scored, start + 1)
         if scored == end:
             break
@@ -165,9 +165,9 @@ def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
 
 
 def batches(windows: Sequence[Window], n_ctx: int, n_batch: int) -> Iterator[TokenBatch]:
-    """Yield the decodes that compute `windows`: several windows a batch as sequences, or a long one in several parts.
+    """Yield the batches that decode `windows`: several windows in a batch, or a long window in several batches.
 
-    As many windows share a batch as `n_ctx` goes into `n_batch`; a window longer than `n_batch` is decoded in parts.
+    `n_batch // n_ctx` windows share a batch, each as a sequence; a window longer than `n_batch` is decoded in parts.
     """
     n_seq = sequences(n_ctx, n_batch)
     for at in range(0, len(windows), n_seq):
@@ -182,7 +182,7 @@ _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ (src/llama-cparams.h)
 
 
 def sequences(n_ctx: int, n_batch: int) -> int:
-    """Return how many windows of `n_ctx` tokens share a batch of `n_batch`: at least one, and what llama.cpp holds."""
+    """Return how many windows of `n_ctx` tokens share a batch of `n_batch`: from 1 to what llama.cpp allows."""
     return max(1, min(n_batch // n_ctx, _MAX_SEQUENCES))
 
 

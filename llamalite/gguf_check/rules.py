@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from llamalite import shards
 from llamalite.errors import GGUFError
+from llamalite.files import shards
 from llamalite.gguf_check.header import DAMAGED, Header
 from llamalite.gguf_check.llama import MAX_EXPERTS, MAX_LAYERS, SCALING, check_llama
 from llamalite.gguf_check.reader import read_header

@@ -1,8 +1,8 @@
-"""What this machine has: cores that this process may use, memory that is free; and what a model needs of it.
+"""This machine's cores and memory, and the memory that a model needs.
 
-n = physical_cores()                        # 6 on a laptop with 6 cores and 12 hardware threads
-need = memory_needed(read_header(path), n_ctx=4096)
-need.total_bytes <= free_memory_bytes()
+n_threads = physical_cores()              # 6 on a laptop with 6 cores and 12 hardware threads
+needed = memory_needed(read_header(path), n_ctx=4096)
+needed.fits(free_memory_bytes())
 """
 
 from llamalite.hardware.cores import hardware_threads, machine_cores, physical_cores
@@ -11,10 +11,9 @@ from llamalite.hardware.model_memory import (
     DEFAULT_N_CTX,
     GIB,
     MemoryNeeded,
-    fit,
     memory_needed,
+    plan_memory,
     planned_n_ctx,
-    repacked,
     repacked_types,
 )
 
@@ -23,14 +22,13 @@ __all__ = [
     "GIB",
     "MemoryNeeded",
     "address_space_left",
-    "fit",
     "free_memory_bytes",
     "hardware_threads",
     "machine_cores",
     "memory_needed",
     "physical_cores",
+    "plan_memory",
     "planned_n_ctx",
-    "repacked",
     "repacked_types",
     "total_memory_bytes",
 ]

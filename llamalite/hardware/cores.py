@@ -1,7 +1,7 @@
 """The processor's cores: how many there are, and how many this process may use.
 
-Linux is read from /proc and /sys (affinity, cgroup v1 and v2, hybrid cores); macOS and Windows from their own calls. A
-value that a system does not tell is estimated from what it does.
+On Linux they are read from /proc and /sys (affinity, cgroup v1 and v2, hybrid cores), on macOS and Windows from system
+calls. Where a system does not tell the physical cores, they are estimated from the hardware threads.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from llamalite.hardware.system import cgroup_folders, cpu_list, read_number, rea
 
 
 def physical_cores() -> int:
-    """Return how many physical cores this process may use: what generation runs best on.
+    """Return how many physical cores this process may use: the best number of threads for generation.
 
-    Affinity and a cgroup's quota count; of hybrid processors only the fast cores, as llama.cpp counts them
+    Affinity and the cgroup's quota are respected. Of hybrid processors only the fast cores count, as in llama.cpp
     (``cpu_get_num_math``, common/common.cpp).
     """
     if sys.platform == "linux":
         return linux_cores(Path("/"), os.sched_getaffinity(0))
     if sys.platform == "darwin":
         for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
-            if (found := sysctl(name)) > 0:
-                return found
-    if sys.platform == "win32" and (found := _windows_cores()) > 0:
-        return found
+            if (n_cores := sysctl(name)) > 0:
+                return n_cores
+    if sys.platform == "win32" and (n_cores := _windows_cores()) > 0:
+        return n_cores
     return max(1, (os.cpu_count() or 2) // 2)
 
 
 def linux_cores(root: Path, allowed: Iterable[int]) -> int:
-    """`physical_cores` from the /sys and /proc below `root`, for the hardware threads `allowed`."""
+    """Return `physical_cores` of the /sys and /proc below `root`, for the hardware threads `allowed`."""
     cpus = sorted(allowed)
-    fast = cpu_list(read_text(root / "sys/devices/cpu_core/cpus"))  # Intel's hybrids name their fast cores here
-    if not fast:  # Arm's big.LITTLE tells capacities: 1024 is the fastest
-        capacity = {cpu: read_number(root / f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity") for cpu in cpus}
-        top = max((one for one in capacity.values() if one is not None), default=0)
-        fast = {cpu for cpu, one in capacity.items() if one is not None and 2 * one > top}
+    fast = cpu_list(read_text(root / "sys/devices/cpu_core/cpus"))  # the fast cores of Intel's hybrid processors
+    if not fast:  # Arm's big.LITTLE has capacities: 1024 is the fastest
+        capacities = {cpu: read_number(root / f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity") for cpu in cpus}
+        top = max((capacity for capacity in capacities.values() if capacity is not None), default=0)
+        fast = {cpu for cpu, capacity in capacities.items() if capacity is not None and 2 * capacity > top}
     cpus = [cpu for cpu in cpus if cpu in fast] or cpus
     cores = set()
     for cpu in cpus:
@@ -51,7 +51,7 @@ def linux_cores(root: Path, allowed: Iterable[int]) -> int:
 
 
 def machine_cores() -> int | None:
-    """Return how many physical cores the machine has, whoever may use them; None where the system does not tell."""
+    """Return how many physical cores the machine has, usable or not; None where the system does not tell."""
     if sys.platform == "linux":
         return linux_machine_cores(Path("/"))
     if sys.platform == "darwin":
@@ -60,7 +60,7 @@ def machine_cores() -> int | None:
 
 
 def linux_machine_cores(root: Path) -> int | None:
-    """`machine_cores` from the /sys below `root`."""
+    """Return `machine_cores` of the /sys below `root`."""
     cores = set()
     for cpu in cpu_list(read_text(root / "sys/devices/system/cpu/online")):
         topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
@@ -74,7 +74,7 @@ def hardware_threads() -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Return the processors that the cgroup grants, None without a limit."""
+    """Return the number of processors that the cgroup grants, None without a limit."""
     limits = []
     for folder in cgroup_folders(root, "cpu"):
         words = read_text(folder / "cpu.max").split()

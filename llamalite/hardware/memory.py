@@ -1,6 +1,6 @@
 """The machine's memory: how much there is, and how much is free for this process.
 
-Linux is read from /proc and /sys (cgroup v1 and v2 included); macOS and Windows from their own calls.
+On Linux it is read from /proc and /sys (cgroup v1 and v2 included), on macOS and Windows from system calls.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Literal
 
 from llamalite.hardware.system import cgroup_folders, read_number, read_text, sysctl
 
-_ADDRESS_SPACE_KEPT = 192 * 1024**2  # for threads' stacks, glibc's arenas, and Python's own growth
+_RESERVED_ADDRESS_SPACE = 192 * 1024**2  # for threads' stacks, glibc's arenas, and Python's own growth
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that a new allocation may take without swapping, the limits of cgroup and process included."""
+    """Return the bytes that can be allocated without swapping, within the limits of the cgroup and the process."""
     if sys.platform == "linux":
         return min(linux_free_memory(Path("/")), address_space_left())
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
-        told = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
-        page = int(match[1]) if (match := re.search(r"page size of (\d+)", told)) else 16384
-        pages = sum(int(n) for n in re.findall(r"Pages (?:free|inactive|speculative|purgeable): +(\d+)", told))
+        statistics = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
+        page = int(match[1]) if (match := re.search(r"page size of (\d+)", statistics)) else 16384
+        pages = sum(int(n) for n in re.findall(r"Pages (?:free|inactive|speculative|purgeable): +(\d+)", statistics))
         return pages * page or sysctl("hw.memsize") // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def address_space_left() -> int:
-    """Return what RLIMIT_AS (``ulimit -v``) leaves for large things; mapped files count. Without a limit, a lot."""
+    """Return the bytes that RLIMIT_AS (``ulimit -v``) leaves for large buffers; ``sys.maxsize`` without a limit."""
     if sys.platform != "linux":
         return sys.maxsize
     import resource
@@ -41,12 +41,12 @@ def address_space_left() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize
-    held = int(read_text(Path("/proc/self/statm")).split()[0]) * resource.getpagesize()
-    return max(0, limit - held - _ADDRESS_SPACE_KEPT)
+    used = int(read_text(Path("/proc/self/statm")).split()[0]) * resource.getpagesize()
+    return max(0, limit - used - _RESERVED_ADDRESS_SPACE)
 
 
 def linux_free_memory(root: Path) -> int:
-    """`free_memory_bytes` from the /proc and /sys below `root`."""
+    """Return `free_memory_bytes` of the /proc and /sys below `root`."""
     match = re.search(r"MemAvailable: +(\d+) kB", read_text(root / "proc/meminfo"))
     free = int(match[1]) * 1024 if match else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     for folder in cgroup_folders(root, "memory"):
@@ -62,7 +62,7 @@ def linux_free_memory(root: Path) -> int:
 
 
 def total_memory_bytes() -> int | None:
-    """Return the memory of this machine, or what its cgroup may use of it; None where the system does not tell."""
+    """Return the bytes of memory of this machine, or of the cgroup's limit; None where the system does not tell."""
     if sys.platform == "linux":
         return linux_total_memory(Path("/"))
     if sys.platform == "darwin":
@@ -71,7 +71,7 @@ def total_memory_bytes() -> int | None:
 
 
 def linux_total_memory(root: Path) -> int | None:
-    """`total_memory_bytes` from the /proc and /sys below `root`."""
+    """Return `total_memory_bytes` of the /proc and /sys below `root`."""
     match = re.search(r"MemTotal: +(\d+) kB", read_text(root / "proc/meminfo"))
     limits = [int(match[1]) * 1024] if match else []
     for folder in cgroup_folders(root, "memory"):

@@ -1,7 +1,8 @@
-"""The memory that a model needs, and the longest context that fits into what is free.
+"""The memory that a model needs, and the longest context for which the free memory is enough.
 
-need = memory_needed(read_header(path), n_ctx=4096)
-need.total_bytes <= free_memory_bytes()
+needed = memory_needed(read_header(path), n_ctx=4096)
+needed.total_bytes, needed.fits(free_memory_bytes())
+plan_memory(read_header(path), n_ctx=None, free_bytes=free_memory_bytes()).n_ctx     # the default context length
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from llamalite.quant_types import TENSOR_TYPES
 
 GIB = 1024**3
 DEFAULT_N_CTX = 8192
-_CTX_STEP = 256  # llama.cpp rounds n_ctx up to it (llama_context's constructor, llama-context.cpp)
+_CTX_STEP = 256  # llama.cpp rounds n_ctx up to a multiple of it (llama_context's constructor, llama-context.cpp)
 
 
 @dataclass(frozen=True)
 class MemoryNeeded:
-    """Bytes that a model takes on the CPU: its weights, the copy of those that llama.cpp repacks for the processor's
-    vector units, the KV cache, and the buffers that a micro-batch is computed in (an estimate from above)."""
+    """Bytes that a model needs on the CPU with a context of `n_ctx` tokens.
+
+    They are the weights, the copy of weights that llama.cpp repacks for the processor's vector units, the KV cache, and
+    the buffers in which a micro-batch is computed; the buffers are an upper estimate.
+    """
 
     n_ctx: int
     weights_bytes: int
@@ -37,6 +41,9 @@ class MemoryNeeded:
     def total_bytes(self) -> int:
         return self.weights_bytes + self.repacked_bytes + self.kv_bytes + self.compute_bytes
 
+    def fits(self, free_bytes: int) -> bool:
+        return self.total_bytes <= free_bytes
+
     def __str__(self) -> str:
         return (
             f"{self.total_bytes / GIB:.2f} GiB (weights {self.weights_bytes / GIB:.2f}, repacked copy "
@@ -45,28 +52,26 @@ class MemoryNeeded:
         )
 
 
-def repacked() -> frozenset[str]:
-    """Return the tensor types that the installed llama.cpp holds a second time on this processor."""
-    if not verdict.current().extra_buffers:
-        return frozenset()
-    return repacked_types(llama().llama_print_system_info().decode())
+def repacked_types(features: str | None = None) -> frozenset[str]:
+    """Return the tensor types of which llama.cpp keeps a second copy, in an order made for the processor.
 
-
-def repacked_types(features: str) -> frozenset[str]:
-    """Return the tensor types that llama.cpp holds a second time, in an order made for the processor.
-
-    `features` is ``llama_print_system_info()``; the rules are ``ggml_repack_get_optimal_repack_type``
-    (ggml-cpu/repack.cpp) and the ``supports_op`` of AMX's buffers (ggml-cpu/amx/amx.cpp).
+    `features` is the text of ``llama_print_system_info()``; by default, that of the installed llama.cpp here, with what
+    its trial turned off. The rules are ``ggml_repack_get_optimal_repack_type`` (ggml-cpu/repack.cpp) and the
+    ``supports_op`` of AMX's buffers (ggml-cpu/amx/amx.cpp).
     """
-    has = set(re.findall(r"(\w+) = 1", features))
+    if features is None:
+        if not verdict.current().extra_buffers:
+            return frozenset()
+        features = llama().llama_print_system_info().decode()
+    used = set(re.findall(r"(\w+) = 1", features))
     types: set[str] = set()
-    if "REPACK" in has and "AVX2" in has:
+    if "REPACK" in used and "AVX2" in used:
         types |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
-    if "REPACK" in has and "AVX512" in has:
+    if "REPACK" in used and "AVX512" in used:
         types |= {"Q2_K"}
-    if "REPACK" in has and "NEON" in has and ("DOTPROD" in has or "MATMUL_INT8" in has):
+    if "REPACK" in used and "NEON" in used and ("DOTPROD" in used or "MATMUL_INT8" in used):
         types |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"}
-    if {"AMX_INT8", "AVX512_VNNI"} <= has:
+    if {"AMX_INT8", "AVX512_VNNI"} <= used:
         types |= {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "F16"}
     return frozenset(types)
 
@@ -78,13 +83,17 @@ def memory_needed(
     n_ubatch: int = 512,
     kv_type: str = "F16",
     flash_attn: bool = True,
-    repacked: frozenset[str] = frozenset(),
+    repacked: frozenset[str] | None = None,
 ) -> MemoryNeeded:
-    """Return what the file of `header` needs with a context of `n_ctx` tokens; `repacked` is from `repacked_types`."""
+    """Return the memory that the model with this header needs with a context of `n_ctx` tokens.
+
+    `repacked` is the result of `repacked_types`; by default, the one for this machine.
+    """
+    if repacked is None:
+        repacked = repacked_types()
     n_ctx = -(-n_ctx // _CTX_STEP) * _CTX_STEP
-    weights = header.tensor_bytes
-    # The embedding is read row by row and stays as it is; matrices need rows in groups of 8.
-    again = sum(
+    # The embedding is read row by row and never repacked, nor is anything but a matrix.
+    repacked_bytes = sum(
         tensor.nbytes
         for tensor in header.all_tensors
         if tensor.type.name in repacked and tensor.name != "token_embd.weight" and len(tensor.shape) == 2
@@ -95,7 +104,8 @@ def memory_needed(
     widest = max(header.n_vocab, 2 * (_known(lambda: header.n_ff) + _known(lambda: header.n_embd)))
     attention = 4 if flash_attn else 4 + 4 * _known(lambda: header.n_head)
     per_row = 4 * (widest + 4 * _known(lambda: header.n_embd)) + n_ctx * attention
-    return MemoryNeeded(n_ctx, weights, again, kv_bytes, n_ubatch * per_row + 4 * header.n_vocab)
+    compute_bytes = n_ubatch * per_row + 4 * header.n_vocab
+    return MemoryNeeded(n_ctx, header.tensor_bytes, repacked_bytes, kv_bytes, compute_bytes)
 
 
 def _known(number: Callable[[], int]) -> int:
@@ -106,43 +116,46 @@ def _known(number: Callable[[], int]) -> int:
         return 0
 
 
-def fit(
+def plan_memory(
     header: Header,
     *,
     n_ctx: int | None,
     free_bytes: int,
-    n_ubatch: int = 512,
     kv_type: str = "F16",
     flash_attn: bool = True,
-    repacked: frozenset[str] = frozenset(),
+    repacked: frozenset[str] | None = None,
 ) -> MemoryNeeded:
-    """Return what the model needs at `n_ctx`, or at the default context: at most 8192, what it was trained for, and
-    what `free_bytes` hold. Raises ``OutOfMemoryError`` with the numbers and the nearest setting that fits.
+    """Return the memory that the model needs at `n_ctx`, or at the default context length.
+
+    The default is 8192 tokens, or fewer if the model was trained for fewer or `free_bytes` are not enough for them.
+    Raises ``OutOfMemoryError`` with the numbers, and with the nearest setting that fits.
     """
+    if repacked is None:
+        repacked = repacked_types()
 
-    def need(n: int, kv: str = kv_type) -> MemoryNeeded:
-        return memory_needed(
-            header, n_ctx=n, n_ubatch=n_ubatch, kv_type=kv, flash_attn=flash_attn or kv != kv_type, repacked=repacked
-        )
+    def needed(n: int, kv: str = kv_type) -> MemoryNeeded:
+        # A quantized cache needs flash attention.
+        flash = flash_attn or kv != kv_type
+        return memory_needed(header, n_ctx=n, kv_type=kv, flash_attn=flash, repacked=repacked)
 
-    wanted = (
-        n_ctx if n_ctx is not None else max(1, min(DEFAULT_N_CTX, _known(lambda: header.n_ctx_train) or DEFAULT_N_CTX))
-    )
-    if need(wanted).total_bytes <= free_bytes:
-        return need(wanted)
-    per_step = need(2 * _CTX_STEP).total_bytes - need(_CTX_STEP).total_bytes
-    room = (free_bytes - need(_CTX_STEP).total_bytes) // per_step + 1 if per_step else 0
-    largest = min(room * _CTX_STEP, wanted - 1) // _CTX_STEP * _CTX_STEP
+    trained = _known(lambda: header.n_ctx_train) or DEFAULT_N_CTX
+    wanted = n_ctx if n_ctx is not None else max(1, min(DEFAULT_N_CTX, trained))
+    if needed(wanted).fits(free_bytes):
+        return needed(wanted)
+    per_step = needed(2 * _CTX_STEP).total_bytes - needed(_CTX_STEP).total_bytes
+    n_steps = (free_bytes - needed(_CTX_STEP).total_bytes) // per_step + 1 if per_step else 0
+    largest = min(n_steps * _CTX_STEP, wanted - 1) // _CTX_STEP * _CTX_STEP
     if largest >= _CTX_STEP and n_ctx is None:
-        return need(largest)
-    name = header.path.name
+        return needed(largest)
     if largest >= _CTX_STEP:
         advice = f"n_ctx={largest} fits"
-        if need(wanted, "Q8_0").total_bytes <= free_bytes:
+        if needed(wanted, "Q8_0").fits(free_bytes):
             advice += ", and so does kv_type='Q8_0'"
     else:
         advice = "convert it to a smaller type, close other programs, or run a smaller model"
-    raise OutOfMemoryError(f"{name} needs {need(wanted)}, and {free_bytes / GIB:.2f} GiB are free: {advice}")
+    raise OutOfMemoryError(
+        f"{header.path.name} needs {needed(wanted)}, and {free_bytes / GIB:.2f} GiB are free: {advice}"
+    )
 
 
 def planned_n_ctx(
@@ -152,23 +165,16 @@ def planned_n_ctx(
     on_gpu: bool,
     kv_type: str,
     flash_attn: bool,
-    repacked: frozenset[str],
     draft: Header | None = None,
 ) -> int:
-    """Return the context length to load a model with, beside the one of `draft`; ``OutOfMemoryError`` as `fit` has it.
+    """Return the context length with which to load a model, beside its draft model if it has one.
 
-    A model whose layers are on a GPU is measured by llama.cpp alone. `repacked` is from `repacked_types`.
+    Raises ``OutOfMemoryError`` as `plan_memory` does. For layers on a GPU, llama.cpp itself checks the memory.
     """
-    usual = n_ctx or min(DEFAULT_N_CTX, header.n_ctx_train)
+    default = n_ctx or min(DEFAULT_N_CTX, header.n_ctx_train)
     if on_gpu:
-        return usual
-    drafts = memory_needed(draft, n_ctx=usual, repacked=repacked).total_bytes if draft else 0
-    need = fit(
-        header,
-        n_ctx=n_ctx,
-        free_bytes=free_memory_bytes() - drafts,
-        kv_type=kv_type,
-        flash_attn=flash_attn,
-        repacked=repacked,
-    )
-    return n_ctx or need.n_ctx
+        return default
+    draft_bytes = memory_needed(draft, n_ctx=default).total_bytes if draft else 0
+    free_bytes = free_memory_bytes() - draft_bytes
+    planned = plan_memory(header, n_ctx=n_ctx, free_bytes=free_bytes, kv_type=kv_type, flash_attn=flash_attn)
+    return n_ctx or planned.n_ctx

@@ -1,4 +1,4 @@
-"""What the system tells in files and calls: numbers, lists of processors, the cgroups of this process."""
+"""Reads what the operating system tells: text and numbers in files, lists of processors, cgroups, sysctl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def read_text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # not every kernel has every file
+    except OSError:  # some kernels lack the file
         return ""
 
 
@@ -20,25 +20,26 @@ def read_number(path: Path) -> int | None:
 
 
 def cpu_list(text: str) -> set[int]:
-    """Return the numbers of a kernel's list: "0-3,8" is {0, 1, 2, 3, 8}."""
-    found: set[int] = set()
+    """Return the numbers in a list as the kernel writes it: "0-3,8" is {0, 1, 2, 3, 8}."""
+    numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
 
 
 def cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Return this process's cgroup folders for `controller`, innermost first, those of its parents after them."""
-    base, found = root / "sys/fs/cgroup", []
+    """Return this process's cgroup folders for `controller`, the innermost first, then its parents."""
+    base = root / "sys/fs/cgroup"
+    folders: list[Path] = []
     for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         top = base / controllers if controllers else base
         inner = top / path.strip("/")
-        found += [inner, *(parent for parent in inner.parents if parent == top or top in parent.parents)]
-    return found or [base]
+        folders += [inner, *(parent for parent in inner.parents if parent == top or top in parent.parents)]
+    return folders or [base]
 
 
 def sysctl(name: str) -> int:

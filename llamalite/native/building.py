@@ -30,8 +30,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from llamalite.files.user_folders import cache_folder
 from llamalite.native.processor import identity
-from llamalite.user_folders import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _RECIPE = 1  # to be raised when this file changes what is built: older wheels are then not used

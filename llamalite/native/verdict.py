@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.errors import ModelLoadError
+from llamalite.files.user_folders import cache_folder
 from llamalite.native import building, installed, processor
 from llamalite.quant_types import WEIGHT_TYPES
-from llamalite.user_folders import cache_folder
 
 _logger = logging.getLogger(__name__)
 

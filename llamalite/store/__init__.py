@@ -1,22 +1,21 @@
 """The models on this machine, and what MODEL means in every command and every call.
 
-    resolve("demo")               a GGUF file that is here already: nothing is fetched, nothing is made
-    obtain("org/name", "Q8_0")    a GGUF file, fetched and converted where need be
-    locate("org/name")            a GGUF file or a checkpoint's folder, fetched where need be, never converted
-    list_models()                 the files in the models folder
+resolve("demo")               a GGUF file that is on this machine: nothing is downloaded, nothing is converted
+obtain("org/name", "Q8_0")    a GGUF file, downloaded and converted if necessary
+locate("org/name")            a GGUF file or a checkpoint's folder, downloaded if necessary, never converted
+list_models()                 the files in the models folder
 
-What each module knows:
-
-    preference     which type is taken where nobody names one
-    names          names and paths in the models folder: listing, finding, removing
-    hub            the one door to the network
-    conversions    checkpoints that are converted once, and again when they change
-    meaning        what MODEL means: a path, a name, a checkpoint, ``demo``, or ``org/name[:TYPE]``
-    inspection     what a GGUF file is, from its header; not imported here, as it needs numpy
+preference     the type to use if none is given
+names          names and paths in the models folder: listing, finding, removing
+hub            downloads from the Hugging Face hub
+conversions    checkpoints that are converted once, and again when they change
+meaning        what MODEL means: a path, a name, a checkpoint, ``demo``, or ``org/name[:TYPE]``
+inspection     what a GGUF file is, from its header; not imported here, as it needs numpy
 """
 
 from __future__ import annotations
 
+from llamalite.files.user_folders import models_folder
 from llamalite.store.meaning import expanded, locate, obtain, resolve
 from llamalite.store.names import (
     as_argument,
@@ -29,7 +28,6 @@ from llamalite.store.names import (
     quoted,
     shortest_name,
 )
-from llamalite.user_folders import models_folder
 
 __all__ = [
     "as_argument",

@@ -1,9 +1,9 @@
-"""Checkpoints that are converted once into the models folder, again when they change, and never over another file.
+"""Converts a checkpoint once into the models folder, and again when it changes, but never over another model's file.
 
     converted(Path("TinyLlama-1.1B"), "Q4_K_M")        .../models/TinyLlama-1.1B-Q4_K_M.gguf
 
-The note beside a file (`llamalite.source_note`) says which checkpoint it was made of. The file is used as it is until
-the checkpoint changes. A file that was made with further options, or of another folder of that name, is never replaced.
+The note beside a file (`llamalite.files.source_note`) says which checkpoint it was made from. The file is used as it is
+until that changes. A file made with further options, or from another folder of the same name, is never replaced.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from llamalite import source_note
 from llamalite.errors import LlamaliteError
+from llamalite.files import source_note
+from llamalite.files.source_note import SourceNote
 from llamalite.quant_types import file_type
-from llamalite.source_note import SourceNote
 from llamalite.store import names
 from llamalite.store.hub import Announce
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that a conversion has done, and with all of them."""
+"""Called with the bytes that a conversion has done, and with their total."""
 
 
 def converted(folder: Path, qtype: str, *, announce: Announce | None = None, progress: Progress | None = None) -> Path:
-    """Return the file of type `qtype` made of the checkpoint in `folder`, up to date: made now where there is none.
+    """Return the up-to-date file of type `qtype` made from the checkpoint in `folder`; convert it now if need be.
 
-    Raises ``LlamaliteError`` where the names that it could have are taken, and what `llamalite.convert` raises.
+    Raises ``LlamaliteError`` if its possible names are taken by other models, and what `llamalite.convert` raises.
     """
     from llamalite.converters.checkpoints import model_name
 
     name, qtype = model_name(folder), file_type(qtype).name
     now = SourceNote.of(folder, qtype, plain=True)
-    own = f"{zlib.crc32(now.folder.encode()):08x}"[:6]  # for the name where another model has the plain one
-    for out in (names.default_output(name, qtype), names.default_output(f"{name}-{own}", qtype)):
+    suffix = f"{zlib.crc32(now.folder.encode()):08x}"[:6]  # for a second name, if another model has the plain one
+    for out in (names.default_output(name, qtype), names.default_output(f"{name}-{suffix}", qtype)):
         if not out.exists():
             return convert_to(out, folder, qtype, str(folder), announce=announce, progress=progress)
         before = source_note.read_current(out)
@@ -43,11 +43,11 @@ def converted(folder: Path, qtype: str, *, announce: Announce | None = None, pro
         if not changed:
             return out
         if before.plain:
-            some = changed[0] + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
-            what = f"{folder}, which has changed ({some}),"
+            changes = changed[0] + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+            what = f"{folder}, which has changed ({changes}),"
             return convert_to(out, folder, qtype, what, announce=announce, progress=progress)
     how = f"llamalite convert -o FILE.gguf {names.quoted(str(folder))}"
-    raise LlamaliteError(f"{out} stands, and was not made of {folder}: give it a file of its own, {how}")
+    raise LlamaliteError(f"{out} exists and was not made from {folder}: name another file, {how}")
 
 
 def convert_to(
@@ -61,7 +61,7 @@ def convert_to(
 ) -> Path:
     """Convert the checkpoint in `folder`, announced as `what`, to `out` in the models folder, and return `out`.
 
-    Where that fails, the old file and its note stay.
+    If that fails, the old file and its note remain.
     """
     from llamalite.converters import convert
 

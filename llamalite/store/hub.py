@@ -1,12 +1,12 @@
-"""The one door to the network: models of the Hugging Face hub, fetched by huggingface_hub into its cache.
+"""Downloads models of the Hugging Face hub through huggingface_hub into its cache: the only use of the network.
 
     folder = fetch_checkpoint("HuggingFaceTB/SmolLM2-135M")      # then converters.convert(folder, ...)
     path = fetch_model("bartowski/Llama-3.2-1B-Instruct-GGUF", "Q4_K_M")
 
-Only what a conversion reads is fetched: config, tokenizer, model card, and the weights in one form, safetensors where
-there are any. huggingface_hub checks, resumes and keeps the files, draws its own bars, and obeys ``HF_HOME``,
-``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``. Nothing here is imported, and nothing asked of the network, before
-one of these functions is called with an ``org/name``. This module does not know what is in the files.
+Only what a conversion reads is downloaded: config, tokenizer, model card, and the weights in one format, safetensors if
+there are any. huggingface_hub checks, resumes and keeps the files, draws its own progress bars, and obeys ``HF_HOME``,
+``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE``. It is imported, and the network used, only when one of these
+functions is called with an ``org/name``. This module does not read the files.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite import shards
 from llamalite.errors import HubError, HubUnreachableError, RepositoryNotFoundError
+from llamalite.files import shards
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 from llamalite.store.preference import DEFAULT_TYPE, preferred
 
 _logger = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
-"""Called with one line before the network is asked, a `Question`, and before something is fetched or converted."""
+"""Called with one line before the hub is asked (a `Question`), and before something is downloaded or converted."""
 
 
 class Question(str):
-    """A line that says what the hub is asked: news only until the answer is there."""
+    """A line that says what the hub is asked; it is of interest only until the answer arrives."""
 
 
-# huggingface_hub's own rule (validate_repo_id) and a little stricter: no leading dot or dash, nothing that is a path.
+# Slightly stricter than huggingface_hub's own rule (validate_repo_id): no leading dot or dash, no paths.
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"{_PART}/{_PART}")
 
-_TEXTS = (
+_SMALL_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "README.md"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-# The first form that a repository has is taken: a pattern of names without a shard's numbers, and what belongs to it.
+# The formats of weights in order of preference: a pattern of names without a shard's numbers, and further files.
 _WEIGHTS = (
     ("model.safetensors", ("model.safetensors.index.json",)),
     ("pytorch_model.bin", ("pytorch_model.bin.index.json",)),
     ("consolidated.[0-9][0-9].pth", ("params.json",)),
 )
-_CONFIGS = ("config.json", "params.json")  # one of them is in every checkpoint
+_CONFIGS = ("config.json", "params.json")  # every checkpoint has one of them
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files of a repository with their sizes where the hub tells them."""
+    """The files of a repository, with their sizes if the hub tells them."""
 
     files: dict[str, int | None]
 
@@ -68,7 +68,7 @@ class _Listing:
         return sum(self.files[name] or 0 for name in names)
 
     def weights(self) -> list[str]:
-        """Return the files with the weights, and those that belong to them, in the first form there is."""
+        """Return the files of the first format of weights that the repository has."""
         for pattern, beside in _WEIGHTS:
             if weights := [name for name in self.files if fnmatch.fnmatchcase(_unnumbered(name), pattern)]:
                 return [*self.matching(beside), *weights]
@@ -76,13 +76,13 @@ class _Listing:
 
 
 def _unnumbered(name: str) -> str:
-    """Return a file's name without a shard's number: ``model.safetensors`` of ``model-00001-of-00002.safetensors``."""
+    """Return a file's name without a shard's numbers: model-00001-of-00002.safetensors becomes model.safetensors."""
     stem, dot, suffix = name.rpartition(".")
     return shards.stem_of(stem) + dot + suffix
 
 
 def is_repo_id(source: str | os.PathLike[str]) -> bool:
-    """Tell whether `source` is ``org/name`` and no path: nothing stands there, and no folder is called ``org``.
+    """Return whether `source` is ``org/name`` and not a path: no such file, and no folder ``org``, exists.
 
     >>> is_repo_id("meta-llama/Llama-3.2-1B"), is_repo_id("./model"), is_repo_id("a/b/c"), is_repo_id("../b")
     (True, False, False, False)
@@ -94,7 +94,7 @@ def is_repo_id(source: str | os.PathLike[str]) -> bool:
 
 
 def split_type(reference: str) -> tuple[str, str | None]:
-    """Split ``org/name-GGUF:Q4_K_M`` into ``("org/name-GGUF", "Q4_K_M")``; the type is None where none is named."""
+    """Split ``org/name-GGUF:Q4_K_M`` into ``("org/name-GGUF", "Q4_K_M")``; the type is None if none is given."""
     repo_id, colon, qtype = reference.partition(":")
     return repo_id, type_name(qtype) if colon else None
 
@@ -104,8 +104,8 @@ def fetch_checkpoint(
 ) -> Path:
     """Return the folder in the hub's cache with the checkpoint of `repo_id` at `revision` (a branch, tag or commit).
 
-    What is in the cache already is not fetched again, and without the network, or with ``HF_HUB_OFFLINE=1``, the cache
-    is all there is. `progress` draws huggingface_hub's bars. `HubError` says what is missing and what to do.
+    Files that are in the cache are not downloaded again. Without the network, or with ``HF_HUB_OFFLINE=1``, only the
+    cache is used. `progress` draws huggingface_hub's bars. ``HubError`` says what is missing and what to do.
     """
     return _fetch(repo_id, revision, lambda listing: _checkpoint(repo_id, listing), _CONFIGS, announce, progress)
 
@@ -118,23 +118,23 @@ def fetch_model(
     announce: Announce | None = None,
     progress: bool = False,
 ) -> Path:
-    """Return the path in the hub's cache of the GGUF file of type `qtype` in `repo_id`, of a split model the first.
+    """Return the path in the hub's cache of the GGUF file of type `qtype` in `repo_id`; the first of a split model.
 
-    Without `qtype` the first that is there in the order of `llamalite.store.preference`. Where the repository has no
-    such file but weights, it is the checkpoint's folder, to be converted. `HubError` says what there is.
+    Without `qtype`, the order of `llamalite.store.preference` decides. If the repository has no such file, but has
+    weights to convert, the result is the folder of the checkpoint. ``HubError`` says what the repository has.
     """
     chosen: list[str] = []
 
     def wanted(listing: _Listing) -> list[str]:
         ggufs = listing.matching(["*.gguf"])
         if not ggufs or (listing.weights() and not _has_type(ggufs, qtype)):
-            file_type(qtype or DEFAULT_TYPE)  # nothing is fetched to be converted to what nobody knows
+            file_type(qtype or DEFAULT_TYPE)  # an unknown type is refused before the download
             return _checkpoint(repo_id, listing)
         chosen[:] = _choose_gguf(repo_id, ggufs, qtype)
         return chosen
 
     folder = _fetch(repo_id, revision, wanted, ("*.gguf", "*/*.gguf", *_CONFIGS), announce, progress)
-    if not chosen:  # a checkpoint; or offline, and it is what the cache has
+    if not chosen:  # it is a checkpoint, or offline: then the cache decides
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
         if not names or (any((folder / name).exists() for name in _CONFIGS) and not _has_type(names, qtype)):
             return folder
@@ -145,12 +145,12 @@ def fetch_model(
 def _checkpoint(repo_id: str, listing: _Listing) -> list[str]:
     """Return the files of `repo_id` that a conversion reads."""
     if weights := listing.weights():
-        return [*listing.matching(_TEXTS), *weights]
+        return [*listing.matching(_SMALL_FILES), *weights]
     if ggufs := listing.matching(["*.gguf"]):
-        raise HubError(f"{repo_id} holds GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}")
+        raise HubError(f"{repo_id} has GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}")
     raise HubError(
-        f"{repo_id} holds no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top "
-        f"(found {_some(listing.files)}): pass a repository of a model's weights, or of GGUF files"
+        f"{repo_id} has no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top level "
+        f"(found {_some(listing.files)}): name a repository with a model's weights, or with GGUF files"
     )
 
 
@@ -162,12 +162,12 @@ def _fetch(
     announce: Announce | None,
     progress: bool,
 ) -> Path:
-    """Return the folder of the revision once it holds the files `wanted` of its listing.
+    """Download the files that `wanted` selects from the listing, and return the folder of the revision.
 
-    Offline it is the folder in the cache, if that has a file of the patterns `cached`.
+    Offline, return the folder in the cache if it has a file that matches one of the patterns `cached`.
     """
     if not _REPO_ID.fullmatch(repo_id):
-        raise ValueError(f"{repo_id!r} is no repository of the hub: expected org/name")
+        raise ValueError(f"{repo_id!r} is not a repository of the hub: expected org/name")
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -176,7 +176,7 @@ def _fetch(
         if announce is not None:
             announce(line)
 
-    # The base of what its HTTP library raises, which has changed from requests to httpx and may change again.
+    # The base class of its HTTP library's errors: that library was requests, is httpx, and may change again.
     unreachable: tuple[type[Exception], ...] = (OSError, errors.HfHubHTTPError.__bases__[0])
     options: dict[str, Any] = {"repo_id": repo_id, "revision": revision}
     if not progress:
@@ -230,7 +230,7 @@ def _silent_bars() -> type[Any]:
 
 
 def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubError:
-    """Return the error that says why the hub gave nothing, and what to do about it."""
+    """Return the error that says why nothing was downloaded, and what to do about it."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo_id}"
@@ -242,7 +242,7 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
     if isinstance(error, errors.RepositoryNotFoundError):
         return RepositoryNotFoundError(
             f"{constants.ENDPOINT} has no model {repo_id}, or it is private: check the name at {page}; for a private "
-            "one log in with `hf auth login` or set HF_TOKEN"
+            "model log in with `hf auth login` or set HF_TOKEN"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repo_id} has no revision {revision!r}: see the branches and tags at {page}/tree/main")
@@ -257,13 +257,13 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
         return HubError(f"{constants.ENDPOINT} answers {status} for {repo_id}: try again later, or check HF_ENDPOINT")
     reason = (str(error) or type(error).__name__).strip().split("\n")[0]
     return HubUnreachableError(
-        f"{constants.ENDPOINT} cannot be reached for {repo_id} ({reason}): check the network, or HF_ENDPOINT; what is "
-        "in the cache already works without"
+        f"{constants.ENDPOINT} cannot be reached for {repo_id} ({reason}): check the network, or HF_ENDPOINT; models "
+        "in the cache work without it"
     )
 
 
 def _by_type(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the models among the files `names` by their type: of a split model all files, the first one first."""
+    """Return the files of each model among `names` by its type, the first shard first."""
     models: dict[str, list[str]] = {}
     for name in sorted(names):
         if not Path(name).name.lower().startswith(("mmproj", "imatrix")):
@@ -280,19 +280,19 @@ def _has_type(names: Iterable[str], qtype: str | None) -> bool:
 
 
 def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[str]:
-    """Return the files of the model of type `qtype` among `names`, of a split model the first one first."""
+    """Return the files of the model of type `qtype` among `names`, the first shard first."""
     by_type = _by_type(names)
     if not by_type:
-        raise HubError(f"{repo_id} holds no GGUF file of a model ({_some(names)})")
+        raise HubError(f"{repo_id} has no GGUF file of a model ({_some(names)})")
     if qtype is not None:
         if qtype.upper() not in by_type:
-            raise HubError(f"{repo_id} holds no {qtype.upper()}: there are {', '.join(by_type)}")
+            raise HubError(f"{repo_id} has no {qtype.upper()}, only {', '.join(by_type)}")
         return by_type[qtype.upper()]
     return by_type[preferred(by_type) or next(iter(by_type))]
 
 
 def _type_of(stem: str) -> str | None:
-    """Return the type that ends a file's name, as in ``Llama-3.2-1B-Instruct-Q4_K_M`` or ``tiny.f16``."""
+    """Return the type at the end of a file's name, as in ``Llama-3.2-1B-Instruct-Q4_K_M`` or ``tiny.f16``."""
     last = type_name(re.split(r"[-.]", stem)[-1])
     return last if last in FILE_TYPES else None
 

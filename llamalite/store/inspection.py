@@ -2,10 +2,10 @@
 
     inspection = inspect("models/demo-Q4_K_M.gguf")
     inspection.header.bits_per_weight, inspection.n_bytes, inspection.has_template
-    for need in inspection.needs(): ...               # memory at several contexts, `llamalite.hardware.MemoryNeeded`
+    for needed in inspection.memory_needed(): ...     # `llamalite.hardware.MemoryNeeded` at several context lengths
 
-Any GGUF file has a header: other families' models, adapters, importance matrices too. What llama.cpp would not load has
-a `problem`; what cannot be read at all is ``GGUFError``.
+Any GGUF file can be inspected: models of other families, adapters, importance matrices. A file that llama.cpp would not
+load has a `problem`; a file whose header cannot be read raises ``GGUFError``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from llamalite.gguf_check import Header, checked_header, read_header
 from llamalite.store import names
 
 CONTEXTS = (2048, 8192, 32768, 131072)
-"""Tokens that a context may hold, of which those are shown that the model was trained for."""
+"""Context lengths for which the memory is shown, up to the length that the model was trained for."""
 
 
 @dataclass(frozen=True)
 class TypeShare:
-    """The tensors of one type, and what they take."""
+    """How many tensors are of one type, and their sizes in sum."""
 
     name: str
     n_tensors: int
@@ -40,19 +40,19 @@ class TypeShare:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A header, and why llama.cpp would not load the file, None where it would."""
+    """A header, and the reason why llama.cpp would not load the file; None if it would."""
 
     header: Header
     problem: str | None = None
 
     @property
     def name(self) -> str:
-        """The model's name in the models folder: its file's name, without a shard's number."""
+        """The model's name in the models folder: the file's name without shard numbers."""
         return names.name_of(self.header.path)
 
     @property
     def paths(self) -> list[Path]:
-        """The file, and the others of a split model."""
+        """The file; all files of a split model."""
         return [self.header.path, *(header.path for header in self.header.rest)]
 
     @property
@@ -61,7 +61,7 @@ class Inspection:
 
     @property
     def qtype(self) -> str | None:
-        """The file's type, such as Q4_K_M; where it does not say, the type of most of its weights."""
+        """The file's type, such as Q4_K_M; if the header does not say, the type of most of its weights."""
         shares = self.types()
         return self.header.file_type or (max(shares, key=lambda share: share.n_params).name if shares else None)
 
@@ -77,37 +77,40 @@ class Inspection:
             return None
 
     def types(self) -> list[TypeShare]:
-        """Return the tensors by type, the largest part first."""
+        """Return the share of each tensor type, the largest first."""
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         for tensor in self.header.all_tensors:
             for i, n in enumerate((1, tensor.n_params, tensor.nbytes)):
                 counts[tensor.type.name][i] += n
         return sorted((TypeShare(name, *n) for name, n in counts.items()), key=lambda share: -share.n_bytes)
 
-    def needs(self) -> Iterator[hardware.MemoryNeeded]:
-        """Yield what it needs at each of `CONTEXTS` that it was trained for, and at its own; nothing for no model."""
+    def memory_needed(self) -> Iterator[hardware.MemoryNeeded]:
+        """Yield the memory needed with each of `CONTEXTS` up to the trained length, and with that length.
+
+        There is none to yield for a file that is not a model.
+        """
         trained = self.n_ctx_train
         if self.problem is not None or not trained or not self.header.all_tensors:
             return
         for n_ctx in sorted({n for n in CONTEXTS if n < trained} | {trained}):
-            yield hardware.memory_needed(self.header, n_ctx=n_ctx, repacked=hardware.repacked())
+            yield hardware.memory_needed(self.header, n_ctx=n_ctx)
 
-    def fitting(self, free_bytes: int) -> hardware.MemoryNeeded:
-        """Return what it takes with the context that `llamalite run` gives it; ``OutOfMemoryError`` if none fits."""
-        return hardware.fit(self.header, n_ctx=None, free_bytes=free_bytes, repacked=hardware.repacked())
+    def planned_memory(self, free_bytes: int) -> hardware.MemoryNeeded:
+        """Return the memory needed with the context that `llamalite run` chooses; ``OutOfMemoryError`` if none fits."""
+        return hardware.plan_memory(self.header, n_ctx=None, free_bytes=free_bytes)
 
     def fits(self, free_bytes: int) -> bool | None:
-        """Tell whether it runs in `free_bytes`; None for what is no model."""
+        """Return whether the model runs in `free_bytes`; None if the file is not a model."""
         if self.problem is not None or not self.n_ctx_train:
             return None
         try:
-            self.fitting(free_bytes)
+            self.planned_memory(free_bytes)
         except OutOfMemoryError:
             return False
         return True
 
     def vocabulary(self) -> dict[str, Any]:
-        """Return what the file says about its vocabulary: kind, size, and the special tokens with their ids."""
+        """Return the vocabulary's kind, sizes, and special tokens with their ids."""
         metadata = self.header.metadata
         n = metadata.length_of("tokenizer.ggml.tokens")
         tokens = metadata["tokenizer.ggml.tokens"] if n else []
@@ -127,7 +130,7 @@ class Inspection:
         }
 
     def scalars(self) -> dict[str, Any]:
-        """Return the keys: scalars as they are, arrays as ``{"type": ..., "length": ...}``, NaN and Inf as text."""
+        """Return all keys: scalars unchanged, arrays as ``{"type": ..., "length": ...}``, NaN and Inf as text."""
         metadata = self.header.metadata
         scalars: dict[str, Any] = {}
         for key in metadata:
@@ -140,7 +143,7 @@ class Inspection:
         return scalars
 
     def to_json(self, free_bytes: int) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
+        """Return everything about the file as a JSON object."""
         header = self.header
         return self.summary(free_bytes) | {
             "paths": [str(path) for path in self.paths],
@@ -154,8 +157,8 @@ class Inspection:
             "metadata": self.scalars(),
             "types": [vars(share) for share in self.types()],
             "memory": [
-                vars(need) | {"total_bytes": need.total_bytes, "fits": need.total_bytes <= free_bytes}
-                for need in self.needs()
+                vars(needed) | {"total_bytes": needed.total_bytes, "fits": needed.fits(free_bytes)}
+                for needed in self.memory_needed()
             ],
             "tensors": [
                 {"name": tensor.name, "type": tensor.type.name, "shape": list(tensor.shape), "n_bytes": tensor.nbytes}
@@ -164,7 +167,7 @@ class Inspection:
         }
 
     def summary(self, free_bytes: int) -> dict[str, Any]:
-        """Return what a list of models says about it."""
+        """Return what a list of models shows of this one, as a JSON object."""
         return {
             "name": self.name,
             "path": str(self.header.path),
@@ -180,7 +183,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Read the header of the GGUF file at `path`, of a split model all headers; no weight is read.
+    """Read the header of the GGUF file at `path`; for a split model, the headers of all files. No weights are read.
 
     Raises ``FileNotFoundError``, and ``GGUFError`` for a file whose header cannot be read.
     """
@@ -192,9 +195,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 
 def summary(path: Path, free_bytes: int) -> dict[str, Any]:
-    """Return `Inspection.summary` of a file of the models folder, with the name that finds it there.
+    """Return `Inspection.summary` of a file in the models folder, with the name that finds it there.
 
-    For a file that cannot be read the keys are the same, with None for what is unknown, and the problem is told.
+    For a file that cannot be read, it has the same keys, None for what is unknown, and the problem.
     """
     try:
         return inspect(path).summary(free_bytes) | {"name": names.shortest_name(path)}

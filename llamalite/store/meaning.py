@@ -1,15 +1,15 @@
-"""What MODEL means, in every command and every call: one rule, and what may be done about what is not there yet.
+"""What MODEL means, in every command and every call: one rule, and three ways to get from there to a file.
 
-    resolve("demo")                 .../models/demo-Q4_K_M.gguf, or FileNotFoundError: nothing is made, nothing fetched
-    obtain("./TinyLlama-1.1B")      .../models/TinyLlama-1.1B-Q4_K_M.gguf, converted if need be
-    obtain("org/name-GGUF:Q8_0")    a file in the hub's cache, fetched if need be
-    locate("./TinyLlama-1.1B")      TinyLlama-1.1B: the checkpoint itself, fetched if need be, not converted
+    resolve("demo")                 .../models/demo-Q4_K_M.gguf, or FileNotFoundError: nothing is downloaded
+    obtain("./TinyLlama-1.1B")      .../models/TinyLlama-1.1B-Q4_K_M.gguf, converted if necessary
+    obtain("org/name-GGUF:Q8_0")    a file in the hub's cache, downloaded if necessary
+    locate("./TinyLlama-1.1B")      TinyLlama-1.1B: the checkpoint itself, downloaded if necessary, not converted
 
-The rule (`meaning_of`), the first that holds:
+The rule (`meaning_of`) is the first of these that applies:
 
-1. ``org/name`` or ``org/name:TYPE``, where nothing of that path and no folder ``org`` is here: a repository of the hub.
-2. A GGUF file: what is written as a path is one (`is_path`), else it is a name in the models folder. If nothing is
-   there, the other way round.
+1. ``org/name`` or ``org/name:TYPE``, if no such file and no folder ``org`` exists: a repository of the hub.
+2. A GGUF file. What looks like a path (`is_path`) is tried as a path first, and then as a name in the models folder;
+   anything else is tried as a name first.
 3. The folder of a checkpoint.
 4. ``demo`` or ``demo-TYPE``: the checkpoint that ships with llamalite.
 """
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from llamalite import source_note
 from llamalite.errors import HubUnreachableError, RepositoryNotFoundError
+from llamalite.files import source_note
 from llamalite.quant_types import FILE_TYPES, type_name
 from llamalite.store import conversions, hub, names
 from llamalite.store.conversions import Progress
@@ -32,7 +32,7 @@ from llamalite.store.preference import DEFAULT_TYPE
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub, and the type that is wanted of it, None where none is named."""
+    """A repository of the hub, and the type wanted of it; None if none is given."""
 
     repo_id: str
     qtype: str | None
@@ -40,23 +40,23 @@ class Repository:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The folder of a checkpoint, and the type that is wanted of it, None where none is named."""
+    """The folder of a checkpoint, and the type wanted of it; None if none is given."""
 
     folder: Path
     qtype: str | None = None
 
 
 Meaning: TypeAlias = Path | CheckpointFolder | Repository
-"""A path is that of a GGUF file."""
+"""A `Path` means a GGUF file."""
 
 
 # ── the three ways to a model ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
-    """Return the GGUF file that `model` means, which must be on this machine already.
+    """Return the GGUF file that `model` means, which must be on this machine.
 
-    Raises ``FileNotFoundError``, which says what lies nearest, or what to do.
+    Raises ``FileNotFoundError``, which names similar models, or says what to do.
     """
     meaning = meaning_of(model)
     if isinstance(meaning, Path):
@@ -64,7 +64,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     call = f"Model.from_pretrained({name!r})"
     if isinstance(meaning, Repository):
-        raise FileNotFoundError(f"no file {name!r}; if that is a repository of the hub, {call} fetches it")
+        raise FileNotFoundError(f"no file {name!r}; if that is a repository of the hub, {call} downloads it")
     if meaning != _demo(name):
         how = f"llamalite convert {names.quoted(name)}, or {call}"
         raise FileNotFoundError(f"{name} is a checkpoint, not a GGUF file: {how}")
@@ -81,11 +81,11 @@ def obtain(
     bars: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the GGUF file that `model` means, fetched and converted where need be.
+    """Return the GGUF file that `model` means, downloaded and converted if necessary.
 
-    `qtype` is the type to convert to, or to fetch, unless `model` names one; without any, the usual one
-    (`llamalite.store.preference`). `bars` draws huggingface_hub's bars, `progress` is for a conversion. Raises
-    ``FileNotFoundError``, which says what lies nearest, ``HubError``, and what a conversion raises.
+    `qtype` is the type to download or to convert to, unless `model` names one; without either,
+    `llamalite.store.preference` decides. `bars` draws huggingface_hub's bars; `progress` is for a conversion. Raises
+    ``FileNotFoundError``, which names similar models, ``HubError``, and what a conversion raises.
     """
     meaning = meaning_of(model, type_name(qtype) if qtype else None)
     if isinstance(meaning, Repository):
@@ -97,9 +97,9 @@ def obtain(
 
 
 def locate(model: str | os.PathLike[str], *, announce: Announce | None = None, bars: bool = False) -> Path:
-    """Return the GGUF file or the checkpoint's folder that `model` means, fetched where need be, never converted.
+    """Return the GGUF file or the checkpoint's folder that `model` means, downloaded if necessary, never converted.
 
-    Raises ``FileNotFoundError``, which says what lies nearest, and ``HubError``.
+    Raises ``FileNotFoundError``, which names similar models, and ``HubError``.
     """
     meaning = meaning_of(model)
     if isinstance(meaning, Repository):
@@ -108,7 +108,7 @@ def locate(model: str | os.PathLike[str], *, announce: Announce | None = None, b
         return meaning.folder
     name = os.fspath(model)
     if announce is not None and not is_path(name) and is_checkpoint(expanded(name)):
-        announce(f"{name} is {meaning.name} of the models folder; the checkpoint here is ./{name}")
+        announce(f"{name} means {meaning.name} in the models folder; the checkpoint here is ./{name}")
     return meaning
 
 
@@ -116,10 +116,10 @@ def locate(model: str | os.PathLike[str], *, announce: Announce | None = None, b
 
 
 def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meaning:
-    """Return what `model` means, by names alone: nothing is fetched, made or opened.
+    """Return what `model` means. This looks at names only: nothing is downloaded, converted or opened.
 
-    With a `qtype` the folder of a checkpoint goes before the models folder, where the file may be of another type.
-    Raises ``FileNotFoundError``, which says what lies nearest.
+    With a `qtype`, a checkpoint's folder takes precedence over the models folder, whose file may be of another type.
+    Raises ``FileNotFoundError``, which names similar models.
     """
     path, name = expanded(model), os.fspath(model)
     repo_id, named_type = hub.split_type(name)
@@ -143,7 +143,7 @@ def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meani
 
 
 def is_path(model: str) -> bool:
-    """Tell whether `model` is written as a path: with a separator, with ``~`` in front, or with ``.gguf`` at the end.
+    """Return whether `model` looks like a path: it has a separator, begins with ``~``, or ends with ``.gguf``.
 
     >>> is_path("./llama"), is_path("llama.gguf"), is_path("llama")
     (True, True, False)
@@ -152,12 +152,12 @@ def is_path(model: str) -> bool:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether `path` is the folder of a checkpoint, in Hugging Face's form or in Meta's."""
+    """Return whether `path` is the folder of a checkpoint, in Hugging Face's format or in Meta's."""
     return (path / "config.json").is_file() or (path / "params.json").is_file()
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return `path` with a home for its ``~``; as it is where there is no such user, which shells do too."""
+    """Return `path` with its ``~`` expanded; unchanged if there is no such user, as in a shell."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"a model is named by a path or a name, found {path!r:.80}")
     try:
@@ -167,7 +167,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def _demo(name: str, qtype: str | None = None) -> CheckpointFolder | None:
-    """Return the checkpoint that ships with llamalite where `name` is ``demo`` or ``demo-TYPE``."""
+    """Return the checkpoint that ships with llamalite if `name` is ``demo`` or ``demo-TYPE``."""
     if name.casefold() == names.DEMO:
         return CheckpointFolder(names.demo_checkpoint(), qtype)
     head, _, last = name.rpartition("-")
@@ -178,11 +178,11 @@ def _demo(name: str, qtype: str | None = None) -> CheckpointFolder | None:
 
 
 def _nothing_there(name: str, path: Path) -> FileNotFoundError:
-    """Return the error that says why `name` is no model, and what lies nearest."""
+    """Return the error that says why `name` is not a model, and names similar ones."""
     if name and path.is_dir():
         inside = sorted(file.name for file in path.glob("*.gguf"))
-        held = f" ({', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''})" if inside else ""
-        return FileNotFoundError(f"{name} is a folder; name the GGUF file in it{held}")
+        listed = f" ({', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''})" if inside else ""
+        return FileNotFoundError(f"{name} is a folder; name the GGUF file in it{listed}")
     if name and path.exists():
         return FileNotFoundError(f"{name} is a pipe or a device, expected a GGUF file or a checkpoint's folder")
     if name and path.is_symlink():
@@ -194,22 +194,22 @@ def _nothing_there(name: str, path: Path) -> FileNotFoundError:
 
 
 def _up_to_date(file: Path, name: str, announce: Announce | None, progress: Progress | None) -> Path:
-    """Return `file`, converted again if `name` is also that of its checkpoint, and the checkpoint has changed."""
+    """Return `file`, converted again if `name` also names its checkpoint and that has changed."""
     note = source_note.read_current(file)
     if note is None or names.find(name) != file:
         return file
     here, demo = expanded(name), _demo(name)
-    if note.folder == source_note.absolute(here):  # not the note's own path: a link gives the model its name
+    if note.folder == source_note.absolute(here):  # not the path in the note: a link gives the model its name
         return conversions.converted(here, note.qtype, announce=announce, progress=progress)
     if demo is not None and note.folder == source_note.absolute(demo.folder):
         return conversions.converted(Path(note.folder), note.qtype, announce=announce, progress=progress)
     if announce is not None and is_checkpoint(here):
-        announce(f"{file.name} of the models folder was made of {note.folder}; ./{name} is another checkpoint")
+        announce(f"{file.name} in the models folder was made from {note.folder}; ./{name} is another checkpoint")
     return file
 
 
 def _from_hub(repository: Repository, announce: Announce | None, bars: bool, progress: Progress | None) -> Path:
-    """Return a ready-made file of the repository; where it has none, its checkpoint, converted once."""
+    """Return a GGUF file of the repository; if it has none, its checkpoint converted to one, once."""
     repo_id, qtype = repository.repo_id, repository.qtype or DEFAULT_TYPE
     name = repo_id.replace("/", "--")
     if qtype in FILE_TYPES and (out := names.default_output(name, qtype)).is_file():
@@ -226,5 +226,5 @@ def _fetched(repository: Repository, announce: Announce | None, bars: bool) -> P
     repo_id = repository.repo_id
     try:
         return hub.fetch_model(repo_id, repository.qtype, announce=announce, progress=bars)
-    except (RepositoryNotFoundError, HubUnreachableError) as error:  # it may be a path that was mistyped
+    except (RepositoryNotFoundError, HubUnreachableError) as error:  # `repo_id` may be a mistyped path
         raise type(error)(f"there is no file {repo_id}, and {error}") from error

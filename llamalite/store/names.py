@@ -1,9 +1,9 @@
-"""The models folder: which names its files answer to, which file a name finds, and which files go with a name.
+"""The models folder: lists its models, finds a model by name, and lists the files to remove for a name.
 
     list_models()            [.../models/demo-Q4_K_M.gguf, ...]
-    find("demo")             .../models/demo-Q4_K_M.gguf    (of several types the one that `preference` has first)
+    find("demo")             .../models/demo-Q4_K_M.gguf    (of several types, the first in the order of `preference`)
 
-This module looks at names, and at nothing inside a file.
+This module looks at the names of files only, never into them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from llamalite import shards, source_note
 from llamalite.errors import LlamaliteError
+from llamalite.files import shards, source_note
+from llamalite.files.user_folders import models_folder
 from llamalite.quant_types import FILE_TYPES
 from llamalite.store.preference import TYPES_BY_PREFERENCE
-from llamalite.user_folders import models_folder
 
 DEMO = "demo"  # the model that ships with llamalite
-_FORBIDDEN = set('<>:"/\\|?*')  # in a file name on Windows, and thereby in ours
+_FORBIDDEN = set('<>:"/\\|?*')  # in file names on Windows, and so for us everywhere
 
 
 def demo_checkpoint() -> Path:
@@ -35,9 +35,9 @@ def demo_checkpoint() -> Path:
 
 
 def default_output(name: str, qtype: str) -> Path:
-    """Return where `convert` writes when it is not told: ``models_folder() / "NAME-QTYPE.gguf"``.
+    """Return where `convert` writes by default: ``models_folder() / "NAME-QTYPE.gguf"``.
 
-    `name` is a file name and nothing more: one that could lead out of the folder is a ``ValueError``.
+    Raises ``ValueError`` if `name` is not just a file name, as it could lead out of the folder.
 
     >>> default_output("TinyLlama-1.1B", "Q4_K_M").name
     'TinyLlama-1.1B-Q4_K_M.gguf'
@@ -53,9 +53,9 @@ def default_output(name: str, qtype: str) -> Path:
 
 
 def list_models() -> list[Path]:
-    """Return the models of the models folder by name, a split one by its first file; none where there is no folder.
+    """Return the models in the models folder, sorted by name; the first file of a split model.
 
-    ``LlamaliteError`` for a folder that cannot be read, or is none.
+    If the folder does not exist, there are none. Raises ``LlamaliteError`` if it cannot be read or is not a folder.
     """
     folder = models_folder()
     try:
@@ -67,14 +67,14 @@ def list_models() -> list[Path]:
     models = []
     for path in files.values():
         shard = shards.parse(path.stem)
-        # Without its first file a model is listed by the others: that something is amiss shall be seen.
+        # A split model without its first file is damaged: its other files are listed, so that this is seen.
         if shard is None or shard.number == 1 or f"{shards.Shard(shard.stem, 1, shard.count)}.gguf" not in files:
             models.append(path)
     return sorted(models, key=lambda path: path.name.casefold())
 
 
 def name_of(path: Path) -> str:
-    """Return the name of the model at `path`: its file's name without suffix and without a shard's number.
+    """Return the name of the model at `path`: the file's name without suffix and shard numbers.
 
     >>> name_of(Path("models/big-Q4_K_M-00001-of-00003.gguf"))
     'big-Q4_K_M'
@@ -86,13 +86,12 @@ def name_of(path: Path) -> str:
 
 
 def find(name: str) -> Path | None:
-    """Return the model that `name` means in the models folder; None where there is none.
+    """Return the model that `name` means in the models folder; None if there is none.
 
-    The name may be without its type, which `llamalite.store.preference` then chooses, and without its suffix; upper and
-    lower case count alike. ``ValueError`` where several models have the name but for upper and lower case, and none has
-    it exactly.
+    Case is ignored, and the suffix may be left out, as may the type, which `llamalite.store.preference` then chooses.
+    Raises ``ValueError`` if `name` matches several models only by ignoring case.
     """
-    # Whatever has a separator is a path: a name never leaves the models folder.
+    # With a separator it is a path: a name never leads out of the models folder.
     if Path(name).name != name:
         return None
     wanted, models = _without_suffix(name), list_models()
@@ -103,30 +102,30 @@ def find(name: str) -> Path | None:
         matches = by_stem or [path for path in alike if name_of(path) == full_name] or alike
         if len(matches) > 1:
             stems = ", ".join(path.stem for path in matches)
-            raise ValueError(f"{name!r} is the name of {len(matches)} models: say which of {stems}")
+            raise ValueError(f"{name!r} is the name of {len(matches)} models: name one of {stems}")
         if matches:
             return matches[0]
     return None
 
 
 def shortest_name(path: Path) -> str:
-    """Return the shortest name by which `find` finds the model at `path`; `name_of` it where no name does.
+    """Return the shortest name with which `find` finds the model at `path`; if there is none, `name_of` it.
 
-    The two differ where another model has the shorter name.
+    It differs from `name_of` if another model has that name.
     """
     for name in (name_of(path), path.stem, path.name):
-        with contextlib.suppress(ValueError):  # the name of several
+        with contextlib.suppress(ValueError):  # several models have the name
             if find(name) == path:
                 return name
     return name_of(path)
 
 
 def nearest(path: Path, also: Iterable[str] = ()) -> str:
-    """Return what to tell somebody who named a model `path` that is not there: what lies nearest, or what there is.
+    """Return a hint for a user who named a model `path` that does not exist: a similar name, or all names.
 
-    `also` are names that can be meant besides those of the models folder.
+    `also` are names that could be meant besides those in the models folder.
     """
-    import difflib  # for those who mistyped
+    import difflib  # needed only after a typing error
 
     folder = path.parent
     if path.name != str(path):
@@ -135,14 +134,14 @@ def nearest(path: Path, also: Iterable[str] = ()) -> str:
             return f"did you mean {folder / close[0]}?"
         return "no such file" if folder.is_dir() else f"there is no folder {folder}"
     names = list(dict.fromkeys(map(name_of, list_models())))
-    # The names without their types are offered too: "demmo" is near to "demo", and far from "demo-Q4_K_M".
+    # Names without their type are offered too: "demmo" is similar to "demo", but not to "demo-Q4_K_M".
     offered = {file.name.casefold(): file.name for file in Path().glob("*.gguf")}
     offered |= _by_folded_name((*also, *map(_without_type, names), *names))
     if close := difflib.get_close_matches(path.name.casefold(), offered, n=1, cutoff=0.5):
         return f"did you mean {offered[close[0]]}?"
     if names:
         rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return f"no such file, and {models_folder()} holds {', '.join(names[:8])}{rest}"
+        return f"no such file, and {models_folder()} has {', '.join(names[:8])}{rest}"
     return f"no such file, and no models in {models_folder()} yet: llamalite demo, or llamalite convert CHECKPOINT"
 
 
@@ -150,23 +149,21 @@ def nearest(path: Path, also: Iterable[str] = ()) -> str:
 
 
 def files_to_remove(name: str) -> list[Path]:
-    """Return the files that go when the model `name` is removed from the models folder: all of a split one, its note.
+    """Return the files to delete to remove the model `name` from the models folder: all its shards, and its note.
 
-    ``ValueError`` for a path, and for a name without a type where several types of the model are there;
-    ``FileNotFoundError`` for a name that is not there.
+    Raises ``ValueError`` for a path, and for a name without a type if the model is there in several types, and
+    ``FileNotFoundError`` if there is no such model.
     """
     if Path(name).name != name or "\\" in name:
-        raise ValueError(
-            f"{name!r} is a path: only names in the models folder are taken here, llamalite list shows them"
-        )
+        raise ValueError(f"{name!r} is a path: give a name in the models folder; llamalite list shows them")
     model = find(name)
     if model is None:
         raise FileNotFoundError(f"no model {name!r} in {models_folder()}: {nearest(Path(name))}")
     wanted = _without_suffix(name).casefold()
     if wanted not in (name_of(model).casefold(), model.stem.casefold()):
-        same = [one for one in map(name_of, list_models()) if _without_type(one).casefold() == wanted]
+        same = [full for full in map(name_of, list_models()) if _without_type(full).casefold() == wanted]
         if len(same) > 1:
-            raise ValueError(f"{name!r} is the name of {len(same)} models: say which of {', '.join(same)}")
+            raise ValueError(f"{name!r} is the name of {len(same)} models: name one of {', '.join(same)}")
     shard = shards.parse(model.stem)
     files = [model]
     if shard is not None:
@@ -178,7 +175,7 @@ def files_to_remove(name: str) -> list[Path]:
 
 
 def quoted(name: str) -> str:
-    """Return `name` as it is typed behind a command: quoted for a shell, and behind ``--`` where it begins with a dash.
+    """Return `name` as an argument to type in a shell: quoted, and after ``--`` if it begins with a dash.
 
     >>> quoted("my llama"), quoted("-llama.gguf")
     ("'my llama'", '-- -llama.gguf')
@@ -187,11 +184,11 @@ def quoted(name: str) -> str:
 
 
 def as_argument(path: Path) -> str:
-    """Return what is typed behind a command for the model at `path`: the name that finds it, where one does."""
+    """Return the argument to type in a shell for the model at `path`: a name that finds it, or else the path."""
     try:
         name = shortest_name(path)
         return quoted(name if find(name) == path else str(path))
-    except (LlamaliteError, ValueError):  # a models folder that cannot be read, a name of several models
+    except (LlamaliteError, ValueError):  # the models folder cannot be read, or several models have the name
         return quoted(str(path))
 
 

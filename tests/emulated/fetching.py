@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from llamalite.user_folders import cache_folder
+from llamalite.files.user_folders import cache_folder
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = cache_folder() / "emulated"

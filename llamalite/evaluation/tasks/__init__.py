@@ -1,1 +1,1 @@
-"""Small tasks in lm-evaluation-harness's YAML, with data of our own; `llamalite eval` knows them by name."""
+"""Small tasks of llamalite's own in lm-evaluation-harness's YAML; `llamalite eval` takes their names."""

@@ -1,4 +1,4 @@
-"""How the files of a model are called that has several: the one spelling of the numbers in their names.
+"""The names of the files of a model that has several: the numbers in them are read and written here only.
 
 big-Q4_K_M-00001-of-00003.gguf          llama.cpp's ``llama_split_path``
 model-00001-of-00002.safetensors        Hugging Face's checkpoints
@@ -15,7 +15,7 @@ _NUMBERED = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard's name says; `number` counts from 1.
+    """The parts of a shard's name; `number` counts from 1.
 
     >>> str(Shard("big", 1, 3))
     'big-00001-of-00003'
@@ -30,7 +30,7 @@ class Shard:
 
 
 def parse(name: str) -> Shard | None:
-    """Return what `name`, without its suffix, says; None where it is no shard's.
+    """Return the parts of `name`, which has no suffix; None if it is not the name of a shard.
 
     >>> parse("big-Q4_K_M-00001-of-00003")
     Shard(stem='big-Q4_K_M', number=1, count=3)
@@ -40,17 +40,17 @@ def parse(name: str) -> Shard | None:
 
 
 def all_of(stem: str, count: int) -> list[Shard]:
-    """Return the `count` shards called `stem`, in their order."""
+    """Return the `count` shards of the model `stem`, in order."""
     return [Shard(stem, i + 1, count) for i in range(count)]
 
 
 def stem_of(name: str) -> str:
-    """Return `name`, without its suffix, as all shards of its model bear it; one that is no shard's as it is."""
+    """Return `name`, which has no suffix, without a shard's numbers."""
     shard = parse(name)
     return shard.stem if shard else name
 
 
 def lying_in(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """Return the shards called `stem` that lie in `folder`, of any number of files, by their names."""
+    """Return all shards of the model `stem` in `folder`, whatever their count, sorted by name."""
     named = ((path, parse(path.name.removesuffix(suffix))) for path in folder.glob(f"*{suffix}"))
     return sorted(path for path, shard in named if shard and shard.stem == stem)

@@ -1,4 +1,4 @@
-"""Where files of this user go: data that stay, the models among them, and a cache that may be emptied at any time."""
+"""Where this user's files go: models and other data, and a cache that may be emptied at any time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ def models_folder() -> Path:
 
 
 def is_models_folder(folder: Path) -> bool:
-    """Tell whether `folder` is the models folder, by whatever path and whether it exists yet."""
+    """Return whether `folder` is the models folder, by whatever path, and whether or not it exists."""
     try:
         return os.path.realpath(folder) == os.path.realpath(models_folder())
-    except LlamaliteError:  # it cannot be named, so `folder` is another
+    except LlamaliteError:  # there is no models folder
         return False
 
 
 def data_folder() -> Path:
     """Return llamalite's folder for data.
 
-    Linux ``$XDG_DATA_HOME`` or ``~/.local/share``, macOS ``~/Library/Application Support``, Windows ``%LOCALAPPDATA%``.
+    On Linux ``$XDG_DATA_HOME`` or ``~/.local/share``, on macOS ``~/Library/Application Support``, on Windows
+    ``%LOCALAPPDATA%``.
     """
     if sys.platform == "win32":
         return _local_app_data() / "llamalite"
@@ -41,9 +42,9 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return llamalite's folder for what can be made again.
+    """Return llamalite's folder for files that can be made again.
 
-    Linux ``$XDG_CACHE_HOME`` or ``~/.cache``, macOS ``~/Library/Caches``, Windows ``%LOCALAPPDATA%``.
+    On Linux ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on Windows ``%LOCALAPPDATA%``.
     """
     if sys.platform == "win32":
         return _local_app_data() / "llamalite"

@@ -1,11 +1,11 @@
-"""The note beside a converted model: ``NAME.gguf.source`` says which checkpoint ``NAME.gguf`` was made of.
+"""The note beside a converted model: ``NAME.gguf.source`` says which checkpoint ``NAME.gguf`` was made from.
 
-    note = SourceNote.of(folder, "Q4_K_M", plain=True)    # before the conversion: what changes meanwhile is noticed
+    note = SourceNote.of(folder, "Q4_K_M", plain=True)    # before the conversion, to notice changes during it
     note.write(model)
-    read_current(model).changed_files(SourceNote.of(folder, "Q4_K_M", plain=True))    # [], nothing has changed
+    read_current(model).changed_files(SourceNote.of(folder, "Q4_K_M", plain=True))    # []: nothing has changed
 
-`llamalite.convert` writes one for each file that it puts into the models folder, and nobody else writes any. The note
-is JSON: the checkpoint's folder, the type, and the size and time of change of every file that a conversion reads.
+Only `llamalite.convert` writes notes: one for each file that it puts into the models folder. A note is JSON: the
+checkpoint's folder, the type, and the size and modification time of every file that a conversion reads.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-_SUFFIXES_READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # of the files that a conversion reads
+_SUFFIXES_READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # of files that a conversion reads
 
 
 @dataclass(frozen=True)
 class SourceNote:
-    """What a model was made of.
+    """What a model was made from.
 
-    - `folder`: the checkpoint's folder, absolute, without links. `files`: [size, time of change in ns] by name.
-    - `plain`: the type alone decided what was made, so that the model may be made again without asking.
-    - `made`: [size, time of change] of the model itself; None until the note is written.
+    - `folder`: the checkpoint's folder, an absolute path without links.
+    - `files`: [size, modification time in ns] of the checkpoint's files, by name.
+    - `plain`: no option but the type was given, so that the model may be converted again without asking.
+    - `made`: [size, modification time in ns] of the model itself; None until the note is written.
     """
 
     folder: str
@@ -37,7 +38,7 @@ class SourceNote:
         """Return the note for the checkpoint in `folder` as it is now."""
         paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES_READ or path.name == "README.md"]
         paths += folder.glob("additional_chat_templates/*.jinja")
-        # A link that leads nowhere is no file: a conversion that needs it says so.
+        # A broken link is skipped: if a conversion needs it, it says so.
         files = {path.relative_to(folder).as_posix(): _stamp(path) for path in sorted(paths) if path.is_file()}
         return cls(absolute(folder), qtype, files, plain)
 
@@ -47,13 +48,13 @@ class SourceNote:
         path_of(model).write_text(json.dumps(facts | {"files": self.files}, indent=1) + "\n", encoding="utf-8")
 
     def changed_files(self, now: SourceNote) -> list[str]:
-        """Return the names of the files that are not in `now` as they were."""
+        """Return the names of the files that were changed, added or removed between this note and `now`."""
         names = self.files.keys() | now.files.keys()
         return sorted(name for name in names if self.files.get(name) != now.files.get(name))
 
 
 def path_of(model: Path) -> Path:
-    """Return where the note of `model` lies, of a split model beside its first file.
+    """Return the path of the note of `model`; for a split model, `model` is its first file.
 
     >>> path_of(Path("models/demo-Q4_K_M.gguf")).name
     'demo-Q4_K_M.gguf.source'
@@ -62,12 +63,12 @@ def path_of(model: Path) -> Path:
 
 
 def read(model: Path) -> SourceNote | None:
-    """Return the note beside `model`, also if `model` has changed since; None where none can be read."""
+    """Return the note beside `model`, even if `model` has changed since; None if there is no readable one."""
     try:
         facts = json.loads(path_of(model).read_text(encoding="utf-8"))
         files = {str(name): list(stamp) for name, stamp in facts["files"].items()}
         return SourceNote(str(facts["folder"]), str(facts["qtype"]), files, facts["plain"] is True, list(facts["made"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none, or a damaged one
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # missing or damaged
         return None
 
 
@@ -78,7 +79,7 @@ def read_current(model: Path) -> SourceNote | None:
 
 
 def absolute(path: Path) -> str:
-    """Return `path` as a note has it: absolute, and without links."""
+    """Return `path` as it is written in a note: absolute, and without links."""
     return str(path.resolve())
 
 

@@ -1,12 +1,12 @@
-"""Speed of a model as llama-bench defines it: pp512, tg128, each after a warm-up, repeated; and what it takes.
+"""Speed of a model, measured as llama-bench does: pp512 and tg128, repeated after a warm-up, with load time and memory.
 
-    for row in iter_bench("demo-Q4_K_M.gguf", Plan(n_prompt=512, n_generate=128)):
+    for row in iter_bench("demo-Q4_K_M.gguf", BenchPlan(n_prompt=512, n_generate=128)):
         print(f"{row.test}: {row.tok_per_s:.1f} ± {row.tok_per_s_sd:.1f} tokens/s")
 
-A test of n tokens decodes random tokens (BOS first where the vocabulary adds one) from an empty cache: a prompt in
-batches of n_batch, a generation one token at a time (``test_prompt`` and ``test_gen``, tools/llama-bench). Generation
-reads every weight once a token, so its speed is held against the memory bandwidth that this process measures in the
-same run, with as many threads.
+Each test starts with an empty cache and decodes random tokens (BOS first where the vocabulary adds it): a prompt in
+batches of n_batch, or a generation one token at a time (``test_prompt`` and ``test_gen``, tools/llama-bench).
+Generating a token reads every weight once, so the bytes read per second are compared with the memory's bandwidth,
+measured in the same run with as many threads.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ import functools
 import itertools
 import os
 import statistics
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,18 +29,19 @@ from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
 from llamalite.native.memory import peak_resident_bytes
 from llamalite.native.model import NativeModel
-
-_BANDWIDTH_BYTES = 256 << 20  # more than a cache holds
+from llamalite.performance.bandwidth import memory_bandwidth
+from llamalite.performance.forecast import bytes_per_token
+from llamalite.performance.machine import Machine
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured: every combination of the lists. 0 tokens leave a test out; the defaults are llama-bench's."""
+class BenchPlan:
+    """What to measure: every combination of the lists. 0 tokens skip a test; the defaults are llama-bench's."""
 
     n_prompt: int = 512
     n_generate: int = 128
     repetitions: int = 5
-    n_threads: Sequence[int] = ()  # none: the physical cores
+    n_threads: Sequence[int] = ()  # empty: the physical cores
     n_batch: Sequence[int] = (2048,)
     n_ubatch: Sequence[int] = (512,)
     kv_types: Sequence[str] = ("F16",)
@@ -58,8 +56,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One test of one setting: mean and sample standard deviation of its speed, in tokens a second."""
+class BenchRow:
+    """One test with one setting: the mean and the sample standard deviation of its speed, in tokens per second."""
 
     model: str
     qtype: str | None
@@ -74,33 +72,32 @@ class Row:
     tok_per_s: float
     tok_per_s_sd: float
     samples_s: tuple[float, ...] = field(repr=False)
-    ttft_s: float | None = None  # pp: the whole prompt and the logits after it; generation: None
-    bandwidth_bytes_per_s: float | None = None  # tg on the CPU: bytes of weights and cache read a second
-    bandwidth_share: float | None = None  # of what this machine's memory gave in the same run
+    ttft_s: float | None = None  # pp only: seconds for the whole prompt and the logits after it
+    bandwidth_bytes_per_s: float | None = None  # tg on the CPU only: bytes of weights read per second
+    bandwidth_share: float | None = None  # the same as a share of the bandwidth measured in this run
     load_s: float = 0.0
-    peak_memory_bytes: int = 0  # of this process until here
+    peak_memory_bytes: int = 0  # of this process so far
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"samples_s": list(self.samples_s)}
 
 
-def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Generator[Row, None, None]:
-    """Yield a row for each test and setting; the model is loaded once for each number of GPU layers.
+def iter_bench(model: str | os.PathLike[str], plan: BenchPlan | None = None) -> Generator[BenchRow, None, None]:
+    """Yield a row for each test and setting. The model is loaded once for each number of GPU layers.
 
-    The peak of memory is this process's own: for several models, start one process for each. Raises what loading
-    raises, ``ValueError`` for a setting that llama.cpp does not know.
+    The peak memory is that of this process: to compare models, start one process for each. Raises what loading a model
+    raises, and ``ValueError`` for a setting that llama.cpp does not know.
     """
-    plan = plan or Plan()
+    plan = plan or BenchPlan()
     path = store.resolve(model)
     header = checked_header(path)
     for n_gpu in plan.n_gpu_layers:
         start = time.perf_counter()
         with NativeModel(path, n_gpu_layers=n_gpu, device=plan.device if n_gpu else None, header=header) as native:
-            load_s = time.perf_counter() - start
-            settings = itertools.product(
+            loaded = functools.partial(_row, header, n_gpu_layers=n_gpu, load_s=time.perf_counter() - start)
+            for n_threads, n_batch, n_ubatch, kv_type in itertools.product(
                 plan.n_threads or (physical_cores(),), plan.n_batch, plan.n_ubatch, plan.kv_types
-            )
-            for n_threads, n_batch, n_ubatch, kv_type in settings:
+            ):
                 bandwidth = memory_bandwidth(n_threads) if plan.n_generate and n_gpu == 0 else None
                 for n_prompt, n_generate in ((plan.n_prompt, 0), (0, plan.n_generate)):
                     if not n_prompt + n_generate:
@@ -113,16 +110,13 @@ def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Gener
                         kv_type=kv_type,
                     )
                     with NativeContext(native, options) as context:
-                        samples = native.thread.run(
-                            functools.partial(_samples, context, n_prompt, n_generate, plan.repetitions), context.abort
-                        )
-                    yield _row(
-                        header, context, n_prompt, n_generate, samples, n_gpu, load_s, bandwidth, n_batch, n_ubatch
-                    )
+                        test = functools.partial(_samples, context, n_prompt, n_generate, plan.repetitions)
+                        samples = native.thread.run(test, context.abort)
+                    yield loaded(context, n_prompt, n_generate, samples, bandwidth, n_batch=n_batch, n_ubatch=n_ubatch)
 
 
 def _samples(context: NativeContext, n_prompt: int, n_generate: int, repetitions: int) -> list[float]:
-    """Return the seconds of each repetition, after a warm-up: a whole prompt, or one token, as llama-bench does."""
+    """Return the seconds of each repetition. As in llama-bench, the warm-up before is a whole prompt, or one token."""
     rng = np.random.default_rng(0)
     samples = []
     for i in range(repetitions + 1):
@@ -165,73 +159,42 @@ def _row(
     n_prompt: int,
     n_generate: int,
     samples: list[float],
-    n_gpu: int,
-    load_s: float,
     bandwidth: float | None,
-    n_batch: int,
-    n_ubatch: int,
-) -> Row:
+    **setting: Any,
+) -> BenchRow:
     n = n_prompt or n_generate
     speeds = [n / seconds for seconds in samples]
     mean = statistics.fmean(speeds)
-    read = None if n_prompt or bandwidth is None else mean * bytes_a_token(header)
-    return Row(
+    read = None if n_prompt or bandwidth is None else mean * bytes_per_token(header)
+    return BenchRow(
         model=header.path.name,
         qtype=header.file_type,
         n_bytes=header.model_bytes,
         n_params=header.n_params,
         test=f"pp{n_prompt}" if n_prompt else f"tg{n_generate}",
         n_threads=context.n_threads,
-        n_batch=n_batch,
-        n_ubatch=n_ubatch,
         kv_type=context.options.kv_type,
-        n_gpu_layers=n_gpu,
         tok_per_s=mean,
         tok_per_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         samples_s=tuple(samples),
         ttft_s=statistics.fmean(samples) if n_prompt else None,
         bandwidth_bytes_per_s=read,
         bandwidth_share=read / bandwidth if read is not None and bandwidth else None,
-        load_s=load_s,
         peak_memory_bytes=peak_resident_bytes(),
+        **setting,
     )
 
 
-def bytes_a_token(header: Header) -> int:
-    """Return the bytes of weights that one generated token reads: all but the embedding, of which it reads one row.
-
-    Where the embedding is the output matrix too (tied), all of it is read. The cache, small at a few hundred tokens, is
-    left out.
-    """
-    names = {tensor.name for tensor in header.all_tensors}
-    tied = "output.weight" not in names
-    return sum(t.nbytes for t in header.all_tensors if tied or t.name != "token_embd.weight")
+def thread_counts(machine: Machine) -> list[int]:
+    """Return the numbers of threads worth measuring: powers of two, the usable cores, all hardware threads."""
+    most = machine.n_hardware_threads
+    powers = [2**i for i in range(10) if 2**i <= most]
+    return sorted({*powers, machine.n_usable, most})
 
 
-# For `python -c`, which looks for modules in the working directory first: it may be a stranger's model folder.
-ONLY_INSTALLED = "import sys; sys.path[:] = filter(None, sys.path); "
-
-
-def memory_bandwidth(n_threads: int) -> float:
-    """Return the bytes a second that `n_threads` threads read from memory: the best of five passes over 256 MiB.
-
-    It is measured in a process of its own, whose memory is not counted with the model's.
-    """
-    program = f"from llamalite.benchmark import read_memory; print(read_memory({int(n_threads)}))"
-    done = subprocess.run([sys.executable, "-c", ONLY_INSTALLED + program], capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
-def read_memory(n_threads: int) -> float:
-    """`memory_bandwidth`, in this process. NumPy's maximum over integers is bound by the memory and nothing else."""
-    blocks = [np.ones(_BANDWIDTH_BYTES // 8 // n_threads, dtype=np.int64) for _ in range(n_threads)]
-    best = 0.0
-    for _ in range(5):
-        threads = [threading.Thread(target=np.max, args=(block,)) for block in blocks]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, sum(block.nbytes for block in blocks) / (time.perf_counter() - start))
-    return best
+def best_threads(rows: Iterable[BenchRow]) -> BenchRow:
+    """Return the row of the fewest threads that generates as fast as any, within the standard deviations of both."""
+    measured = sorted(rows, key=lambda row: row.n_threads)
+    fastest = max(measured, key=lambda row: row.tok_per_s)
+    least = fastest.tok_per_s - fastest.tok_per_s_sd
+    return next(row for row in measured if row.tok_per_s + row.tok_per_s_sd >= least)
