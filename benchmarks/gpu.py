@@ -23,6 +23,7 @@ from llamalite.benchmark import Plan, iter_bench
 from llamalite.gguf_check import checked_header
 from llamalite.native import devices, library
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 Logits = npt.NDArray[np.float32]
@@ -34,7 +35,8 @@ def logits(path: Path, n_gpu_layers: int, device: str | None, n_tokens: int) -> 
         tokens = np.random.default_rng(0).integers(0, model.n_vocab, n_tokens).astype(np.int32)
         if model.add_bos:
             tokens[0] = model.bos
-        with NativeContext(model, n_ctx=n_tokens, n_threads=hardware.physical_cores(), exact=True) as context:
+        options = ContextOptions(n_ctx=n_tokens, n_threads=hardware.physical_cores(), exact=True)
+        with NativeContext(model, options) as context:
             context.decode(tokens, np.arange(n_tokens), 0, np.ones(n_tokens, dtype=np.bool_))
             return context.logits().copy()
 

@@ -67,8 +67,8 @@ def rows(verb: str, whole: float, parts: dict[str, float]) -> list[str]:
 
 
 def generating(model: Path, n_threads: int) -> list[str]:
-    from llamalite.answers import Answer
     from llamalite.benchmark import bytes_a_token, memory_bandwidth
+    from llamalite.generation.completion import Answer
     from llamalite.gguf_check import checked_header
     from llamalite.model import Model
     from llamalite.native.context import NativeContext

@@ -29,6 +29,7 @@ from llamalite import store
 from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.memory import peak_resident_bytes
 from llamalite.native.model import NativeModel
 
@@ -104,14 +105,14 @@ def iter_bench(model: str | os.PathLike[str], plan: Plan | None = None) -> Gener
                 for n_prompt, n_generate in ((plan.n_prompt, 0), (0, plan.n_generate)):
                     if not n_prompt + n_generate:
                         continue
-                    with NativeContext(
-                        native,
+                    options = ContextOptions(
                         n_ctx=n_prompt + n_generate,
                         n_batch=n_batch,
                         n_ubatch=n_ubatch,
                         n_threads=n_threads,
                         kv_type=kv_type,
-                    ) as context:
+                    )
+                    with NativeContext(native, options) as context:
                         samples = native.thread.run(
                             functools.partial(_samples, context, n_prompt, n_generate, plan.repetitions), context.abort
                         )
@@ -183,7 +184,7 @@ def _row(
         n_threads=context.n_threads,
         n_batch=n_batch,
         n_ubatch=n_ubatch,
-        kv_type=context.kv_type,
+        kv_type=context.options.kv_type,
         n_gpu_layers=n_gpu,
         tok_per_s=mean,
         tok_per_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,

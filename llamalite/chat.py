@@ -1,12 +1,12 @@
-"""`ChatSession`: the turns of one conversation with a model, and what may be done with them.
+"""`ChatSession`: one conversation with a model, and what can be done with its history.
 
     chat = ChatSession(model, system="Answer in one sentence.")
     for piece in chat.stream("Why is the sky blue?"):
         print(piece.text, end="", flush=True)
-    chat.ask("And at night?")            # costs its own tokens: what was said is held in the context
+    chat.ask("And at night?")            # only its own tokens are read: the context holds the conversation so far
 
-A session holds messages; the model's context holds what was read of them. Several sessions on one model work, and read
-anew what another one has displaced.
+A session holds the messages, the model's context their tokens. Several sessions can use one model; each then reads its
+messages again after another has used the context.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llamalite.answers import Completion, Piece
 from llamalite.errors import ContextOverflowError, LlamaliteError, TemplateError
+from llamalite.generation.completion import Completion, Piece
+from llamalite.generation.engine import Stream
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 
@@ -25,28 +26,33 @@ _logger = logging.getLogger("llamalite.chat")
 
 
 class _Turn:
-    """A question and its answer on their way into the history: there once the last piece comes, or the stream ends."""
+    """A question and its answer, added to the history when the last piece comes or the stream ends early."""
 
-    def __init__(self, messages: list[dict[str, Any]], asked: dict[str, Any]) -> None:
-        self._messages, self._asked, self._texts = messages, asked, list[str]()
+    def __init__(self, messages: list[dict[str, Any]], question: dict[str, Any]) -> None:
+        self._messages, self._question, self._texts = messages, question, list[str]()
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
-        if piece.totals is not None:  # who reads this one may never ask for what comes after it
-            self.keep()
+        if piece.totals is not None:  # now, because a caller may stop iterating at the last piece
+            self.finish()
 
-    def keep(self) -> None:
+    def finish(self) -> None:
         if self._texts:
-            self._messages += [self._asked, {"role": "assistant", "content": "".join(self._texts)}]
+            self._messages += [self._question, {"role": "assistant", "content": "".join(self._texts)}]
             self._texts = []
 
 
 class ChatSession:
-    """A conversation: `messages` is its whole history, dicts with ``role`` and ``content``, the system message first.
+    """A conversation; `messages` is its history, dicts with ``role`` and ``content``, the system message first.
 
-    `overflow` says what happens when the history no longer fits the context: "error" raises `ContextOverflowError`;
-    "drop" leaves out the oldest turns (a question and its answer at a time, never the system message), and counts them
-    in `n_dropped`. `tools` are described to the model by templates that can. `options` are of `SamplingParams`.
+    - `system`: the system message.
+    - `tools`: descriptions of tools, which a chat template that supports them shows to the model.
+    - `overflow`: what happens when the history no longer fits the context. "error" raises `ContextOverflowError`;
+      "drop" removes the oldest turns (a question with its answer, never the system message) and counts them in
+      `n_dropped`.
+    - `params`: for all answers; `options` are fields of `SamplingParams` and replace those of `params`.
+
+    Raises ``TemplateError`` when the model's file has no chat template.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class ChatSession:
 
     @property
     def system(self) -> str | None:
-        """The system message; setting it changes the conversation from its beginning on."""
+        """The system message, None if there is none; it can be set."""
         return self.messages[0]["content"] if self._first_turn() else None
 
     @system.setter
@@ -86,54 +92,55 @@ class ChatSession:
     # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def stream(self, text: str, **options: Any) -> Iterator[Piece]:
-        """Say `text` and yield the answer's pieces; both become part of the history.
+        """Ask `text` and yield the answer's pieces; question and answer become part of the history.
 
-        An answer that is cancelled or closed midway stays as far as it came; when the model refuses the question
-        (it does not fit, the template raises), the history is as it was before.
+        An answer that is cancelled or closed early is kept as far as it came. When the question is refused (it does not
+        fit, or the template raises), the history does not change.
         """
-        asked = {"role": "user", "content": text}
-        stream = self.model.stream(self._prompt([*self.messages, asked], **options), self.params, **options)
-        return self._answered(stream, asked)
+        question = {"role": "user", "content": text}
+        stream = self.model.stream(self._prompt([*self.messages, question], **options), self.params, **options)
+        return self._recorded(stream, question)
 
-    def _answered(self, stream: Iterator[Piece], asked: dict[str, Any]) -> Iterator[Piece]:
-        turn = _Turn(self.messages, asked)
+    def _recorded(self, stream: Stream, question: dict[str, Any]) -> Iterator[Piece]:
+        turn = _Turn(self.messages, question)
         try:
             for piece in stream:
                 turn.add(piece)
                 yield piece
         except GeneratorExit:
-            stream.close()  # type: ignore[attr-defined] # what `Model.stream` gave
+            stream.close()
             raise
         finally:
-            turn.keep()
+            turn.finish()
 
     def ask(self, text: str, **options: Any) -> Completion:
-        """Say `text` and return the whole answer."""
+        """Ask `text` and return the whole answer."""
         return Completion.of(self.stream(text, **options))
 
     async def astream(self, text: str, **options: Any) -> AsyncIterator[Piece]:
         """`stream` for asyncio."""
-        asked = {"role": "user", "content": text}
-        prompt = self._prompt([*self.messages, asked], **options)
-        turn = _Turn(self.messages, asked)
+        question = {"role": "user", "content": text}
+        prompt = self._prompt([*self.messages, question], **options)
+        turn = _Turn(self.messages, question)
         try:
             async for piece in self.model.astream(prompt, self.params, **options):
                 turn.add(piece)
                 yield piece
         finally:
-            turn.keep()
+            turn.finish()
 
     def _prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-        """Return the tokens of `messages`, without the oldest turns where they do not fit and `overflow` allows it."""
-        wanted = self.params.replace(**options).max_tokens
-        reserved = wanted if wanted is not None else max(1, self.model.n_ctx // 4) if self.overflow == "drop" else 1
+        """Return the tokens of `messages`, without the oldest turns if they do not fit and `overflow` is "drop"."""
+        reserved = self.params.replace(**options).max_tokens
+        if reserved is None:
+            reserved = max(1, self.model.n_ctx // 4) if self.overflow == "drop" else 1
         prompt = self.model.chat_tokens(messages, tools=self.tools)
         if self.overflow == "error" or len(prompt) + reserved <= self.model.n_ctx:
             return prompt
         first, dropped = self._first_turn(), 0
         kept = list(messages)
         while len(prompt) + reserved > self.model.n_ctx:
-            # A turn begins with a user's message and goes up to the next one, tools' replies included.
+            # A turn is a user's message and all that follows, such as tools' replies, up to the next user's message.
             next_turn = next((i for i in range(first + 1, len(kept)) if kept[i]["role"] == "user"), None)
             if next_turn is None:
                 raise ContextOverflowError(
@@ -152,7 +159,7 @@ class ChatSession:
     # ── history ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def undo(self) -> str | None:
-        """Take the last question and its answer back; return the question, None when there was none."""
+        """Remove the last question and its answer; return the question, None if there is none."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i]["role"] == "user":
                 text = str(self.messages[i]["content"])
@@ -161,34 +168,35 @@ class ChatSession:
         return None
 
     def retry(self, **options: Any) -> Iterator[Piece]:
-        """Take the last answer back and ask again; ``ValueError`` when nothing was asked yet."""
+        """Remove the last answer and ask its question again; ``ValueError`` when nothing was asked yet."""
         text = self.undo()
         if text is None:
             raise ValueError("there is nothing to retry yet: ask something first")
         return self.stream(text, **options)
 
     def reset(self) -> None:
-        """Begin anew, with the same system message."""
+        """Start again, with the same system message."""
         del self.messages[self._first_turn() :]
         self.n_dropped = 0
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation and what the context holds of it, for `load` in another process."""
-        if self.messages:  # read now what is still to be read, so that nothing is left when it is taken up again
+        """Save the conversation and what the context holds, for `load` in another process."""
+        if self.messages:  # decode now what the context lacks, so that nothing is left to do after `load`
             prompt = self.model.chat_tokens(self.messages, tools=self.tools, add_generation_prompt=False)
             self.model.generate(prompt, max_tokens=0)
         self.model.save_session(path, extra={"messages": self.messages, "n_dropped": self.n_dropped})
 
     def load(self, path: str | Path) -> None:
-        """Take up the conversation of a file that `save` wrote; ``LlamaliteError`` when it is not for this model."""
+        """Continue a conversation that `save` wrote; ``LlamaliteError`` if it is not of this model, or damaged."""
         extra = self.model.load_session(path)
         messages = extra.get("messages")
         if not isinstance(messages, list):
             raise LlamaliteError(f"{path} holds a context without a conversation: use Model.load_session")
         n_dropped = extra.get("n_dropped", 0)
-        # Checked as a stranger may have written it: a message has a role, and content that the template looks at.
+        # The file may be forged: check what a message needs, a role, and content for the template.
         if not isinstance(n_dropped, int) or not all(
-            isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one for one in messages
+            isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+            for message in messages
         ):
             raise LlamaliteError(f"{path} holds no conversation of llamalite: begin a new one")
         self.messages, self.n_dropped = messages, n_dropped

@@ -1,4 +1,4 @@
-"""Every exception that llamalite raises of its own.
+"""Every exception class of llamalite.
 
     LlamaliteError
     ├── CheckpointError            unreadable, truncated, inconsistent, missing shard
@@ -8,25 +8,25 @@
     ├── HubError                   gated, incomplete, refused
     │   ├── RepositoryNotFoundError
     │   └── HubUnreachableError
-    ├── VocabularyError            a tokenizer that cannot be carried over as it is
-    ├── QuantizationError          a tensor that its type cannot hold
+    ├── VocabularyError            a tokenizer that llama.cpp cannot reproduce
+    ├── QuantizationError          a tensor that its type cannot store
     ├── VerificationError          a converted file that differs from its checkpoint
-    ├── ModelLoadError             says what llama.cpp said
-    ├── OutOfMemoryError           foreseen, with the numbers
+    ├── ModelLoadError             refused by llama.cpp, with its message
+    ├── OutOfMemoryError           raised before allocating, with the numbers
     ├── TemplateError              a chat template that cannot be rendered
     ├── ContextOverflowError       more tokens than the context holds
-    ├── GenerationCancelled        stopped by the caller
+    ├── GenerationCancelled        a generation or measurement that was stopped
     └── EvaluationError            a measurement that cannot be made
 
-A missing file stays ``FileNotFoundError`` and a caller's mistake stays ``ValueError``. A message has three parts: what
-happened, what was found against what was expected, and what to do next.
+A missing file is ``FileNotFoundError`` and a caller's mistake is ``ValueError``, as in Python itself. A message has
+three parts: what happened, what was found and what was expected, and what to do next.
 """
 
 from __future__ import annotations
 
 
 class LlamaliteError(Exception):
-    """The root of everything that llamalite raises of its own."""
+    """The base class of all exceptions of llamalite."""
 
 
 class CheckpointError(LlamaliteError):
@@ -34,15 +34,15 @@ class CheckpointError(LlamaliteError):
 
 
 class UnsupportedArchitectureError(CheckpointError):
-    """A checkpoint of a model family, or in a quantized form, that the converter does not know."""
+    """A checkpoint of a model family, or in a quantized form, that the converter does not support."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle that holds something other than tensors; nothing of it has run."""
+    """A pickle that contains something other than tensors; none of its code has run."""
 
 
 class GGUFError(LlamaliteError):
-    """A GGUF file whose bytes contradict its own header, or that lacks what a model needs."""
+    """A GGUF file whose content contradicts its header, or that lacks something a model needs."""
 
 
 class HubError(LlamaliteError):
@@ -50,11 +50,11 @@ class HubError(LlamaliteError):
 
 
 class RepositoryNotFoundError(HubError):
-    """The hub has no repository of that name, or does not show it to this account."""
+    """A repository that does not exist on the hub, or that this account may not see."""
 
 
 class HubUnreachableError(HubError):
-    """The hub does not answer, and the cache does not have what was asked for."""
+    """The hub does not answer, and the cache does not have the file either."""
 
 
 class VocabularyError(LlamaliteError):
@@ -62,19 +62,19 @@ class VocabularyError(LlamaliteError):
 
 
 class QuantizationError(LlamaliteError):
-    """A tensor that cannot be held in the type asked for: NaN, overflow, or a missing importance matrix."""
+    """A tensor that cannot be stored in the chosen type: NaN, overflow, or a missing importance matrix."""
 
 
 class VerificationError(LlamaliteError):
-    """A GGUF file that differs from the checkpoint it is said to come from."""
+    """A GGUF file that differs from the checkpoint it was made from."""
 
 
 class ModelLoadError(LlamaliteError):
-    """A model that llama.cpp refused; the message is llama.cpp's own."""
+    """A model that llama.cpp refuses; the message is llama.cpp's."""
 
 
 class OutOfMemoryError(LlamaliteError):
-    """A request that would not fit into memory, foreseen before anything was allocated."""
+    """A request that would not fit into memory; raised before anything is allocated."""
 
 
 class TemplateError(LlamaliteError):
@@ -82,12 +82,12 @@ class TemplateError(LlamaliteError):
 
 
 class ContextOverflowError(LlamaliteError):
-    """A prompt and answer that need more tokens than the context holds."""
+    """A prompt and an answer that together need more tokens than the context holds."""
 
 
-class GenerationCancelled(LlamaliteError):  # noqa: N818 - named like asyncio.CancelledError's sense, not a fault
-    """Generation that the caller stopped."""
+class GenerationCancelled(LlamaliteError):  # noqa: N818 - not an error: somebody wanted it
+    """A generation or measurement that was cancelled."""
 
 
 class EvaluationError(LlamaliteError):
-    """A measurement that cannot be made from what was given."""
+    """A measurement that cannot be made with the given model or text."""

@@ -1,4 +1,4 @@
-"""What a caller can ask of one generation: how tokens are chosen, when it ends, what is reported.
+"""`SamplingParams`: how a generation chooses tokens, when it ends, and what it reports.
 
     >>> params = SamplingParams(temperature=0.0, max_tokens=32)
     >>> params.replace(stop=["\\n\\n"]).stop
@@ -8,8 +8,8 @@
     ...
     ValueError: top_p must lie in 0..1, found 2.0
 
-This module knows numbers and their ranges only; `llamalite.native.sampler` turns them into llama.cpp's samplers.
-The defaults are llama.cpp's (``common_params_sampling``, common/common.h), unless a file brings its own under
+This module only checks values; `llamalite.native.sampler` makes llama.cpp's samplers of them. The defaults are
+llama.cpp's (``common_params_sampling``, common/common.h), unless a model's file has its own under
 ``general.sampling.*``.
 """
 
@@ -19,36 +19,34 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypedDict
 
 Speculation = Literal["off", "lookup", "draft"]
 
-if TYPE_CHECKING:
-    from typing import TypedDict
 
-    class SamplingOptions(TypedDict, total=False):
-        """The fields of `SamplingParams` as keyword arguments, for type checkers."""
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments, for type checkers."""
 
-        max_tokens: int | None
-        temperature: float
-        top_k: int
-        top_p: float
-        min_p: float
-        repeat_penalty: float
-        repeat_last_n: int
-        presence_penalty: float
-        frequency_penalty: float
-        logit_bias: Mapping[int, float]
-        seed: int | None
-        stop: str | Sequence[str]
-        logprobs: int | None
-        grammar: str | None
-        json_schema: Mapping[str, Any] | None
-        reproducible: bool
-        speculate: Speculation | None
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    grammar: str | None
+    json_schema: Mapping[str, Any] | None
+    reproducible: bool
+    speculate: Speculation | None
 
 
-_MAX_BIAS = 1e30  # beside a logit no different from more, and within float32
+_MAX_BIAS = 1e30  # added to a logit, as good as any larger number, and within float32
 _FROM_FILE = {  # llama_model_meta_key_str (llama-model.cpp) → our name
     "general.sampling.temp": ("temperature", float),
     "general.sampling.top_k": ("top_k", int),
@@ -61,24 +59,26 @@ _FROM_FILE = {  # llama_model_meta_key_str (llama-model.cpp) → our name
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Parameters of one generation; every value is checked, and ``ValueError`` names the field and its range.
+    """Parameters of one generation; ``ValueError`` names a field whose value is wrong, and its range.
 
-    - `max_tokens`: how many tokens at the most; None goes on until the model ends or the context is full.
-    - `temperature`: 0 takes the likeliest token every time; logits are divided by it otherwise.
-    - `top_k` (0: off), `top_p` (1: off), `min_p` (0: off): which tokens stay candidates, applied in this order.
-    - `repeat_penalty` (1: off), `presence_penalty`, `frequency_penalty` (0: off): over the last `repeat_last_n` tokens,
-      the prompt's included.
-    - `logit_bias`: token id → what is added to its logit; ``-inf`` forbids it.
+    - `max_tokens`: the most tokens to generate; None goes on until the model ends its answer or the context is full.
+    - `temperature`: what logits are divided by; 0 always takes the likeliest token.
+    - `top_k` (0: off), `top_p` (1: off), `min_p` (0: off): which tokens remain candidates, applied in this order.
+    - `repeat_penalty` (1: off), `presence_penalty`, `frequency_penalty` (0: off): for tokens among the last
+      `repeat_last_n`, those of the prompt included.
+    - `logit_bias`: token id → a number to add to its logit; ``-inf`` forbids the token.
     - `seed`: None draws one, which the totals report.
-    - `stop`: texts that end the generation and are not shown.
-    - `logprobs`: None reports none; n reports the chosen token's log-probability and the n likeliest, from the
-      model's own distribution (before temperature, penalties and bias).
-    - `grammar` (GBNF) or `json_schema`: what the text must be; with a schema, text that ends with "stop" validates.
-    - `reproducible`: a fresh cache and one sequence: the same call gives the same bytes, whatever ran before. Without
-      a `seed`, seed 0.
-    - `speculate`: tokens are guessed and checked several a decode, where that is faster (`llamalite.speculation`):
-      "lookup" guesses what followed the last tokens when they occurred before, "draft" asks the model's draft model.
-      None: "draft" where the model was given one, else "off". Batches and `reproducible` go without.
+    - `stop`: texts that end the generation; they are not part of the answer.
+    - `logprobs`: n reports the log-probability of each token and the n likeliest tokens in its place, by the model's
+      own distribution (before temperature, penalties and bias); None reports nothing.
+    - `grammar` (GBNF) or `json_schema`: what the text must match. With a schema, an answer whose finish reason is
+      "stop" is valid JSON and matches it.
+    - `reproducible`: start with an empty context and decode nothing else beside, so that the same call gives the same
+      bytes, whatever ran before. Without a `seed`, the seed is 0.
+    - `speculate`: guess tokens and check several in one decode, where that is faster
+      (`llamalite.generation.speculation`). "lookup" guesses what followed the last tokens when they occurred before,
+      "draft" asks the model's draft model. None is "draft" where the model has one, else "off". Batches and
+      `reproducible` go without.
     """
 
     max_tokens: int | None = None
@@ -111,7 +111,7 @@ class SamplingParams:
         self._number("presence_penalty", -100.0, 100.0)
         self._number("frequency_penalty", -100.0, 100.0)
         if self.seed is not None:
-            self._whole("seed", 0, 2**32 - 2)  # 2**32 - 1 is llama.cpp's word for "draw one" (LLAMA_DEFAULT_SEED)
+            self._whole("seed", 0, 2**32 - 2)  # 2**32 - 1 means "draw one" (LLAMA_DEFAULT_SEED)
         if self.logprobs is not None:
             self._whole("logprobs", 0, 1000)
         if self.speculate not in (None, "off", "lookup", "draft"):
@@ -150,7 +150,7 @@ class SamplingParams:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """`stop` as a tuple, however it was given."""
+        """`stop` as a tuple, typed as one."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
@@ -164,18 +164,18 @@ class SamplingParams:
         return self.temperature == 0.0 or self.top_k == 1
 
     def replace(self, **changes: Any) -> SamplingParams:
-        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and those that do."""
-        unknown = set(changes) - {one.name for one in dataclasses.fields(self)}
+        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and lists those that do."""
+        known = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(known))
         if unknown:
-            known = ", ".join(one.name for one in dataclasses.fields(self))
-            raise TypeError(f"unknown parameter {sorted(unknown)[0]!r}; known are {known}")
+            raise TypeError(f"unknown parameter {unknown[0]!r}; known are {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> SamplingParams:
-        """Return what a file asks for under ``general.sampling.*``, the documented defaults elsewhere.
+        """Return the parameters that a file has under ``general.sampling.*``, and the defaults for the others.
 
-        Values outside our ranges are passed over: a file must not make itself unusable.
+        Values outside our ranges are ignored, so that they do not make the file unusable.
         """
         params = cls()
         for key, (name, kind) in _FROM_FILE.items():

@@ -48,14 +48,14 @@ def answers(target: Path) -> dict[int, dict[str, object]]:
 
 def test_every_line_gets_an_answer_with_its_own_parameters(model: Model, tmp_path: Path) -> None:
     report = answer_file(model, write(tmp_path, LINES), tmp_path / "out.jsonl", params=PARAMS, parallel=2)
-    found = answers(tmp_path / "out.jsonl")
+    answered = answers(tmp_path / "out.jsonl")
     assert (report.n_answered, report.n_before, report.n_bad) == (3, 0, 0)
-    assert sorted(found) == [1, 2, 4]
-    assert found[1]["id"] == "a"
+    assert sorted(answered) == [1, 2, 4]
+    assert answered[1]["id"] == "a"
     asked = [{"role": "user", "content": "once upon a time"}]  # as `llamalite run` asks it
-    assert found[1]["text"] == model.generate(asked, PARAMS).text
-    assert found[2]["n_generated"] == 2
-    assert (found[4]["seed"], len(found[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
+    assert answered[1]["text"] == model.generate(asked, PARAMS).text
+    assert answered[2]["n_generated"] == 2
+    assert (answered[4]["seed"], len(answered[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
 
 
 def test_a_raw_prompt_is_continued_as_it_is(model: Model, tmp_path: Path) -> None:
@@ -81,37 +81,37 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
     with pytest.raises(LlamaliteError, match="answers another file: its line 1 differs"):
         answer_file(model, other, tmp_path / "out.jsonl", params=PARAMS)
     (tmp_path / "notes.txt").write_text("dear diary\n")
-    with pytest.raises(LlamaliteError, match="line 1: this is no answer of llamalite batch"):
+    with pytest.raises(LlamaliteError, match="line 1: this is not an answer of llamalite batch"):
         answer_file(model, other, tmp_path / "notes.txt", params=PARAMS)
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("not json", "it is no JSON"),
+        ("not json", "it is not JSON"),
         ("[1]", 'either "prompt" or "messages"'),
         ('{"prompt": "a", "messages": []}', 'either "prompt" or "messages"'),
-        ('{"prompt": 5}', '"prompt" is a text, found 5'),
-        ('{"messages": ["hi"]}', '"messages" is a list of objects'),
+        ('{"prompt": 5}', '"prompt" must be a text, found 5'),
+        ('{"messages": ["hi"]}', '"messages" must be a list of objects'),
         ('{"messages": []}', "prompt has no tokens|no message to render"),
         ('{"prompt": "a", "temperature": -1}', r"temperature must lie in 0\.\.100"),
         ('{"prompt": "a", "temprature": 1}', "unknown parameter 'temprature'"),
         ('{"prompt": "a", "max_tokens": 99999}', "too many"),
         ('{"prompt": "a", "grammar": "root ::= nowhere"}', "grammar"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "invalid literal"),
-        pytest.param("[" * 100_000, "nested too deep", id="deep"),
-        ('{"prompt": "a", "logit_bias": [1]}', r'"logit_bias" is an object, found \[1\]'),
-        ('{"prompt": "a", "logit_bias": null}', '"logit_bias" is an object, found None'),
+        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
+        ('{"prompt": "a", "logit_bias": [1]}', r'"logit_bias" must be an object, found \[1\]'),
+        ('{"prompt": "a", "logit_bias": null}', '"logit_bias" must be an object, found None'),
         pytest.param('{"prompt": "a", "logit_bias": {"1": 1%s}}' % ("0" * 400), "logit_bias|OverflowError", id="huge"),
-        ('{"prompt": "a", "grammar": 5}', '"grammar" is a text, found 5'),
-        ('{"prompt": "a", "json_schema": {"allOf": {"a": 1}}}', "cannot be used|allOf"),
-        (r'{"prompt": "a", "id": "\ud800"}', '"id" holds half a character'),
+        ('{"prompt": "a", "grammar": 5}', '"grammar" must be a text, found 5'),
+        ('{"prompt": "a", "json_schema": {"allOf": {"a": 1}}}', "it is invalid|allOf"),
+        (r'{"prompt": "a", "id": "\ud800"}', '"id" has half a character'),
         ('{"prompt": null}', "."),
-        pytest.param('{"prompt": "a", "id": %s}' % ("[" * 900 + "]" * 900), '"id" holds|too deep', id="deep id"),
+        pytest.param('{"prompt": "a", "id": %s}' % ("[" * 900 + "]" * 900), '"id" has|too deep', id="deep id"),
     ],
 )
 def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
-    model: Model, tmp_path: Path, line: str, told: str
+    model: Model, tmp_path: Path, line: str, message: str
 ) -> None:
     import re
 
@@ -122,7 +122,7 @@ def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
     )
     assert sorted(answers(tmp_path / "out.jsonl")) == [1, 3]
     assert report.n_bad == 1
-    assert re.search(told, problems[2])
+    assert re.search(message, problems[2])
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
 )
 def test_a_foreign_file_is_left_as_it_is(model: Model, tmp_path: Path, held: str) -> None:
     (tmp_path / "notes").write_text(held)
-    with pytest.raises(LlamaliteError, match=r"line \d: this is no answer of llamalite batch"):
+    with pytest.raises(LlamaliteError, match=r"line \d: this is not an answer of llamalite batch"):
         answer_file(model, write(tmp_path, LINES), tmp_path / "notes", params=PARAMS)
     assert (tmp_path / "notes").read_text() == held
 
@@ -158,7 +158,7 @@ def test_the_prompts_are_no_place_for_answers(model: Model, tmp_path: Path) -> N
     source.write_text('{"prompt": "once"}')
     (tmp_path / "link").hardlink_to(source)
     for target in (source, tmp_path / "link"):
-        with pytest.raises(LlamaliteError, match="holds the prompts"):
+        with pytest.raises(LlamaliteError, match="is the file of prompts"):
             answer_file(model, source, target, params=PARAMS)
     assert source.read_text() == '{"prompt": "once"}'
     with pytest.raises(LlamaliteError, match="is no regular file"):
@@ -172,7 +172,7 @@ def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: P
     )
     assert ran.returncode == 1
     assert ran.stdout == ""
-    assert "in.jsonl, line 5: it is no JSON" in ran.stderr
+    assert "in.jsonl, line 5: it is not JSON" in ran.stderr
     assert "3 lines answered: 8 tokens in" in ran.stderr
     assert "1 line of in.jsonl could not be used" in ran.stderr
     assert sorted(answers(tmp_path / "out.jsonl")) == [1, 2, 4]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fake
 import pytest
 
-from llamalite.answers import Completion
-from llamalite.batching import Batch, Job, cells_wanted
 from llamalite.errors import ContextOverflowError
-from llamalite.generation import Engine
+from llamalite.generation.batch import Batch, Job, cells_wanted
+from llamalite.generation.completion import Completion
+from llamalite.generation.engine import Engine
 from llamalite.sampling import SamplingParams
 
 
@@ -29,11 +29,13 @@ def jobs(*sizes: int, begin: tuple[int, ...] = (), **options: object) -> list[Jo
 
 
 def test_every_prompt_gets_its_own_story_in_order() -> None:
-    asked = jobs(5, 2, 7, 1, 4)
-    found, _, finished = run(asked)
-    assert [list(one.tokens) for one in found] == [fake.story(job.prompt, job.params.max_tokens or 0) for job in asked]
+    batch_jobs = jobs(5, 2, 7, 1, 4)
+    completions, _, finished = run(batch_jobs)
+    assert [list(completion.tokens) for completion in completions] == [
+        fake.story(job.prompt, job.params.max_tokens or 0) for job in batch_jobs
+    ]
     assert finished == [1, 3, 0, 2, 4]
-    assert [one.finish_reason for one in found] == ["length"] * 5
+    assert [completion.finish_reason for completion in completions] == ["length"] * 5
 
 
 def test_a_slot_is_refilled_as_soon_as_its_answer_ends() -> None:
@@ -44,60 +46,60 @@ def test_a_slot_is_refilled_as_soon_as_its_answer_ends() -> None:
 
 def test_a_common_prefix_is_read_once() -> None:
     begin = tuple(range(20, 30))
-    asked = jobs(3, 3, 3, 3, begin=begin)
-    found, context, _ = run(asked)
+    batch_jobs = jobs(3, 3, 3, 3, begin=begin)
+    completions, context, _ = run(batch_jobs)
     assert context.calls[0] == [(0, token) for token in begin]
     assert sum(token in begin for call in context.calls for _, token in call) == len(begin)
-    assert [list(one.tokens) for one in found] == [fake.story(job.prompt, 3) for job in asked]
-    assert [one.totals.n_cached for one in found] == [10] * 4
+    assert [list(completion.tokens) for completion in completions] == [fake.story(job.prompt, 3) for job in batch_jobs]
+    assert [completion.totals.n_cached for completion in completions] == [10] * 4
 
 
 def test_equal_prompts_share_all_but_their_last_token() -> None:
-    asked = [Job(i, [5, 6, 7], SamplingParams(max_tokens=2)) for i in range(3)]
-    found, context, _ = run(asked)
+    batch_jobs = [Job(i, [5, 6, 7], SamplingParams(max_tokens=2)) for i in range(3)]
+    completions, context, _ = run(batch_jobs)
     assert context.calls[0] == [(0, 5), (0, 6)]
-    assert [list(one.tokens) for one in found] == [fake.story([5, 6, 7], 2)] * 3
+    assert [list(completion.tokens) for completion in completions] == [fake.story([5, 6, 7], 2)] * 3
 
 
 def test_each_keeps_its_own_parameters_and_seed() -> None:
-    asked = [
+    batch_jobs = [
         Job(0, [10], SamplingParams(max_tokens=3, seed=1)),
         Job(1, [10], SamplingParams(max_tokens=3, seed=2)),
         Job(2, [10], SamplingParams(max_tokens=4, stop="abc")),
     ]
-    found, _, _ = run(asked)
-    assert [one.totals.seed for one in found] == [1, 2, 0]
-    assert len({one.tokens for one in found}) == 3
-    assert len(found[2].tokens) == 4
+    completions, _, _ = run(batch_jobs)
+    assert [completion.totals.seed for completion in completions] == [1, 2, 0]
+    assert len({completion.tokens for completion in completions}) == 3
+    assert len(completions[2].tokens) == 4
 
 
 def test_the_end_of_a_generation_frees_its_cells() -> None:
-    found, context, _ = run(jobs(10, 10, 10), n_slots=1, n_ctx=12, ends=[4])
-    assert [one.finish_reason for one in found] == ["stop"] * 3
+    completions, context, _ = run(jobs(10, 10, 10), n_slots=1, n_ctx=12, ends=[4])
+    assert [completion.finish_reason for completion in completions] == ["stop"] * 3
     assert not context.sequences
 
 
 def test_what_may_come_to_be_held_never_exceeds_the_cells() -> None:
-    asked = jobs(30, 30, 30, 30)
-    found, context, _ = run(asked, n_slots=4, n_ctx=70)
-    assert [len(one.tokens) for one in found] == [30] * 4
+    batch_jobs = jobs(30, 30, 30, 30)
+    completions, context, _ = run(batch_jobs, n_slots=4, n_ctx=70)
+    assert [len(completion.tokens) for completion in completions] == [30] * 4
     assert max(len(call) for call in context.calls) == 2  # two at a time fit
 
 
 def test_long_prompts_are_read_beside_the_answers_being_written() -> None:
-    asked = [
+    batch_jobs = [
         Job(0, [5], SamplingParams(max_tokens=12)),
         Job(1, list(range(20, 60)), SamplingParams(max_tokens=2)),
     ]
-    found, context, _ = run(asked, n_batch=8)
-    assert list(found[1].tokens) == fake.story(asked[1].prompt, 2)
+    completions, context, _ = run(batch_jobs, n_batch=8)
+    assert list(completions[1].tokens) == fake.story(batch_jobs[1].prompt, 2)
     assert all(len(call) <= 8 for call in context.calls)
     assert {seq_id for seq_id, _ in context.calls[2]} == {1, 2}  # the answer goes on while the prompt is read
 
 
 def test_no_limit_ends_where_the_context_does() -> None:
-    found, _, _ = run([Job(0, [5, 6], SamplingParams())], n_ctx=12)
-    assert (found[0].finish_reason, len(found[0].tokens)) == ("context", 11)
+    completions, _, _ = run([Job(0, [5, 6], SamplingParams())], n_ctx=12)
+    assert (completions[0].finish_reason, len(completions[0].tokens)) == ("context", 11)
 
 
 def test_a_prompt_that_can_never_fit_is_refused_by_number() -> None:
@@ -106,18 +108,18 @@ def test_a_prompt_that_can_never_fit_is_refused_by_number() -> None:
 
 
 def test_cancelling_gives_back_what_was_written() -> None:
-    asked = jobs(5, 9, 9, 9)
-    found = _cancelled_after(asked, 7)
-    assert [one.finish_reason for one in found] == ["length", "cancelled", "cancelled", "cancelled"]
-    assert list(found[1].tokens) == fake.story(asked[1].prompt, len(found[1].tokens))
-    assert found[3].text == ""
+    batch_jobs = jobs(5, 9, 9, 9)
+    completions = _cancelled_after(batch_jobs, 7)
+    assert [completion.finish_reason for completion in completions] == ["length", "cancelled", "cancelled", "cancelled"]
+    assert list(completions[1].tokens) == fake.story(batch_jobs[1].prompt, len(completions[1].tokens))
+    assert completions[3].text == ""
 
 
-def _cancelled_after(asked: list[Job], decodes: int) -> list[Completion]:
+def _cancelled_after(batch_jobs: list[Job], decodes: int) -> list[Completion]:
     engine = Engine(fake.FakeContext(), fake.FakeVocabulary(), fake.FakeSampler)
     context = fake.FakeContext(n_ctx=200)
     context.abort_after = decodes
-    return Batch(engine, context, n_slots=2).run(asked)
+    return Batch(engine, context, n_slots=2).run(batch_jobs)
 
 
 def test_the_engine_takes_turns_with_a_batch() -> None:

@@ -91,7 +91,7 @@ def test_a_compiler_is_named_where_the_one_that_python_was_built_with_is_not_ins
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     named = building.environment({"PATH": str(tmp_path)}, PLAIN)
-    usual = {name: building._usual(name)[:1] for name in ("CC", "CXX")}
+    usual = {name: building._pythons_compiler(name)[:1] for name in ("CC", "CXX")}
     assert named == {name: there for name, there in (("CC", "cc"), ("CXX", "c++")) if usual[name] != [there]}
 
 
@@ -126,7 +126,7 @@ def test_wheels_are_kept_whole_and_the_oldest_go(tmp_path: Path) -> None:
     building.keep(wheel, tmp_path / "wheels" / "new")
     kept = sorted(path.name for path in (tmp_path / "wheels").iterdir())
     assert "new" in kept
-    assert len(kept) == building._KEPT
+    assert len(kept) == building._N_KEPT
     assert [path.name for path in (tmp_path / "wheels" / "new").iterdir()] == [wheel.name]
 
 
@@ -173,9 +173,9 @@ def test_the_command_that_mends_amx_gives_the_compiler_what_the_build_gives_it(
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(building, "identity", lambda: AMX)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    told = subprocess.run(building.command(), shell=True, env={"PATH": path}, capture_output=True, text=True).stdout
-    assert told.partition("|")[0] == f"""-DX='"a b"' {STORES}"""
-    assert building.requirement() in told
+    output = subprocess.run(building.command(), shell=True, env={"PATH": path}, capture_output=True, text=True).stdout
+    assert output.partition("|")[0] == f"""-DX='"a b"' {STORES}"""
+    assert building.requirement() in output
 
 
 # ── the compilers at hand ───────────────────────────────────────────────────────────────────────────────────────────
@@ -210,9 +210,9 @@ def not_stored(command: list[str]) -> list[str]:
 def test_all_64_bytes_are_stored_before_they_are_loaded_as_tiles(name: str) -> None:
     """The pattern of ``ggml_tile_config_init``: right with the flags that were found, and wrong without them."""
     target = [at_hand(name), "-mamx-tile", "-mamx-int8"]
-    flags = building.mend([name], target[1:])
+    flags = building.fewest_flags([name], target[1:])
     assert flags != "-U__AMX_INT8__"
     assert not_stored([*target, *flags.split()]) == []
     if flags:
         assert not_stored(target) != []
-    assert building.mend([name], [*target[1:], "-g", "-flto"]) == flags  # the user's own do not hide the fault
+    assert building.fewest_flags([name], [*target[1:], "-g", "-flto"]) == flags  # the user's own do not hide the fault

@@ -171,7 +171,7 @@ def saved(model: Model, tmp_path: Path) -> Path:
 def test_a_session_cut_short_is_refused(model: Model, saved: Path, keep: float) -> None:
     raw = saved.read_bytes()
     saved.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
-    with pytest.raises(LlamaliteError, match="is no session of llamalite|is cut short or damaged"):
+    with pytest.raises(LlamaliteError, match="is not a llamalite session|is truncated or damaged"):
         model.load_session(saved)
     assert model.generate("once", max_tokens=1).finish_reason in ("length", "stop")
 
@@ -182,7 +182,7 @@ def test_a_session_with_one_bit_changed_is_refused(model: Model, saved: Path) ->
         changed = bytearray(raw)
         changed[place] ^= 1
         saved.write_bytes(changed)
-        with pytest.raises(LlamaliteError, match="is cut short or damaged"):
+        with pytest.raises(LlamaliteError, match="is truncated or damaged"):
             model.load_session(saved)
 
 

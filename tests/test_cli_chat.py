@@ -114,7 +114,7 @@ def test_a_chat_answers_and_obeys_its_commands(terminal: Terminal, tmp_path: Pat
     assert "saved over the session that was there: /load talk.session" in terminal.ask("/save talk.session")
     (tmp_path / "notes.txt").write_text("mine")
     refused = terminal.ask("/save notes.txt")
-    assert refused == "error: notes.txt is no session of llamalite: name another file\n"
+    assert refused == "error: notes.txt is not a llamalite session: name another file\n"
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert "error: no/where cannot be saved: there is no folder no\n" in terminal.ask("/save no/where")
     assert (tmp_path / "talk.session").exists()

@@ -17,7 +17,7 @@ from conftest import Run
 
 from llamalite import cli
 from llamalite.cli import _options
-from llamalite.native.context import KV_TYPES
+from llamalite.native.context_options import KV_TYPES
 from llamalite.quant_types import file_type
 from llamalite.store import hub
 

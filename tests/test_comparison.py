@@ -35,6 +35,7 @@ from llamalite.evaluation.recommendation import check_budgets, recommend
 from llamalite.evaluation.svg_charts import bars, lines, scatter
 from llamalite.evaluation.windows import read_text, tokens_of
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 TEXT = "once upon a time there was a story and the time was once upon a story, yes. " * 12
@@ -61,7 +62,10 @@ def comparison(base: Path, quantized: list[Path]) -> Comparison:
 def test_lockstep_equals_a_slow_twin(base: Path, quantized: list[Path], comparison: Comparison) -> None:
     rows = []
     for path in (base, quantized[1]):
-        with NativeModel(path) as model, NativeContext(model, n_ctx=32, n_threads=1, exact=True) as context:
+        with (
+            NativeModel(path) as model,
+            NativeContext(model, ContextOptions(n_ctx=32, n_threads=1, exact=True)) as context,
+        ):
             tokens = tokens_of(TEXT, model)
             for start in range(0, len(tokens) - 31, 32):
                 chunk = tokens[start : start + 32].copy()

@@ -10,8 +10,8 @@ import pytest
 import toy_checkpoint
 
 from llamalite import store
-from llamalite.answers import Piece, Totals
 from llamalite.cli import demo
+from llamalite.generation.completion import Piece, Totals
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from faults import environment, write_endless
 
-from llamalite.computing import DecodeThread
-from llamalite.generation import Stream
+from llamalite.generation.engine import Stream
 from llamalite.model import Model
+from llamalite.native.decode_thread import DecodeThread
 
 STORM = """
 import faulthandler, sys, threading

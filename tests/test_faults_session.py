@@ -15,9 +15,10 @@ import session_load
 import toy
 from faults import assert_one_line, command, environment
 
-from llamalite import session
 from llamalite.chat import ChatSession
 from llamalite.errors import LlamaliteError
+from llamalite.generation import session_file
+from llamalite.generation.session_file import SavedSession
 from llamalite.model import Model
 
 
@@ -33,12 +34,12 @@ def model(path: Path) -> Iterator[Model]:
 
 
 @pytest.fixture
-def held(model: Model, tmp_path: Path) -> session.Session:
+def held(model: Model, tmp_path: Path) -> SavedSession:
     """What an honest session of 12 tokens or so holds."""
     model.clear()
     model.generate("once upon a time", max_tokens=8, temperature=0)
     model.save_session(tmp_path / "honest.session")
-    return session.read(tmp_path / "honest.session", {})
+    return session_file.read(tmp_path / "honest.session", {})
 
 
 def word(state: bytearray, place: int, value: int) -> None:
@@ -68,12 +69,12 @@ FORGED: dict[str, Callable[[bytearray], object]] = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_state_with_a_right_digest_is_refused_and_nothing_of_it_stays(
-    case: str, model: Model, held: session.Session, tmp_path: Path
+    case: str, model: Model, held: SavedSession, tmp_path: Path
 ) -> None:
     before = model.generate("tell me the story", max_tokens=6, temperature=0).text
     state = bytearray(held.state.tobytes())
     FORGED[case](state)
-    session.write(tmp_path / "a.session", session.Session(held.facts, held.tokens, np.frombuffer(state, np.uint8)))
+    session_file.write(tmp_path / "a.session", SavedSession(held.facts, held.tokens, np.frombuffer(state, np.uint8)))
     with pytest.raises(LlamaliteError, match=r"a\.session does not hold the state of its \d+ tokens"):
         model.load_session(tmp_path / "a.session")
     assert model.n_held == 0
@@ -82,9 +83,9 @@ def test_a_forged_state_with_a_right_digest_is_refused_and_nothing_of_it_stays(
 
 @pytest.mark.parametrize("tokens", [[], [1], [2**31 - 1] * 12, [-1] * 12], ids=["none", "one", "large", "negative"])
 def test_tokens_that_are_not_those_of_the_state_are_refused(
-    tokens: list[int], model: Model, held: session.Session, tmp_path: Path
+    tokens: list[int], model: Model, held: SavedSession, tmp_path: Path
 ) -> None:
-    session.write(tmp_path / "a.session", session.Session(held.facts, tokens, held.state))
+    session_file.write(tmp_path / "a.session", SavedSession(held.facts, tokens, held.state))
     if not tokens:  # an empty conversation is one: its state is not looked at
         assert model.load_session(tmp_path / "a.session") == {}
         assert model.n_held == 0
@@ -95,13 +96,13 @@ def test_tokens_that_are_not_those_of_the_state_are_refused(
     assert model.generate("once", max_tokens=1).finish_reason in ("length", "stop")
 
 
-def test_a_cache_of_nan_is_told_and_gone_when_cleared(model: Model, held: session.Session, tmp_path: Path) -> None:
+def test_a_cache_of_nan_is_told_and_gone_when_cleared(model: Model, held: SavedSession, tmp_path: Path) -> None:
     """What a forger can do: the cache's numbers are believed."""
     state = bytearray(held.state.tobytes())
     start = session_load.structure_bytes(len(held.tokens))
     for at in range(start, start + 128, 2):
         state[at : at + 2] = b"\x00\x7e"  # float16's NaN
-    session.write(tmp_path / "a.session", session.Session(held.facts, held.tokens, np.frombuffer(state, np.uint8)))
+    session_file.write(tmp_path / "a.session", SavedSession(held.facts, held.tokens, np.frombuffer(state, np.uint8)))
     model.load_session(tmp_path / "a.session")
     with pytest.raises(LlamaliteError, match="not numbers"):
         model.generate([*held.tokens, 5], max_tokens=2)
@@ -117,8 +118,8 @@ def test_a_cache_of_nan_is_told_and_gone_when_cleared(model: Model, held: sessio
     {"messages": {"role": "user"}},
     7,
 ])  # fmt: skip
-def test_a_forged_conversation_is_refused(extra: object, model: Model, held: session.Session, tmp_path: Path) -> None:
-    session.write(tmp_path / "a.session", session.Session(held.facts | {"extra": extra}, held.tokens, held.state))
+def test_a_forged_conversation_is_refused(extra: object, model: Model, held: SavedSession, tmp_path: Path) -> None:
+    session_file.write(tmp_path / "a.session", SavedSession(held.facts | {"extra": extra}, held.tokens, held.state))
     with pytest.raises(LlamaliteError, match="holds no conversation of llamalite|without a conversation"):
         ChatSession(model).load(tmp_path / "a.session")
 
@@ -137,7 +138,7 @@ def test_a_foreign_file_is_one_line_for_the_command(name: str, path: Path, tmp_p
     (tmp_path / "talk.session").write_bytes(FOREIGN[name])
     done = command(["run", path, "hi", "-n", "1", "--threads", "1", "--session", tmp_path / "talk.session"])
     assert_one_line(done, "talk.session")
-    assert re.search("is no session of llamalite: name another file|is cut short or damaged: begin a new", done.stderr)
+    assert re.search("is not a llamalite session: name another file|is truncated or damaged: begin a new", done.stderr)
     assert (tmp_path / "talk.session").read_bytes() == FOREIGN[name]
 
 

@@ -11,87 +11,87 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite import computing
-from llamalite.answers import Completion, HeldText, score
 from llamalite.errors import ContextOverflowError, LlamaliteError
-from llamalite.generation import Engine
+from llamalite.generation.completion import Completion, HeldText, score
+from llamalite.generation.engine import Engine
+from llamalite.native import decode_thread
 from llamalite.sampling import SamplingParams
 
 PROMPT = [5, 6, 7, 8]
 
 
-def engine(context: fake.FakeContext | None = None, **options: object) -> Engine:
+def make_engine(context: fake.FakeContext | None = None, **options: object) -> Engine:
     return Engine(context or fake.FakeContext(), fake.FakeVocabulary(), fake.FakeSampler, **options)  # type: ignore[arg-type]
 
 
-def run(one: Engine, prompt: list[int] = PROMPT, **options: object) -> Completion:
-    return Completion.of(one.stream(prompt, SamplingParams(**{"max_tokens": 6, **options})))  # type: ignore[arg-type]
+def run(engine: Engine, prompt: list[int] = PROMPT, **options: object) -> Completion:
+    return Completion.of(engine.stream(prompt, SamplingParams(**{"max_tokens": 6, **options})))  # type: ignore[arg-type]
 
 
 def test_the_story_is_the_decoders() -> None:
-    found = run(engine())
-    assert list(found.tokens) == fake.story(PROMPT, 6)
-    assert found.text == bytes(found.tokens).decode()
-    assert (found.finish_reason, found.totals.n_prompt, found.totals.n_generated) == ("length", 4, 6)
+    completion = run(make_engine())
+    assert list(completion.tokens) == fake.story(PROMPT, 6)
+    assert completion.text == bytes(completion.tokens).decode()
+    assert (completion.finish_reason, completion.totals.n_prompt, completion.totals.n_generated) == ("length", 4, 6)
 
 
 def test_the_end_of_generation_token_ends_it_and_is_not_said() -> None:
-    found = run(engine(fake.FakeContext(ends=[6])))
-    assert list(found.tokens) == fake.story(PROMPT, 2)
-    assert found.finish_reason == "stop"
+    completion = run(make_engine(fake.FakeContext(ends=[6])))
+    assert list(completion.tokens) == fake.story(PROMPT, 2)
+    assert completion.finish_reason == "stop"
 
 
 def test_no_tokens_asked_reads_the_prompt_and_says_nothing() -> None:
-    one = engine()
-    found = run(one, max_tokens=0)
-    assert (found.text, found.finish_reason, one.held) == ("", "length", PROMPT)
+    engine = make_engine()
+    completion = run(engine, max_tokens=0)
+    assert (completion.text, completion.finish_reason, engine.cache.held) == ("", "length", PROMPT)
 
 
 def test_a_prompt_is_read_in_steps() -> None:
     context = fake.FakeContext(n_batch=3)
-    run(engine(context), list(range(1, 9)), max_tokens=1)
+    run(make_engine(context), list(range(1, 9)), max_tokens=1)
     assert [len(call) for call in context.calls] == [3, 3, 2]
 
 
 def test_a_held_prefix_is_not_read_again() -> None:
     context = fake.FakeContext()
-    one = engine(context)
-    run(one)
+    engine = make_engine(context)
+    run(engine)
     context.calls.clear()
-    found = run(one, [5, 6, 7, 9, 9])
-    assert found.totals.n_cached == 3
+    completion = run(engine, [5, 6, 7, 9, 9])
+    assert completion.totals.n_cached == 3
     assert context.calls[0] == [(0, 9), (0, 9)]
-    assert list(found.tokens) == fake.story([5, 6, 7, 9, 9], 6)
+    assert list(completion.tokens) == fake.story([5, 6, 7, 9, 9], 6)
 
 
 def test_the_last_token_of_a_held_prompt_is_read_for_its_logits() -> None:
     context = fake.FakeContext()
-    one = engine(context)
-    run(one, max_tokens=0)
+    engine = make_engine(context)
+    run(engine, max_tokens=0)
     context.calls.clear()
-    assert run(one).totals.n_cached == 3
+    assert run(engine).totals.n_cached == 3
     assert context.calls[0] == [(0, 8)]
 
 
 def test_a_memory_that_cannot_rewind_is_read_anew_unless_it_goes_on() -> None:
     context = fake.FakeContext(can_forget=False)
-    one = engine(context, can_rewind=False)
-    said = run(one, max_tokens=3)
-    assert run(one, [*PROMPT, *said.tokens[:2], 4], max_tokens=1).totals.n_cached == 6
-    assert run(one, [*PROMPT, 99], max_tokens=1).totals.n_cached == 0
+    engine = make_engine(context, can_rewind=False)
+    said = run(engine, max_tokens=3)
+    assert run(engine, [*PROMPT, *said.tokens[:2], 4], max_tokens=1).totals.n_cached == 6
+    assert run(engine, [*PROMPT, 99], max_tokens=1).totals.n_cached == 0
 
 
 def test_reproducible_reads_everything_anew() -> None:
     context = fake.FakeContext()
-    one = engine(context)
-    run(one)
-    assert run(one, reproducible=True).totals.n_cached == 0
+    engine = make_engine(context)
+    run(engine)
+    assert run(engine, reproducible=True).totals.n_cached == 0
     assert context.cleared == 1
 
 
 def test_a_stop_string_across_tokens_is_never_shown() -> None:
     text = bytes(fake.story(PROMPT, 8)).decode()
-    pieces = list(engine().stream(PROMPT, SamplingParams(max_tokens=8, stop=[text[3:6]])))
+    pieces = list(make_engine().stream(PROMPT, SamplingParams(max_tokens=8, stop=[text[3:6]])))
     assert "".join(piece.text for piece in pieces) == text[:3]
     assert pieces[-1].finish_reason == "stop"
     assert len(pieces) == 6 + 1
@@ -100,7 +100,7 @@ def test_a_stop_string_across_tokens_is_never_shown() -> None:
 
 def test_text_held_for_a_stop_string_that_never_comes_is_shown_at_the_end() -> None:
     text = bytes(fake.story(PROMPT, 6)).decode()
-    pieces = list(engine().stream(PROMPT, SamplingParams(max_tokens=6, stop=[text[5] + "?"])))
+    pieces = list(make_engine().stream(PROMPT, SamplingParams(max_tokens=6, stop=[text[5] + "?"])))
     assert "".join(piece.text for piece in pieces) == text
     assert pieces[-1].text == text[5]
 
@@ -142,70 +142,70 @@ def test_scores_are_log_probabilities() -> None:
 
 
 def test_a_full_context_ends_the_answer_with_that_reason() -> None:
-    found = run(engine(fake.FakeContext(n_ctx=8)), max_tokens=None)
-    assert (found.finish_reason, found.totals.n_generated) == ("context", 5)
+    completion = run(make_engine(fake.FakeContext(n_ctx=8)), max_tokens=None)
+    assert (completion.finish_reason, completion.totals.n_generated) == ("context", 5)
 
 
 def test_too_long_is_told_with_numbers_before_anything_is_read() -> None:
     context = fake.FakeContext(n_ctx=8)
     with pytest.raises(ContextOverflowError, match="4 tokens and max_tokens asks for 6 more, .* holds 8: 2 too many"):
-        run(engine(context))
+        run(make_engine(context))
     assert not context.calls
 
 
 def test_an_abort_in_a_prompt_keeps_what_was_read() -> None:
     context = fake.FakeContext(n_batch=4)
-    one = engine(context)
+    engine = make_engine(context)
     context.abort_after = 2
-    found = run(one, list(range(1, 15)), max_tokens=3)
-    assert found.finish_reason == "cancelled"
-    assert one.held == list(range(1, 9))
+    completion = run(engine, list(range(1, 15)), max_tokens=3)
+    assert completion.finish_reason == "cancelled"
+    assert engine.cache.held == list(range(1, 9))
     context.abort_after = None
-    assert run(one, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
+    assert run(engine, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
 
 
 def test_cancelling_ends_with_that_reason_and_the_next_run_is_whole() -> None:
-    one = engine()
-    stream = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    engine = make_engine()
+    stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(stream)
     stream.cancel()
     assert [piece.finish_reason for piece in stream] == ["cancelled"]
-    assert list(run(one).tokens) == fake.story(PROMPT, 6)
+    assert list(run(engine).tokens) == fake.story(PROMPT, 6)
 
 
 def test_cancelling_before_the_first_piece_computes_nothing() -> None:
     context = fake.FakeContext()
-    stream = engine(context).stream(PROMPT, SamplingParams())
+    stream = make_engine(context).stream(PROMPT, SamplingParams())
     stream.cancel()
     assert [piece.finish_reason for piece in stream] == ["cancelled"]
     assert not context.calls
 
 
 def test_a_cancel_after_the_end_does_not_touch_the_next_one() -> None:
-    one = engine()
-    first = one.stream(PROMPT, SamplingParams(max_tokens=2))
+    engine = make_engine()
+    first = engine.stream(PROMPT, SamplingParams(max_tokens=2))
     list(first)
-    second = one.stream(PROMPT, SamplingParams(max_tokens=3))
+    second = engine.stream(PROMPT, SamplingParams(max_tokens=3))
     next(second)
     first.cancel()
     assert list(second)[-1].finish_reason == "length"
 
 
 def test_closing_gives_the_turn_and_the_sampler_back() -> None:
-    one = engine()
-    stream = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    engine = make_engine()
+    stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(stream)
     with pytest.raises(LlamaliteError, match="still open in this thread"):
-        run(one)
+        run(engine)
     stream.close()
-    assert run(one).finish_reason == "length"
+    assert run(engine).finish_reason == "length"
 
 
 def test_a_waiting_stream_can_be_cancelled() -> None:
-    one = engine()
-    first = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    engine = make_engine()
+    first = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(first)
-    second = one.stream(PROMPT, SamplingParams(max_tokens=20))
+    second = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     reasons: list[str | None] = []
     waiting = threading.Thread(target=lambda: reasons.extend(piece.finish_reason for piece in second))
     waiting.start()
@@ -217,7 +217,7 @@ def test_a_waiting_stream_can_be_cancelled() -> None:
 
 def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     context = fake.FakeContext()
-    one = engine(context)
+    engine = make_engine(context)
     entered, aborted = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -228,11 +228,11 @@ def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypat
         assert entered.wait(5)
         raise KeyboardInterrupt
 
-    real = computing._Task.wait
+    real = decode_thread._Task.wait
     answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real])
-    monkeypatch.setattr(computing._Task, "wait", lambda task: next(answers)(task))
+    monkeypatch.setattr(decode_thread._Task, "wait", lambda task: next(answers)(task))
     context.abort = aborted.set  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        one.compute(slow, context)
+        engine.cache.compute(slow, context)
     monkeypatch.undo()
-    assert list(run(one).tokens) == fake.story(PROMPT, 6)
+    assert list(run(engine).tokens) == fake.story(PROMPT, 6)

@@ -16,6 +16,7 @@ from llamalite.errors import EvaluationError
 from llamalite.evaluation.imatrix import ImportanceMatrix, collect_imatrix
 from llamalite.evaluation.windows import chunk_windows, tokens_of
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 
@@ -79,7 +80,10 @@ def test_an_exception_while_watching_stops_the_decode_and_passes_on(path: Path) 
         raise EvaluationError(f"enough of {name}")
 
     observer = MatrixObserver(lambda name, n_rows: name == "blk.1.attn_q.weight", see)
-    with NativeModel(path) as model, NativeContext(model, n_ctx=64, n_threads=1, observer=observer) as context:
+    with (
+        NativeModel(path) as model,
+        NativeContext(model, ContextOptions(n_ctx=64, n_threads=1), observer=observer) as context,
+    ):
         for _ in range(2):  # and again: the fault is not kept
             context.clear()
             with pytest.raises(EvaluationError, match=r"enough of blk\.1\.attn_q\.weight"):

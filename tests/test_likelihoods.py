@@ -11,6 +11,7 @@ import toy
 
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 
@@ -22,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeModel]:
 
 def alone(model: NativeModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> tuple[float, bool]:
     tokens = np.array(context + continuation)
-    with NativeContext(model, n_ctx=256, n_threads=1, exact=True) as native:
+    with NativeContext(model, ContextOptions(n_ctx=256, n_threads=1, exact=True)) as native:
         native.decode(tokens[:-1], np.arange(len(tokens) - 1), 0, True)
         rows = native.logits().astype(np.float64)[len(context) - 1 :]
     total, greedy = 0.0, True
@@ -58,7 +59,7 @@ def test_together_equals_alone(model: NativeModel, n_batch: int, n_seq_max: int)
 
 def test_a_greedy_continuation_is_seen(model: NativeModel) -> None:
     tokens = [1, 50, 60]
-    with NativeContext(model, n_ctx=256, n_threads=1, exact=True) as native:
+    with NativeContext(model, ContextOptions(n_ctx=256, n_threads=1, exact=True)) as native:
         for _ in range(4):
             native.clear()
             native.decode(tokens, np.arange(len(tokens)), 0, True)

@@ -11,6 +11,7 @@ import pytest
 
 from llamalite.converters import convert
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 Floats = npt.NDArray[np.float32]
@@ -30,7 +31,7 @@ def _theirs(checkpoint: Path, ids: list[int]) -> Floats:
 
 
 def _ours(path: Path, ids: list[int], *, exact: bool) -> Floats:
-    with NativeModel(path) as model, NativeContext(model, n_ctx=512, exact=exact) as context:
+    with NativeModel(path) as model, NativeContext(model, ContextOptions(n_ctx=512, exact=exact)) as context:
         context.decode(ids, np.arange(len(ids)), 0, np.ones(len(ids), bool))
         logits: Floats = context.logits().copy()
         return logits

@@ -17,7 +17,7 @@ import toy_checkpoint
 import llamalite
 from llamalite.errors import ContextOverflowError, LlamaliteError, OutOfMemoryError, TemplateError
 from llamalite.model import Model
-from llamalite.native.model import LoraAdapter
+from llamalite.native.lora import LoraAdapter
 from llamalite.sampling import SamplingParams
 
 END = toy.vocabulary().index(("<|im_end|>", 0.0, toy.CONTROL))
@@ -106,22 +106,22 @@ def test_reproducible_gives_the_same_tokens_whatever_ran_before(model: Model) ->
 def test_a_seed_makes_the_same_draws_and_another_other_ones(path: Path) -> None:
     with Model(path, n_threads=1, seed=7) as seeded:
         options = {"max_tokens": 12, "temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "logit_bias": ENDLESS}
-        one = seeded.generate("once", reproducible=True, **options)  # type: ignore[arg-type]
+        first = seeded.generate("once", reproducible=True, **options)  # type: ignore[arg-type]
         same = seeded.generate("once", reproducible=True, **options)  # type: ignore[arg-type]
         other = seeded.generate("once", reproducible=True, seed=8, **options)  # type: ignore[arg-type]
-        assert one.totals.seed == 7
-        assert one.tokens == same.tokens != other.tokens
+        assert first.totals.seed == 7
+        assert first.tokens == same.tokens != other.tokens
 
 
 def test_logprobs_are_the_models_own_distribution(model: Model) -> None:
-    found = model.generate("once upon", max_tokens=4, temperature=0, logprobs=3)
-    assert found.logprobs is not None
-    assert found.top_logprobs is not None
-    for token, logprob, top in zip(found.tokens, found.logprobs, found.top_logprobs, strict=True):
+    completion = model.generate("once upon", max_tokens=4, temperature=0, logprobs=3)
+    assert completion.logprobs is not None
+    assert completion.top_logprobs is not None
+    for token, logprob, top in zip(completion.tokens, completion.logprobs, completion.top_logprobs, strict=True):
         assert top[0][0] == token
         assert top[0][1] == pytest.approx(logprob)
-        assert [one[1] for one in top] == sorted((one[1] for one in top), reverse=True)
-        assert sum(np.exp([one[1] for one in top])) <= 1
+        assert [pair[1] for pair in top] == sorted((pair[1] for pair in top), reverse=True)
+        assert sum(np.exp([pair[1] for pair in top])) <= 1
     every = model.generate("once upon", max_tokens=1, logprobs=model.native.n_vocab, temperature=0).top_logprobs
     assert every is not None
     assert sum(np.exp([logprob for _, logprob in every[0]])) == pytest.approx(1)
@@ -139,15 +139,15 @@ def test_a_context_beyond_what_the_model_was_trained_for_is_warned_of(
 ) -> None:
     for n_ctx in (4096, 8192):
         Model(path, n_ctx=n_ctx, n_threads=1).close()
-    told = f"{path.name} was trained for 4096 tokens, fewer than n_ctx: answers get worse beyond"
-    assert [one.message for one in caplog.records if one.name == "llamalite.model"] == [told]
+    warning = f"{path.name} was trained for 4096 tokens, fewer than n_ctx: answers get worse beyond"
+    assert [record.message for record in caplog.records if record.name == "llamalite.model"] == [warning]
 
 
 def test_a_full_context_ends_the_answer_and_says_so(path: Path) -> None:
     with Model(path, n_ctx=256, n_threads=1) as small:
-        found = small.generate([5] * 250, logit_bias=ENDLESS)
-        assert found.finish_reason == "context"
-        assert found.totals.n_generated == 7
+        completion = small.generate([5] * 250, logit_bias=ENDLESS)
+        assert completion.finish_reason == "context"
+        assert completion.totals.n_generated == 7
 
 
 def test_an_empty_prompt_is_refused_where_nothing_would_be_read(tmp_path: Path) -> None:
@@ -171,22 +171,25 @@ def test_a_second_stream_in_one_thread_is_an_error_and_no_deadlock(model: Model)
 
 def test_threads_take_turns(model: Model) -> None:
     want = model.generate("once upon a time", max_tokens=12, temperature=0, reproducible=True).tokens
-    found = []
+    answers = []
 
     def ask() -> None:
-        found.append(model.generate("once upon a time", max_tokens=12, temperature=0, reproducible=True).tokens)
+        answers.append(model.generate("once upon a time", max_tokens=12, temperature=0, reproducible=True).tokens)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [want] * 4
+    assert answers == [want] * 4
 
 
 def test_two_models_run_side_by_side(path: Path) -> None:
-    with Model(path, n_threads=1) as one, Model(path, n_threads=1) as two:
-        first, second = one.stream("once", max_tokens=6, temperature=0), two.stream("once", max_tokens=6, temperature=0)
+    with Model(path, n_threads=1) as first_model, Model(path, n_threads=1) as second_model:
+        first, second = (
+            first_model.stream("once", max_tokens=6, temperature=0),
+            second_model.stream("once", max_tokens=6, temperature=0),
+        )
         assert [piece.token for piece in first] == [piece.token for piece in second]
 
 
@@ -264,13 +267,13 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"kv_type": "Q4"}, "kv_type must be one of F32, F16, .*, found 'Q4'"),
-        ({"n_ctx": 0}, "n_ctx must be a whole number from 1 on, found 0"),
-        ({"n_threads": 0}, "n_threads must be a whole number from 1 on, found 0"),
-        ({"n_threads": 1000}, r"n_threads must lie in 1\.\.512, found 1000"),
-        ({"n_batch": 1.5}, "n_batch must be a whole number from 1 on, found 1.5"),
+        ({"n_ctx": 0}, "n_ctx must be a whole number in 1.*, found 0"),
+        ({"n_threads": 0}, r"n_threads must be a whole number in 1\.\.512, found 0"),
+        ({"n_threads": 1000}, r"n_threads must be a whole number in 1\.\.512, found 1000"),
+        ({"n_batch": 1.5}, "n_batch must be a whole number in 1.*, found 1.5"),
         ({"n_gpu_layers": "some"}, "n_gpu_layers must be 'auto', 'all' or a number of layers, found 'some'"),
         ({"flash_attn": "on"}, "flash_attn must be 'auto', True or False, found 'on'"),
         ({"seed": -1}, "seed must be a whole number in"),
@@ -281,8 +284,10 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(path: Path, mo
         ({"progress": 5}, "progress must be a function of one number, found 5"),
     ],
 )
-def test_a_setting_that_no_model_can_have_is_refused_by_name(path: Path, options: dict[str, object], told: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=told):
+def test_a_setting_that_no_model_can_have_is_refused_by_name(
+    path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         Model(path, **options)  # type: ignore[arg-type]
 
 
@@ -317,7 +322,7 @@ def test_a_lora_adapter_is_its_product_added_to_the_weights(path: Path, tmp_path
 
     merged = tmp_path / "merged.gguf"
     merged.write_bytes(path.read_bytes())
-    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == "blk.1.attn_q.weight")
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.1.attn_q.weight")
     weights = np.array(tensor.data) + 0.5 * (8.0 / 4) * b @ a  # scale · alpha / rank
     with merged.open("r+b") as file:
         file.seek(int(tensor.data_offset))
@@ -362,15 +367,17 @@ def test_a_batchs_tokens_are_likeliest_up_to_rounding(path: Path, tmp_path: Path
         path = tmp_path / "quantized.gguf"
     prompts = [f"once upon a time there was {word}" for word in toy.WORDS]
     with Model(path, n_threads=1) as model:
-        found = model.generate_batch(prompts, parallel=5, max_tokens=24, temperature=0, logit_bias=ENDLESS)
-        assert {len(one.tokens) for one in found} == {24}
-        assert {one.totals.n_cached for one in found} == {7}  # BOS and the six words that all begin with
-        for prompt, one in zip(prompts, found, strict=True):
+        completions = model.generate_batch(prompts, parallel=5, max_tokens=24, temperature=0, logit_bias=ENDLESS)
+        assert {len(completion.tokens) for completion in completions} == {24}
+        assert {completion.totals.n_cached for completion in completions} == {
+            7
+        }  # BOS and the six words that all begin with
+        for prompt, completion in zip(prompts, completions, strict=True):
             ids = model.tokenize(prompt)
             model.clear()
             with model._engine.turn():
-                for i, token in enumerate(one.tokens):
-                    model._engine.read([*ids, *one.tokens[:i]])
+                for i, token in enumerate(completion.tokens):
+                    model._engine.cache.read([*ids, *completion.tokens[:i]])
                     row = model._context.logits()[0].copy()
                     row[list(ENDLESS)] = -np.inf
                     assert row.max() - row[token] <= within
@@ -379,13 +386,13 @@ def test_a_batchs_tokens_are_likeliest_up_to_rounding(path: Path, tmp_path: Path
 def test_a_batch_streams_its_results_to_a_callback_and_returns_them_in_order(model: Model) -> None:
     finished: list[int] = []
     params = [SamplingParams(max_tokens=n, temperature=0, logit_bias=ENDLESS) for n in (9, 2, 5)]
-    found = model.generate_batch(
+    completions = model.generate_batch(
         ["once", [{"role": "user", "content": "yes"}], model.tokenize("the time")],
         params,
         parallel=3,
         on_completion=lambda number, _: finished.append(number),
     )
-    assert [len(one.tokens) for one in found] == [9, 2, 5]
+    assert [len(completion.tokens) for completion in completions] == [9, 2, 5]
     assert sorted(finished) == [0, 1, 2]
     assert finished[0] == 1
     assert model.generate_batch([]) == []
@@ -399,9 +406,9 @@ def test_a_batch_streams_its_results_to_a_callback_and_returns_them_in_order(mod
 
 def test_a_reproducible_batch_is_its_single_runs(model: Model) -> None:
     options = {"max_tokens": 8, "reproducible": True, "temperature": 1.0, "seed": 4, "logit_bias": ENDLESS}
-    found = model.generate_batch(["once", "upon"], **options)  # type: ignore[arg-type]
+    completions = model.generate_batch(["once", "upon"], **options)  # type: ignore[arg-type]
     single = [model.generate(prompt, **options) for prompt in ("once", "upon")]  # type: ignore[arg-type]
-    assert [one.tokens for one in found] == [one.tokens for one in single]
+    assert [completion.tokens for completion in completions] == [completion.tokens for completion in single]
 
 
 def test_a_batch_can_be_cancelled_from_another_thread(model: Model) -> None:
@@ -413,10 +420,10 @@ def test_a_batch_can_be_cancelled_from_another_thread(model: Model) -> None:
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    found = model.generate_batch(["once"] * 40, parallel=2, max_tokens=1000, logit_bias=ENDLESS)
+    completions = model.generate_batch(["once"] * 40, parallel=2, max_tokens=1000, logit_bias=ENDLESS)
     thread.join()
-    assert {one.finish_reason for one in found} <= {"cancelled", "length"}
-    assert found[-1].finish_reason == "cancelled"
+    assert {completion.finish_reason for completion in completions} <= {"cancelled", "length"}
+    assert completions[-1].finish_reason == "cancelled"
 
 
 def test_from_pretrained_converts_once_and_loads(tmp_path: Path) -> None:
@@ -465,7 +472,9 @@ def test_the_story_is_the_one_that_transformers_tells(shared: Path, tmp_path: Pa
             ids = model.tokenize(prompt)
             assert ids == [tokenizer.bos_id(), *tokenizer.encode(prompt)]
             with torch.no_grad():
-                told = theirs.generate(torch.tensor([ids]), max_new_tokens=200, do_sample=False)[0, len(ids) :].tolist()
+                expected = theirs.generate(torch.tensor([ids]), max_new_tokens=200, do_sample=False)[
+                    0, len(ids) :
+                ].tolist()
             ours = model.generate(prompt, max_tokens=200, temperature=0)
-            assert list(ours.tokens) == told[: len(ours.tokens)]
-            assert len(ours.tokens) == 200 or told[len(ours.tokens)] == model.native.eos
+            assert list(ours.tokens) == expected[: len(ours.tokens)]
+            assert len(ours.tokens) == 200 or expected[len(ours.tokens)] == model.native.eos

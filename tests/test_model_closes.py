@@ -16,7 +16,6 @@ from faults import write_endless
 from test_model_ends import in_a_thread, run_script, wait_for
 
 from llamalite.benchmark import Plan, iter_bench
-from llamalite.computing import DecodeThread, Users
 from llamalite.converters import convert
 from llamalite.errors import GenerationCancelled, LlamaliteError
 from llamalite.evaluation.comparison import compare
@@ -27,6 +26,8 @@ from llamalite.evaluation.perplexity import iter_perplexity, perplexity
 from llamalite.evaluation.verification import verify
 from llamalite.model import Model
 from llamalite.native.context import NativeContext
+from llamalite.native.decode_thread import DecodeThread
+from llamalite.native.lifetime import Lifetime
 
 PERPLEXITY = "perplexity(model, TOKENS, n_ctx=256, n_batch=1024, n_threads=1)"
 LIKELIHOODS = "LikelihoodScorer(model.native, n_threads=1).score(REQUESTS)"
@@ -38,7 +39,7 @@ CALLS = [
     "[model.save_session('kept.session') for _ in range(100_000)]",
     "[model.tokenize('once upon a time ' * 100) for _ in range(1_000_000)]",
     "[model.native.detokenize(range(3, 300)) for _ in range(1_000_000)]",
-    "[NativeContext(model.native, n_ctx=256).close() for _ in range(100_000)]",
+    "[NativeContext(model.native, ContextOptions(n_ctx=256)).close() for _ in range(100_000)]",
     "[model.generate_batch(['once upon'] * 8, max_tokens=100) for _ in range(10_000)]",
     "[model.generate('once', max_tokens=9, grammar='root ::= [a-z ]+') for _ in range(100_000)]",
 ]
@@ -52,6 +53,7 @@ from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
 from llamalite.evaluation.perplexity import perplexity
 from llamalite.model import Model
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 
 os.chdir(os.path.dirname(PATH))
 TOKENS = np.arange(400_000) % 300 + 3
@@ -197,11 +199,11 @@ def test_the_interpreter_ends_while_a_thread_measures(call: str, is_daemon: bool
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# ── the thread and the users, without a model ───────────────────────────────────────────────────────────────────────
+# ── the decode thread and the lifetime, without a model ─────────────────────────────────────────────────────────────
 
 
 def test_what_waits_behind_another_call_is_withdrawn_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamalite import computing
+    from llamalite.native import decode_thread
 
     thread, release, ran = DecodeThread(), threading.Event(), []
     first = in_a_thread(lambda: thread.run(lambda: ran.append(1) if release.wait(60) else None, lambda: None))
@@ -210,7 +212,7 @@ def test_what_waits_behind_another_call_is_withdrawn_when_it_is_interrupted(monk
     def interrupted(_task: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(computing._Task, "wait", interrupted)
+    monkeypatch.setattr(decode_thread._Task, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):  # at once: nobody waits for the call before it
         thread.run(lambda: ran.append(2), lambda: None)
     monkeypatch.undo()
@@ -224,44 +226,44 @@ def test_what_waits_behind_another_call_is_withdrawn_when_it_is_interrupted(monk
 def test_the_end_waits_for_all_who_hold_and_lets_nobody_in() -> None:
     rng = random.Random(0)
     for _ in range(20):
-        users, is_freed = Users(), threading.Event()
+        lifetime, is_freed = Lifetime(), threading.Event()
         wrong: list[str] = []
 
-        def use(users: Users = users, is_freed: threading.Event = is_freed, wrong: list[str] = wrong) -> None:
+        def use(lifetime: Lifetime = lifetime, is_freed: threading.Event = is_freed, wrong: list[str] = wrong) -> None:
             stopped = threading.Event()
             with contextlib.suppress(GenerationCancelled):
                 while True:
-                    with users.hold(stopped.set):
+                    with lifetime.hold(stopped.set):
                         if is_freed.is_set():
                             wrong.append("used after it was freed")
-                        with users.hold():  # who is in may hold again
+                        with lifetime.hold():  # who is in may hold again
                             stopped.wait(rng.uniform(0, 0.01))
                         if is_freed.is_set():
                             wrong.append("freed while it was used")
 
         threads = [in_a_thread(use) for _ in range(6)]
         time.sleep(rng.uniform(0, 0.02))
-        users.end()
+        lifetime.end()
         is_freed.set()
         for thread in threads:
             thread.join(60)
         assert not wrong
 
 
-def test_an_end_that_is_interrupted_lets_users_in_again() -> None:
-    users, inside = Users(), threading.Event()
+def test_an_end_that_is_interrupted_lets_lifetime_in_again() -> None:
+    lifetime, inside = Lifetime(), threading.Event()
     leave = threading.Event()
 
     def use() -> None:
-        with users.hold(lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
+        with lifetime.hold(lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
             inside.set()
             leave.wait(60)
 
     thread = in_a_thread(use)
     inside.wait(60)
     with pytest.raises(KeyboardInterrupt):
-        users.end()
-    with users.hold():
+        lifetime.end()
+    with lifetime.hold():
         pass
     leave.set()
     thread.join(60)

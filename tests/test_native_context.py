@@ -11,6 +11,7 @@ import toy
 
 from llamalite.errors import ContextOverflowError, GenerationCancelled
 from llamalite.native.context import AbortFlag, NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 
@@ -21,7 +22,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
 
 @pytest.fixture
 def context(model: NativeModel) -> Iterator[NativeContext]:
-    with NativeContext(model, n_ctx=256, n_batch=64, n_ubatch=16, n_seq_max=2, n_threads=1, exact=True) as made:
+    with NativeContext(
+        model, ContextOptions(n_ctx=256, n_batch=64, n_ubatch=16, n_seq_max=2, n_threads=1, exact=True)
+    ) as made:
         yield made
 
 
@@ -56,7 +59,7 @@ def test_a_token_at_a_time_is_the_whole_at_once(context: NativeContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "positions", "seq_ids", "told"),
+    ("tokens", "positions", "seq_ids", "message"),
     [
         ([1] * 65, range(65), 0, r"a batch holds 1\.\.64 tokens \(n_batch\), found 65"),
         ([], [], 0, r"a batch holds 1\.\.64 tokens"),
@@ -70,12 +73,12 @@ def test_a_token_at_a_time_is_the_whole_at_once(context: NativeContext) -> None:
     ],
 )
 def test_what_llama_cpp_would_abort_on_is_refused(
-    context: NativeContext, tokens: list[int], positions: list[int], seq_ids: int, told: str | None
+    context: NativeContext, tokens: list[int], positions: list[int], seq_ids: int, message: str | None
 ) -> None:
-    if told is None:
+    if message is None:
         context.decode(tokens, positions, seq_ids, True)
         return
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         context.decode(tokens, list(positions), seq_ids, True)
     with pytest.raises(ValueError, match="there are no logits"):
         context.logits()
@@ -83,7 +86,7 @@ def test_what_llama_cpp_would_abort_on_is_refused(
 
 
 def test_a_full_context_says_so(model: NativeModel) -> None:
-    with NativeContext(model, n_ctx=256, n_batch=256, n_threads=1) as context:
+    with NativeContext(model, ContextOptions(n_ctx=256, n_batch=256, n_threads=1)) as context:
         context.decode([1] * 256, range(256), 0, False)
         with pytest.raises(ContextOverflowError, match="no room for 1 more tokens in a context of 256"):
             context.decode([1], [256], 0, True)
@@ -99,7 +102,9 @@ def test_separate_caches_copy_whole_sequences_only(context: NativeContext) -> No
 
 
 def test_a_unified_cache_shares_a_prefix(model: NativeModel) -> None:
-    with NativeContext(model, n_ctx=256, n_seq_max=2, n_threads=1, kv_unified=True, exact=True) as context:
+    with NativeContext(
+        model, ContextOptions(n_ctx=256, n_seq_max=2, n_threads=1, kv_unified=True, exact=True)
+    ) as context:
         context.decode(IDS, np.arange(7), 0, [0] * 6 + [1])
         want = context.logits()[0].copy()
         context.seq_cp(0, 1, 0, 6)
@@ -120,7 +125,7 @@ def test_what_is_forgotten_is_not_seen(context: NativeContext) -> None:
 
 
 def test_abort_stops_a_decode_and_keeps_finished_micro_batches(model: NativeModel) -> None:
-    with NativeContext(model, n_ctx=1024, n_batch=1024, n_ubatch=8, n_threads=1) as context:
+    with NativeContext(model, ContextOptions(n_ctx=1024, n_batch=1024, n_ubatch=8, n_threads=1)) as context:
         tokens = np.tile(IDS, 143)[:1000]
         timer = threading.Timer(0.02, context.abort)
         timer.start()
@@ -151,33 +156,33 @@ def test_the_abort_flag_is_a_c_function_that_reads_memory() -> None:
 
 
 def test_exact_mode_is_an_f32_cache_without_flash_attention(model: NativeModel) -> None:
-    with NativeContext(model, n_ctx=256, kv_type="Q8_0", exact=True) as context:
-        assert (context.kv_type, context.flash_attn) == ("F32", False)
+    with NativeContext(model, ContextOptions(n_ctx=256, kv_type="Q8_0", exact=True)) as context:
+        assert (context.options.kv_type, context.options.flash_attn) == ("F32", False)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"kv_type": "Q4_K"}, "kv_type 'Q4_K' is none that a cache can have: F32, F16"),
+        ({"kv_type": "Q4_K"}, "kv_type must be one of F32, F16, .*, found 'Q4_K'"),
         ({"flash_attn": "on"}, "flash_attn must be 'auto', True or False, found 'on'"),
         ({"kv_type": "Q8_0", "flash_attn": False}, "a Q8_0 cache needs flash attention"),
-        ({"n_ctx": 0}, r"n_ctx must lie in 1\.\."),
-        ({"n_seq_max": 1000}, r"n_seq_max must lie in 1\.\.256, found 1000"),
-        ({"n_seq_max": 9, "n_batch": 8}, r"n_seq_max must lie in 1\.\.8, found 9"),
-        ({"n_threads": 0}, r"n_threads must lie in 1\.\.512, found 0"),
-        ({"n_threads": 1000}, r"n_threads must lie in 1\.\.512, found 1000"),
+        ({"n_ctx": 0}, r"n_ctx must be a whole number in 1\.\."),
+        ({"n_seq_max": 1000}, r"n_seq_max must be a whole number in 1\.\.256, found 1000"),
+        ({"n_seq_max": 9, "n_batch": 8}, r"n_seq_max must be a whole number in 1\.\.8, found 9"),
+        ({"n_threads": 0}, r"n_threads must be a whole number in 1\.\.512, found 0"),
+        ({"n_threads": 1000}, r"n_threads must be a whole number in 1\.\.512, found 1000"),
     ],
 )
 def test_settings_that_no_context_can_have_are_refused(
-    model: NativeModel, options: dict[str, object], told: str
+    model: NativeModel, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
-        NativeContext(model, **{"n_ctx": 256, **options})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        NativeContext(model, ContextOptions(**{"n_ctx": 256, **options}))  # type: ignore[arg-type]
 
 
 def test_closing_the_model_closes_its_contexts(tmp_path_factory: pytest.TempPathFactory) -> None:
     model = NativeModel(toy.write_toy(tmp_path_factory.mktemp("close") / "toy.gguf"))
-    context = NativeContext(model, n_ctx=256)
+    context = NativeContext(model, ContextOptions(n_ctx=256))
     model.close()
     with pytest.raises(ValueError, match="this context is closed"):
         context.decode([1], [0], 0, True)

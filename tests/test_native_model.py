@@ -88,7 +88,7 @@ def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
 def test_a_file_that_llama_cpp_would_abort_on_never_reaches_it(tmp_path: Path) -> None:
     """Without the check each of these ends the process: ``GGML_ASSERT`` in llama-model.cpp and llama-vocab.cpp."""
     path = toy.write_toy(tmp_path / "toy.gguf")
-    for key, kind, value, told in [
+    for key, kind, value, message in [
         ("llama.block_count", UINT32, 1000, "llama.block_count is 1000, expected 1 to 512"),
         ("llama.expert_count", UINT32, 600, "llama.expert_count is 600, expected at most 512"),
         ("llama.rope.scaling.type", STRING, b"magic", "llama.rope.scaling.type is 'magic'"),
@@ -97,7 +97,7 @@ def test_a_file_that_llama_cpp_would_abort_on_never_reaches_it(tmp_path: Path) -
         file = GgufBytes.of(path)
         file.set(key, kind, value)
         (tmp_path / "bad.gguf").write_bytes(file.dump())
-        with pytest.raises(GGUFError, match=told):
+        with pytest.raises(GGUFError, match=message):
             NativeModel(tmp_path / "bad.gguf")
 
 
@@ -174,7 +174,7 @@ def test_a_number_beyond_unicode_is_refused_which_llama_cpp_would_end_the_proces
 ) -> None:
     with NativeModel(_of_bytes(tmp_path, "llama-bpe"), vocab_only=True) as model:
         with pytest.raises(
-            LlamaliteError, match="byte 4 of the text begins f. .. .. .., a number beyond Unicode's last"
+            LlamaliteError, match="byte 4 of the text begins f. .. .. .., a character beyond Unicode's last"
         ):
             model.tokenize(b"abc " + raw + b" abc", add_special=False, parse_special=False)
         for damaged in (b"\xf4\x8f\xbf\xbf", b"\xff\xfe\xf8", b"\xed\xa0\x80", raw[:3], raw[:3] + b"a"):

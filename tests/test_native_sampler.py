@@ -120,7 +120,7 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
 
 
 @pytest.mark.parametrize(
-    ("grammar", "told"),
+    ("grammar", "message"),
     [
         ('foo ::= "a"', "grammar does not contain a 'root' symbol"),
         ("root ::= root", "left recursion"),
@@ -141,9 +141,9 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
     ],
 )
 def test_a_grammar_that_llama_cpp_cannot_take_is_refused(
-    model: NativeModel, grammar: str, told: str, capfd: pytest.CaptureFixture[str]
+    model: NativeModel, grammar: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         NativeSampler(model, SamplingParams(grammar=grammar))
     assert capfd.readouterr().err == ""
 

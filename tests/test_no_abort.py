@@ -19,11 +19,12 @@ HEAD = """
 import numpy as np
 from llamalite.errors import *
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.model import Model
 
 def load(**more): return Model(PATH, n_threads=1, **more)
-def context(**more): return NativeContext(NativeModel(PATH), **{"n_ctx": 512, "n_threads": 1, **more})
+def context(**more): return NativeContext(NativeModel(PATH), ContextOptions(**{"n_ctx": 512, "n_threads": 1, **more}))
 """
 
 CASES = {
@@ -45,7 +46,7 @@ CASES = {
     ),
     "more sequences than outputs": (
         "context(n_batch=4, n_seq_max=9)",
-        "ValueError: n_seq_max must lie in 1..4",
+        "ValueError: n_seq_max must be a whole number in 1..4",
     ),
     "a partial sequence copy": (
         "c = context(n_seq_max=2)\nc.decode([5] * 9, range(9), 0, True)\nc.seq_cp(0, 1, 0, 4)",
@@ -57,7 +58,7 @@ CASES = {
     ),
     "too many threads": (
         "context(n_threads=100000)",
-        "ValueError: n_threads must lie in 1..512",
+        "ValueError: n_threads must be a whole number in 1..512",
     ),
     "a bad grammar": (
         "load().generate('once', grammar='root ::= (')",
@@ -90,7 +91,7 @@ CASES = {
         "LlamaliteError: ",
     ),
     "a context after its model": (
-        "m = NativeModel(PATH)\nc = NativeContext(m, n_ctx=512, n_threads=1)\nm.close()\nc.decode([5], [0], 0, True)",
+        "c = context()\nc.model.close()\nc.decode([5], [0], 0, True)",
         "ValueError: this context is closed",
     ),
     "a generation after its model": (
@@ -131,7 +132,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace(" ", "-"))
 def test_the_process_lives_and_says_what_was_wrong(path: Path, case: str) -> None:
-    body, told = CASES[case]
+    body, message = CASES[case]
     script = HEAD + f"PATH = {str(path)!r}\n" + body
     ran = subprocess.run(
         [sys.executable, "-c", script],
@@ -148,4 +149,4 @@ def test_the_process_lives_and_says_what_was_wrong(path: Path, case: str) -> Non
         },
     )
     assert ran.returncode in (0, 1), f"ended with {ran.returncode}: {ran.stderr[-800:]}"
-    assert told in ran.stdout + ran.stderr
+    assert message in ran.stdout + ran.stderr

@@ -37,6 +37,7 @@ from llamalite.evaluation.windows import (
     tokens_of,
 )
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 TEXT = "once upon a time there was a story and the time was once upon a story, yes. " * 12
@@ -56,7 +57,7 @@ def model(path: Path) -> Iterator[NativeModel]:
 
 def slow_nll(model: NativeModel, window: TokenIds, n_ctx: int) -> Float64s:
     """−ln p of each token of `window` but the first, one sequence, all rows, in float64."""
-    with NativeContext(model, n_ctx=n_ctx, n_threads=1, exact=True) as context:
+    with NativeContext(model, ContextOptions(n_ctx=n_ctx, n_threads=1, exact=True)) as context:
         context.decode(window, np.arange(len(window)), 0, True)
         logits = context.logits().astype(np.float64)
     maximum = logits.max(axis=1, keepdims=True)

@@ -13,6 +13,7 @@ from toy_checkpoint import write_checkpoint
 from llamalite.converters import convert, reference
 from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -44,7 +45,7 @@ def test_llama_cpp_computes_the_same(checkpoint: Path, tmp_path: Path) -> None:
     with open_checkpoint(checkpoint) as opened:
         expected = reference.forward(opened, IDS)
     path = convert(checkpoint, tmp_path / "f32.gguf", qtype="F32").path
-    with NativeModel(path) as model, NativeContext(model, n_ctx=256, exact=True) as context:
+    with NativeModel(path) as model, NativeContext(model, ContextOptions(n_ctx=256, exact=True)) as context:
         context.decode(IDS, np.arange(len(IDS)), 0, np.ones(len(IDS), np.bool_))
         assert np.abs(context.logits() - expected).max() < 1e-4
 

@@ -11,7 +11,7 @@ from llamalite.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature must lie in 0\.\.100, found -0.1"),
         ({"temperature": "hot"}, "temperature must lie in .* found 'hot'"),
@@ -45,8 +45,8 @@ from llamalite.sampling import SamplingParams
         ({"json_schema": {}, "stop": "x"}, "stop and json_schema exclude each other"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name_and_range(options: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_value_is_refused_by_name_and_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SamplingParams(**options)  # type: ignore[arg-type]
 
 

@@ -18,13 +18,14 @@ from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite.answers import Completion
 from llamalite.errors import LlamaliteError, VocabularyError
-from llamalite.generation import Engine
+from llamalite.generation.completion import Completion
+from llamalite.generation.costs import Costs
+from llamalite.generation.engine import Engine
+from llamalite.generation.prefix_cache import PrefixCache
+from llamalite.generation.speculation import DraftModel, Lookup, Speculator
 from llamalite.model import Model
-from llamalite.reading import Costs, Reader
 from llamalite.sampling import SamplingParams
-from llamalite.speculation import Draft, Lookup, Speculator
 
 PROMPT = [5, 6, 7, 8]
 ENDS = {i: -math.inf for i, (piece, _, _) in enumerate(toy.vocabulary()) if piece in ("</s>", "<|im_end|>")}
@@ -43,15 +44,15 @@ class Scripted:
         return [1 if self.wrong and (len(said) + i) % self.wrong == 0 else token for i, token in enumerate(story)]
 
 
-def engine(context: fake.FakeContext, n: int = 3, wrong: int = 0, **options: object) -> Engine:
+def make_engine(context: fake.FakeContext, n: int = 3, wrong: int = 0, **options: object) -> Engine:
     def make(_params: SamplingParams, prompt: Sequence[int], _costs: Costs) -> Scripted:
         return Scripted(prompt, n, wrong)
 
     return Engine(context, fake.FakeVocabulary(), fake.FakeSampler, make_speculator=make, **options)  # type: ignore[arg-type]
 
 
-def run(one: Engine, **options: object) -> Completion:
-    return Completion.of(one.stream(PROMPT, SamplingParams(**{"max_tokens": 9, **options})))  # type: ignore[arg-type]
+def run(engine: Engine, **options: object) -> Completion:
+    return Completion.of(engine.stream(PROMPT, SamplingParams(**{"max_tokens": 9, **options})))  # type: ignore[arg-type]
 
 
 # ── the loop, over a decoder that can be read ───────────────────────────────────────────────────────────────────────
@@ -61,20 +62,20 @@ def run(one: Engine, **options: object) -> Completion:
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_what_is_said_does_not_depend_on_what_is_drafted(n: int, wrong: int) -> None:
     context = fake.FakeContext()
-    one = engine(context, n, wrong)
-    found = run(one)
-    assert list(found.tokens) == fake.story(PROMPT, 9)
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens[:-1]]
+    engine = make_engine(context, n, wrong)
+    completion = run(engine)
+    assert list(completion.tokens) == fake.story(PROMPT, 9)
+    assert context.sequences[0] == engine.cache.held == [*PROMPT, *completion.tokens[:-1]]
 
 
 def test_right_drafts_save_decodes_and_are_counted() -> None:
     context = fake.FakeContext()
-    found = run(engine(context), max_tokens=9)
+    completion = run(make_engine(context), max_tokens=9)
     assert [len(call) for call in context.calls] == [4, 4, 4]  # the prompt, then a token and three drafted, twice
-    assert (found.totals.n_drafted, found.totals.n_accepted) == (6, 6)
-    found = run(engine(fake.FakeContext(), wrong=1))
-    assert found.totals.n_drafted > 0
-    assert found.totals.n_accepted == 0
+    assert (completion.totals.n_drafted, completion.totals.n_accepted) == (6, 6)
+    completion = run(make_engine(fake.FakeContext(), wrong=1))
+    assert completion.totals.n_drafted > 0
+    assert completion.totals.n_accepted == 0
 
 
 def test_the_samplers_see_each_token_once_and_in_order() -> None:
@@ -88,52 +89,52 @@ def test_the_samplers_see_each_token_once_and_in_order() -> None:
     def make(_params: SamplingParams, prompt: Sequence[int], _costs: Costs) -> Scripted:
         return Scripted(prompt, 4, 3)
 
-    one = Engine(fake.FakeContext(), fake.FakeVocabulary(), Watching, make_speculator=make)
-    found = run(one)
-    assert rows == list(found.tokens)
+    engine = Engine(fake.FakeContext(), fake.FakeVocabulary(), Watching, make_speculator=make)
+    completion = run(engine)
+    assert rows == list(completion.tokens)
 
 
 def test_no_more_is_drafted_than_there_is_room_for() -> None:
     context = fake.FakeContext(n_ctx=12, n_batch=5)
-    found = run(engine(context, 20), max_tokens=None)
-    assert (found.finish_reason, found.totals.n_generated) == ("context", 9)
+    completion = run(make_engine(context, 20), max_tokens=None)
+    assert (completion.finish_reason, completion.totals.n_generated) == ("context", 9)
     assert max(len(call) for call in context.calls) <= 5
-    assert run(engine(fake.FakeContext(), 20), max_tokens=2).totals.n_drafted == 0
+    assert run(make_engine(fake.FakeContext(), 20), max_tokens=2).totals.n_drafted == 0
 
 
 def test_the_end_of_the_answer_inside_an_accepted_run_ends_it() -> None:
     context = fake.FakeContext(ends=[7])
-    one = engine(context, 6)
-    found = run(one)
-    assert (list(found.tokens), found.finish_reason) == (fake.story(PROMPT, 3), "stop")
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens]
+    engine = make_engine(context, 6)
+    completion = run(engine)
+    assert (list(completion.tokens), completion.finish_reason) == (fake.story(PROMPT, 3), "stop")
+    assert context.sequences[0] == engine.cache.held == [*PROMPT, *completion.tokens]
 
 
 def test_a_stop_string_inside_an_accepted_run_ends_it_and_is_not_shown() -> None:
     text = bytes(fake.story(PROMPT, 8)).decode()
     context = fake.FakeContext()
-    one = engine(context, 7)
-    found = run(one, stop=[text[3:5]])
-    assert (found.text, found.finish_reason, len(found.tokens)) == (text[:3], "stop", 5)
-    assert context.sequences[0] == one.held == [*PROMPT, *found.tokens[:-1]]
+    engine = make_engine(context, 7)
+    completion = run(engine, stop=[text[3:5]])
+    assert (completion.text, completion.finish_reason, len(completion.tokens)) == (text[:3], "stop", 5)
+    assert context.sequences[0] == engine.cache.held == [*PROMPT, *completion.tokens[:-1]]
 
 
 def test_max_tokens_inside_an_accepted_run_is_exact() -> None:
     for n in range(1, 9):
-        assert list(run(engine(fake.FakeContext(), 5), max_tokens=n).tokens) == fake.story(PROMPT, n)
+        assert list(run(make_engine(fake.FakeContext(), 5), max_tokens=n).tokens) == fake.story(PROMPT, n)
 
 
 def test_cancelling_and_closing_inside_an_accepted_run_forget_what_was_not_said() -> None:
     for end in ("cancel", "close"):
         context = fake.FakeContext()
-        one = engine(context, 7)
-        stream = one.stream(PROMPT, SamplingParams(max_tokens=20))
+        engine = make_engine(context, 7)
+        stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
         said = [next(stream).token for _ in range(4)]
         getattr(stream, end)()
         assert [piece.finish_reason for piece in stream] == (["cancelled"] if end == "cancel" else [])
         assert said == fake.story(PROMPT, 4)
-        assert context.sequences[0] == one.held == [*PROMPT, *said[:-1]]
-        assert list(run(one).tokens) == fake.story(PROMPT, 9)  # what is held is right, and the turn is free
+        assert context.sequences[0] == engine.cache.held == [*PROMPT, *said[:-1]]
+        assert list(run(engine).tokens) == fake.story(PROMPT, 9)  # what is held is right, and the turn is free
 
 
 def test_a_sampler_that_raises_inside_an_accepted_run_leaves_what_was_said() -> None:
@@ -150,28 +151,28 @@ def test_a_sampler_that_raises_inside_an_accepted_run_leaves_what_was_said() -> 
         return Scripted(prompt, 7)
 
     context = fake.FakeContext()
-    one = Engine(context, fake.FakeVocabulary(), Failing, make_speculator=make)
+    engine = Engine(context, fake.FakeVocabulary(), Failing, make_speculator=make)
     with pytest.raises(LlamaliteError, match="no token may follow"):
-        run(one)
-    assert context.sequences[0] == one.held == [*PROMPT, *fake.story(PROMPT, 3)]
+        run(engine)
+    assert context.sequences[0] == engine.cache.held == [*PROMPT, *fake.story(PROMPT, 3)]
 
 
 def test_the_next_prompt_is_not_read_twice_after_drafts() -> None:
     context = fake.FakeContext()
-    one = engine(context, 5, 4)
-    said = run(one)
-    found = Completion.of(one.stream([*PROMPT, *said.tokens, 9, 9], SamplingParams(max_tokens=1)))
-    assert found.totals.n_cached == len(PROMPT) + len(said.tokens) - 1
+    engine = make_engine(context, 5, 4)
+    said = run(engine)
+    completion = Completion.of(engine.stream([*PROMPT, *said.tokens, 9, 9], SamplingParams(max_tokens=1)))
+    assert completion.totals.n_cached == len(PROMPT) + len(said.tokens) - 1
 
 
 def test_a_memory_that_cannot_rewind_is_never_given_drafts() -> None:
     context = fake.FakeContext(can_forget=False)
-    assert run(engine(context, can_rewind=False)).totals.n_drafted == 0
+    assert run(make_engine(context, can_rewind=False)).totals.n_drafted == 0
     # One that should be able to forget, and is not: what was said is read again, and nothing is drafted from then on.
     context = fake.FakeContext(can_forget=False)
-    found = run(engine(context, 3, 2))
-    assert list(found.tokens) == fake.story(PROMPT, 9)
-    assert found.totals.n_drafted == 3
+    completion = run(make_engine(context, 3, 2))
+    assert list(completion.tokens) == fake.story(PROMPT, 9)
+    assert completion.totals.n_drafted == 3
     assert context.cleared == 1
 
 
@@ -206,7 +207,7 @@ def test_drafts_do_not_change_the_distribution(drafted: int) -> None:
     A draw is a uniform number, cut into as many equal parts as exactly separate the outcomes: instead of drawing, every
     token is taken in turn, and the probabilities multiply along the path that the engine really takes.
     """
-    found: collections.Counter[tuple[int, ...]] = collections.Counter()
+    weights_of: collections.Counter[tuple[int, ...]] = collections.Counter()
 
     def sequences(path: tuple[int, ...]) -> None:
         """Force the draws of `path`; what follows is explored from where the forced ones end."""
@@ -221,10 +222,10 @@ def test_drafts_do_not_change_the_distribution(drafted: int) -> None:
 
         context = fake.FakeContext()
         context.row = lambda held: np.log(Chain.p(held)).astype(np.float32)  # type: ignore[method-assign]
-        one = Engine(context, Never(), Forced, make_speculator=lambda *_: Always(drafted))
-        tokens = Completion.of(one.stream([1, 2], SamplingParams(max_tokens=3))).tokens
+        engine = Engine(context, Never(), Forced, make_speculator=lambda *_: Always(drafted))
+        tokens = Completion.of(engine.stream([1, 2], SamplingParams(max_tokens=3))).tokens
         assert len(weights) == 3  # one draw a token that was said: none for what was thrown away
-        found[tokens] += math.prod(weights)  # type: ignore[assignment]
+        weights_of[tokens] += math.prod(weights)  # type: ignore[assignment]
 
     class Never(fake.FakeVocabulary):
         def is_eog(self, token: int) -> bool:
@@ -232,8 +233,8 @@ def test_drafts_do_not_change_the_distribution(drafted: int) -> None:
 
     for path in itertools.product(range(Chain.N), repeat=3):
         sequences(path)
-    assert len(found) == Chain.N**3
-    for tokens, weight in found.items():
+    assert len(weights_of) == Chain.N**3
+    for tokens, weight in weights_of.items():
         expected, held = 1.0, [1, 2]
         for token in tokens:
             expected *= float(Chain.p(held)[token])
@@ -245,10 +246,10 @@ def test_drafts_do_not_change_the_distribution(drafted: int) -> None:
 
 
 def lookup(tokens: Sequence[int], n: int = 4) -> list[tuple[int, int]]:
-    one = Lookup()
+    lookup = Lookup()
     for token in tokens:
-        one.push(token)
-    return list(itertools.islice(one.proposals(), n))
+        lookup.push(token)
+    return list(itertools.islice(lookup.proposals(), n))
 
 
 def test_what_followed_the_longest_and_latest_match_is_proposed() -> None:
@@ -274,16 +275,16 @@ def test_a_word_that_was_replaced_does_not_end_the_copy() -> None:
 
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_every_proposal_stands_behind_a_real_match(tokens: list[int]) -> None:
-    one = Lookup()
+    lookup = Lookup()
     for token in tokens:
-        one.push(token)
-    found = list(itertools.islice(one.proposals(), 5))
-    assert len(found) in (0, 5)
-    if found and found[0][1] >= 2:
-        n = 2 ** (found[0][1] - 1)  # tokens that match at the least, at some earlier place
+        lookup.push(token)
+    proposals = list(itertools.islice(lookup.proposals(), 5))
+    assert len(proposals) in (0, 5)
+    if proposals and proposals[0][1] >= 2:
+        n = 2 ** (proposals[0][1] - 1)  # tokens that match at the least, at some earlier place
         tail = tokens[-n:]
         places = [i for i in range(n, len(tokens)) if tokens[i - n : i] == tail]
-        assert found[0][0] in [tokens[i] for i in places]
+        assert proposals[0][0] in [tokens[i] for i in places]
 
 
 # ── when it pays ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -292,8 +293,8 @@ def test_every_proposal_stands_behind_a_real_match(tokens: list[int]) -> None:
 class Machine:
     """Says `story`, and takes seconds that are made up: `one` for a token, `more` for each further one in a decode."""
 
-    def __init__(self, one: float = 0.1, more: float = 0.01) -> None:
-        self.one, self.more = one, more
+    def __init__(self, single_s: float = 0.1, more_s: float = 0.01) -> None:
+        self.single_s, self.more_s = single_s, more_s
 
     def seconds(self, prompt: list[int], story: list[int], proposer: Oracle | None = None) -> tuple[float, int]:
         """Return the time that `story` takes after `prompt`, and the decodes."""
@@ -304,7 +305,7 @@ class Machine:
             before = proposer.now if proposer else 0.0
             drafted = speculator.draft(said, len(story) - len(said) - 1)
             spent += proposer.now - before if proposer else 0.0
-            took = self.one + self.more * len(drafted)
+            took = self.single_s + self.more_s * len(drafted)
             costs.add(1 + len(drafted), took)
             spent, decodes = spent + took, decodes + 1
             right = 0
@@ -317,8 +318,8 @@ class Machine:
 class Oracle:
     """A draft model that knows the story, is right with the probability `share`, and takes `step_s` for a guess."""
 
-    priors = Draft.priors
-    n_before = Draft.n_before
+    priors = DraftModel.priors
+    n_before = DraftModel.n_before
 
     def __init__(self, story: list[int], share: float, step_s: float) -> None:
         self.story, self.share, self.step_s = story, share, step_s
@@ -343,15 +344,15 @@ def test_a_draft_model_pays_or_is_left_alone(
     for seed in range(3):
         story = texts(seed)
         oracle = Oracle(story, share, 0.01)
-        monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda oracle=oracle: oracle.now)
-        assert Machine(more=more).seconds([], story, oracle)[0] < 0.1 * len(story) * most
+        monkeypatch.setattr("llamalite.generation.speculation.time.perf_counter", lambda oracle=oracle: oracle.now)
+        assert Machine(more_s=more).seconds([], story, oracle)[0] < 0.1 * len(story) * most
 
 
 def test_a_draft_model_as_slow_as_the_model_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     story = texts(0)
     oracle = Oracle(story, 0.9, 0.1)
-    monkeypatch.setattr("llamalite.speculation.time.perf_counter", lambda: oracle.now)
-    assert Machine(more=0.02).seconds([], story, oracle)[0] < 0.1 * len(story) / 0.95
+    monkeypatch.setattr("llamalite.generation.speculation.time.perf_counter", lambda: oracle.now)
+    assert Machine(more_s=0.02).seconds([], story, oracle)[0] < 0.1 * len(story) / 0.95
 
 
 def texts(seed: int, n: int = 400, vocabulary: int = 200) -> list[int]:
@@ -362,7 +363,7 @@ def texts(seed: int, n: int = 400, vocabulary: int = 200) -> list[int]:
 
 def test_a_copy_is_several_times_as_fast_where_decodes_of_many_tokens_are_cheap() -> None:
     text = texts(0)
-    spent, decodes = Machine(more=0.01).seconds([*text, 300], text)
+    spent, decodes = Machine(more_s=0.01).seconds([*text, 300], text)
     assert spent < 0.25 * 0.1 * len(text)
     assert decodes < len(text) / 8
 
@@ -371,20 +372,20 @@ def test_an_edited_copy_is_faster_too() -> None:
     text = texts(1)
     edited = list(text)
     edited[20::25] = [500 + i for i in range(len(edited[20::25]))]
-    assert Machine(more=0.03).seconds([*text, 300], edited)[0] < 0.1 * len(text) / 1.5
+    assert Machine(more_s=0.03).seconds([*text, 300], edited)[0] < 0.1 * len(text) / 1.5
 
 
 @pytest.mark.parametrize("more", [0.01, 0.03, 0.1, 0.2])
 def test_an_answer_that_repeats_nothing_costs_nothing(more: float) -> None:
     for seed in range(5):
-        spent, _ = Machine(more=more).seconds(texts(seed), texts(100 + seed))
+        spent, _ = Machine(more_s=more).seconds(texts(seed), texts(100 + seed))
         assert spent < 0.1 * 400 / 0.95
 
 
 @pytest.mark.parametrize("more", [0.1, 0.2])
 def test_a_machine_that_gains_nothing_is_left_alone_even_by_a_copy(more: float) -> None:
     text = texts(3)
-    assert Machine(more=more).seconds([*text, 300], text)[0] < 0.1 * len(text) / 0.95
+    assert Machine(more_s=more).seconds([*text, 300], text)[0] < 0.1 * len(text) / 0.95
 
 
 def test_costs_are_the_least_seen_lately_and_are_forgotten() -> None:
@@ -408,9 +409,9 @@ def test_costs_are_the_least_seen_lately_and_are_forgotten() -> None:
 
 
 def test_a_draft_model_proposes_its_own_story_and_takes_back_what_was_wrong() -> None:
-    reader = Reader(fake.FakeContext())
+    reader = PrefixCache(fake.FakeContext())
     for end in (4, 2):  # two answers, one after the other
-        draft = Draft(reader)
+        draft = DraftModel(reader)
         for token in PROMPT:
             draft.push(token)
         assert [token for token, _ in itertools.islice(draft.proposals(), end)] == fake.story(PROMPT, end)
@@ -421,13 +422,13 @@ def test_a_draft_model_proposes_its_own_story_and_takes_back_what_was_wrong() ->
 def test_a_draft_models_grade_is_its_probability() -> None:
     context = fake.FakeContext()
     context.row = lambda held: np.log(np.array([0.1, 0.65, 0.25])).astype(np.float32)  # type: ignore[method-assign]
-    draft = Draft(Reader(context))
+    draft = DraftModel(PrefixCache(context))
     draft.push(1)
     assert next(draft.proposals()) == (1, 6)
 
 
 def test_a_draft_model_stops_where_its_context_is_full() -> None:
-    draft = Draft(Reader(fake.FakeContext(n_ctx=6)))
+    draft = DraftModel(PrefixCache(fake.FakeContext(n_ctx=6)))
     for token in PROMPT:
         draft.push(token)
     assert len(list(draft.proposals())) == 3  # after 4, 5 and 6 tokens
@@ -447,9 +448,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draft whatever is proposed: a toy's decodes are too short for the clock to say what pays."""
-    monkeypatch.setattr(Speculator, "_best", lambda self, chances, one: 1 + len(chances))
-    monkeypatch.setattr("llamalite.speculation._LEAST", 0.0)
-    monkeypatch.setattr(Speculator, "_settle", lambda self, n_new, n_right: setattr(self, "_most", 15))
+    monkeypatch.setattr(Speculator, "_best_size", lambda self, chances, single_s: 1 + len(chances))
+    monkeypatch.setattr("llamalite.generation.speculation._MIN_CHANCE", 0.0)
+    monkeypatch.setattr(Speculator, "_settle", lambda self, n_new, n_right: setattr(self, "_max_drafted", 15))
 
 
 @pytest.fixture(params=["lookup", "draft"])
@@ -475,14 +476,14 @@ def test_the_same_tokens_with_and_without_drafts(model: Model, sampling: dict[st
     prompt = model.tokenize("once upon a time there was a story " * 3)
     plain = model.generate(prompt, max_tokens=60, logprobs=2, speculate="off", **sampling)  # type: ignore[arg-type]
     model.clear()
-    found = model.generate(prompt, max_tokens=60, logprobs=2, **sampling)  # type: ignore[arg-type]
-    assert found.tokens == plain.tokens
-    assert (found.text, found.finish_reason) == (plain.text, plain.finish_reason)
-    assert found.totals.n_drafted > 0
+    completion = model.generate(prompt, max_tokens=60, logprobs=2, **sampling)  # type: ignore[arg-type]
+    assert completion.tokens == plain.tokens
+    assert (completion.text, completion.finish_reason) == (plain.text, plain.finish_reason)
+    assert completion.totals.n_drafted > 0
     assert plain.totals.n_drafted == 0
-    assert found.logprobs == pytest.approx(plain.logprobs, abs=1e-3)
-    assert found.top_logprobs is not None
-    assert all(len(top) == 2 for top in found.top_logprobs)
+    assert completion.logprobs == pytest.approx(plain.logprobs, abs=1e-3)
+    assert completion.top_logprobs is not None
+    assert all(len(top) == 2 for top in completion.top_logprobs)
 
 
 def test_some_drafts_are_accepted_and_some_are_not(model: Model) -> None:
@@ -501,14 +502,14 @@ def test_sessions_and_prefixes_are_right_after_drafts(model: Model, tmp_path: Pa
     model.clear()
     assert model.generate(going_on, max_tokens=12, temperature=0, speculate="off").tokens == want.tokens
     model.load_session(tmp_path / "a.session")
-    found = model.generate(going_on, max_tokens=12, temperature=0)
-    assert found.tokens == want.tokens
-    assert found.totals.n_cached == len(prompt) + 39
+    completion = model.generate(going_on, max_tokens=12, temperature=0)
+    assert completion.tokens == want.tokens
+    assert completion.totals.n_cached == len(prompt) + 39
 
 
 def test_a_batch_goes_without_drafts(model: Model) -> None:
-    found = model.generate_batch(["once upon a time"] * 3, max_tokens=9, temperature=0)
-    assert [one.totals.n_drafted for one in found] == [0, 0, 0]
+    completions = model.generate_batch(["once upon a time"] * 3, max_tokens=9, temperature=0)
+    assert [completion.totals.n_drafted for completion in completions] == [0, 0, 0]
 
 
 def test_reproducible_goes_without_drafts(model: Model) -> None:
@@ -544,10 +545,10 @@ def test_cancelling_ends_what_a_draft_model_reads(path: Path, eager: None) -> No
             next(stream)
         stream.cancel()
         assert list(stream)[-1].finish_reason == "cancelled"
-        found = model.generate("once upon a time", max_tokens=20, temperature=0, logit_bias=ENDS)
+        completion = model.generate("once upon a time", max_tokens=20, temperature=0, logit_bias=ENDS)
         model.clear()
         again = model.generate("once upon a time", max_tokens=20, temperature=0, logit_bias=ENDS, speculate="off")
-        assert found.tokens == again.tokens
+        assert completion.tokens == again.tokens
 
 
 def test_recurrent_models_are_refused(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_where_nothing_can_be_kept_the_verdict_still_counts(tmp_path: Path, capl
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
         verdict._keep(LibraryVerdict(), tmp_path / "file" / "x.json")
-    assert "is not kept for the next run" in caplog.text
+    assert "cannot be saved for the next run" in caplog.text
 
 
 def test_a_trial_that_somebody_ended_says_nothing_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_a_program_without_a_python_is_not_started_again(monkeypatch: pytest.Mon
     assert "frozen" in str(verdict._cannot_try())
     monkeypatch.setattr(sys, "frozen", False)
     monkeypatch.setattr(sys, "executable", "/opt/editor/bin/editor")
-    assert "no Python" in str(verdict._cannot_try())
+    assert "not Python" in str(verdict._cannot_try())
 
 
 # ── libraries that are broken on purpose ────────────────────────────────────────────────────────────────────────────

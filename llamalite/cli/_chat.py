@@ -16,8 +16,8 @@ from llamalite.cli._wrapping import StreamWrapper, print_wrapped, wrapped
 from llamalite.errors import LlamaliteError
 
 if TYPE_CHECKING:
-    from llamalite.answers import Piece, Totals
     from llamalite.chat import ChatSession
+    from llamalite.generation.completion import Piece, Totals
     from llamalite.model import Model
 
 COMMANDS = {
@@ -215,10 +215,10 @@ class ChatLoop:
             raise ValueError("there is nothing to retry yet")
 
     def _save(self, argument: str) -> None:
-        from llamalite import session
+        from llamalite.generation import session_file
 
         chat, path = self._conversation(), _path(argument)
-        session.check_place(path)
+        session_file.check_place(path)
         over = " over the session that was there" if path.exists() else ""
         chat.save(path)
         click.echo(f"saved{over}: /load {argument}", err=True)

@@ -19,8 +19,8 @@ from llamalite.cli._table import print_table
 from llamalite.cli._wrapping import StreamWrapper, print_labelled
 
 if TYPE_CHECKING:
-    from llamalite.answers import Piece, Totals
     from llamalite.converters import ConversionReport
+    from llamalite.generation.completion import Piece, Totals
 
 TYPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 ASKED = "Q4_K_M"

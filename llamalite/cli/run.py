@@ -15,8 +15,8 @@ import click
 from llamalite.cli import _options, _text
 
 if TYPE_CHECKING:
-    from llamalite.answers import Completion
     from llamalite.chat import ChatSession
+    from llamalite.generation.completion import Completion
     from llamalite.model import Model
 
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
@@ -130,8 +130,8 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
       llamalite run demo -f letter.txt --schema letter.schema.json --json
     """
     from llamalite.cli import _model
-    from llamalite.native.model import LoraAdapter
-    from llamalite.session import check_place
+    from llamalite.generation.session_file import check_place
+    from llamalite.native.lora import LoraAdapter
 
     if options["session"]:
         check_place(options["session"])
@@ -203,8 +203,8 @@ def _answer_or_chat(
     ctx: click.Context, model: Model, prompt: str | None, as_chat: bool, system: str | None,
     sampling: dict[str, Any], options: dict[str, Any],
 ) -> None:  # fmt: skip
-    from llamalite.answers import Completion
     from llamalite.cli import _chat
+    from llamalite.generation.completion import Completion
 
     chat = None
     if as_chat:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from llamalite import diagnosis, store
-from llamalite.computing import DecodeThread
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.decoding import Decoder, EvalProtocol, opened
 from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge, summarize
@@ -33,6 +32,7 @@ from llamalite.evaluation.windows import NOT_SCORED, Text, TokenBatch, TokenIds,
 from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import GIB, MemoryNeeded, free_memory_bytes, memory_needed, repacked
 from llamalite.native.context import NativeContext
+from llamalite.native.decode_thread import DecodeThread
 from llamalite.native.memory import resident_bytes
 from llamalite.native.model import NativeModel
 

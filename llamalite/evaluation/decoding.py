@@ -1,7 +1,8 @@
 """A model that is being measured: opened from whatever names it, decoding batches, and stoppable while it does.
 
 A batch of 2048 tokens takes a laptop a minute, and Python handles Ctrl-C only between two calls into C. So the decode
-runs in the model's thread (`llamalite.computing`) while the caller's waits, and an exception there aborts the decode.
+runs in the model's thread (`llamalite.native.decode_thread`) while the caller's waits, and an exception there aborts
+the decode.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite import hardware, store
-from llamalite.computing import DecodeThread
 from llamalite.errors import EvaluationError
 from llamalite.evaluation.windows import TokenBatch, TokenIds, Window, chunk_windows, sequences, stride_windows
 from llamalite.gguf_check import checked_header
 from llamalite.model import Model
 from llamalite.native import library
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
+from llamalite.native.decode_thread import DecodeThread
 from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 
@@ -79,16 +81,15 @@ class EvalProtocol:
         if self.n_ctx > model.n_ctx_train:
             _logger.warning("%s was trained on %d tokens, fewer than n_ctx", model.path.name, model.n_ctx_train)
         n_seq = sequences(self.n_ctx, self.n_batch)
-        return NativeContext(
-            model,
+        options = ContextOptions(
             n_ctx=n_seq * self.n_ctx,
             n_batch=self.n_batch,
             n_ubatch=self.n_ubatch,
             n_seq_max=n_seq,
             n_threads=self.n_threads or hardware.physical_cores(),
             exact=self.exact,
-            observer=observer,
         )
+        return NativeContext(model, options, observer=observer)
 
     def described(self, model: NativeModel, context: NativeContext) -> dict[str, Any]:
         """Return everything that somebody needs to make the same number again, ready for JSON."""
@@ -96,8 +97,8 @@ class EvalProtocol:
             "kind": "chunks, second half scored" if self.stride is None else "sliding window",
             "n_seq": context.n_seq_max,
             "n_threads": context.n_threads,
-            "kv_type": context.kv_type,
-            "flash_attn": context.flash_attn,
+            "kv_type": context.options.kv_type,
+            "flash_attn": context.options.flash_attn,
             "bos": model.add_bos,
             "versions": library.version(),
         }

@@ -18,8 +18,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from llamalite.answers import Completion
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
+from llamalite.generation.completion import Completion
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 

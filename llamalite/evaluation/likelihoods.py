@@ -20,6 +20,7 @@ from llamalite.evaluation.scoring import Float32s, negative_log_likelihoods
 from llamalite.evaluation.windows import NOT_SCORED, TokenBatch
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 
 
@@ -66,8 +67,7 @@ class LikelihoodScorer:
     ) -> None:
         self.max_length = max_length or min(model.n_ctx_train, n_batch)
         self._n_cells = max(n_batch, self.max_length)
-        self._context = NativeContext(
-            model,
+        options = ContextOptions(
             n_ctx=self._n_cells,
             n_batch=self._n_cells,
             n_seq_max=min(n_seq_max, self._n_cells),
@@ -75,6 +75,7 @@ class LikelihoodScorer:
             kv_unified=True,
             exact=exact,
         )
+        self._context = NativeContext(model, options)
         self._decoder = Decoder(self._context)
 
     def __enter__(self) -> LikelihoodScorer:

@@ -41,6 +41,7 @@ from llamalite.evaluation.divergence import Divergence, TokenDivergence, diverge
 from llamalite.evaluation.windows import TokenIds
 from llamalite.hardware import physical_cores
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.native.quantize import dequantize_rows
 from llamalite.quant_types import FILE_TYPES, TENSOR_TYPES, TensorType
@@ -254,7 +255,8 @@ def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: Convers
     """
     with NativeModel(path) as model:
         ids = model.tokenize(TEXT, add_special=True, parse_special=False)[:N_TOKENS]
-        with NativeContext(model, n_ctx=max(len(ids), 32), exact=True, n_threads=n_threads) as context:
+        options = ContextOptions(n_ctx=max(len(ids), 32), exact=True, n_threads=n_threads)
+        with NativeContext(model, options) as context:
             Decoder(context).compute(lambda: context.decode(ids, np.arange(len(ids)), 0, True))
             ours = context.logits().copy()  # float32 [n_tokens, n_vocab]
     with np.errstate(over="ignore", invalid="ignore"):  # of a broken file: infinities are found below

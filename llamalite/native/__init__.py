@@ -1,0 +1,1 @@
+"""llama.cpp, with NumPy arrays and exceptions. Internal: users import from `llamalite`."""

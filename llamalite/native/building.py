@@ -1,14 +1,14 @@
-"""How llama-cpp-python is built so that it works here: compiler, flags, command, and the wheel made before.
+"""Builds llama-cpp-python so that it works on this machine: which compiler, flags and command; and keeps the wheels.
 
-    $ python -m llamalite.native.building                   # what `make` runs: install it, compiled here now or before
+    $ python -m llamalite.native.building                   # what `make` runs: installs a wheel, compiled if need be
     command({"CMAKE_ARGS": "-DGGML_CUDA=on"})        # 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall ...'
 
-Compilers get llama.cpp's AMX code wrong in two ways, and the compiler at hand is asked whether it does. GCC 11.3 and
-12.2, among others, take ldtilecfg for reading 8 bytes of the 64 (``_tile_loadconfig``, amxtileintrin.h), and drop the
-stores of the rest (``ggml_tile_config_init``, ggml-cpu/amx/mmq.cpp): the process then dies on any quantized model.
-clang 14 calls the macro that llama.cpp asks for ``__AMXINT8__``, and so leaves AMX out.
+Compilers get llama.cpp's AMX code wrong in two ways; a probe tells whether the installed one does. GCC 11.3 and 12.2,
+among others, believe that ldtilecfg reads 8 bytes instead of 64 (``_tile_loadconfig``, amxtileintrin.h) and drop the
+stores of the rest (``ggml_tile_config_init``, ggml-cpu/amx/mmq.cpp): the process then crashes on any quantized model.
+clang 14 names the macro that llama.cpp tests ``__AMXINT8__``, so that AMX is left out.
 
-It needs nothing that is not Python's own, so that it runs before anything is installed.
+This module imports only the standard library, so that it can run before anything is installed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from llamalite.native.processor import identity
 from llamalite.user_folders import cache_folder
 
 _LOG = logging.getLogger(__name__)
-_RECIPE = 1  # raised when this file changes what is built: wheels made before are not taken then
-_KEPT = 4  # wheels of 5 to 500 MB, the newest: of so many compilers, settings or machines that share a home
-_STORES = "-fno-tree-dse -fno-dse"  # GCC: drop no store as dead; the first alone is not enough
-_MACRO = "-D__AMX_INT8__=__AMXINT8__"  # clang: the name that llama.cpp asks for; nothing where there is no AMX
+_RECIPE = 1  # to be raised when this file changes what is built: older wheels are then not used
+_N_KEPT = 4  # the newest wheels, of 5 to 500 MB each: for other compilers, settings, or machines that share a home
+_STORES = "-fno-tree-dse -fno-dse"  # GCC: do not drop stores as dead; the first flag alone is not enough
+_MACRO = "-D__AMX_INT8__=__AMXINT8__"  # clang: the name that llama.cpp tests; it has no effect without AMX
 _WITHOUT_AMX = "-U__AMX_INT8__"
-# Where the assembly names LOADED, AMX code is compiled, and what is stored before ldtilecfg stays.
+# If the assembly contains this name, AMX code was compiled, and the stores before ldtilecfg were kept.
 _LOADED = "llamalite_rows"
 _PROBE = """
 #include <immintrin.h>
@@ -50,7 +50,7 @@ struct alignas(64) Tiles { unsigned char palette, start, zero[14]; unsigned shor
 void load() { Tiles tiles = {}; tiles.palette = 1; tiles.rows[0] = llamalite_rows; _tile_loadconfig(&tiles); }
 #endif
 """
-# What a build reads beside the compiler: settings of CMake, scikit-build-core, the compilers and the SDKs.
+# The environment variables that a build reads: of CMake, scikit-build-core, the compilers and the SDKs.
 _SETTINGS = re.compile(
     r"(?!CMAKE_BUILD_PARALLEL_LEVEL$)(CMAKE|SKBUILD|MACOSX)_\w+|CC|CXX|C(PP|XX)?FLAGS|LDFLAGS|ARCHFLAGS|SDKROOT"
     r"|CUDA(CXX|ARCHS|FLAGS|HOSTCXX)|HIP(CXX|FLAGS)|ROCM_PATH|VULKAN_SDK|SOURCE_DATE_EPOCH"
@@ -59,20 +59,23 @@ _TOOLKITS = {"CUDA": ("nvcc --version", "nvidia-smi -L"), "HIP": ("hipcc --versi
 
 
 def requirement() -> str:
-    """Return the release that llamalite stands on, as pip takes it, from pyproject.toml or the installed package."""
-    beside = Path(__file__).parents[2] / "pyproject.toml"
-    text = beside.read_text(encoding="utf-8") if beside.exists() else "\n".join(metadata.requires("llamalite") or ())
-    found = re.search(r"llama-cpp-python==[\w.]+", text)
-    if found is None:
-        raise LookupError(f"no release of llama-cpp-python in what {beside} or the installed llamalite asks for")
-    return found[0]
+    """Return the release that llamalite needs, as pip takes it, from pyproject.toml or the installed package."""
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    if pyproject.exists():
+        text = pyproject.read_text(encoding="utf-8")
+    else:
+        text = "\n".join(metadata.requires("llamalite") or ())
+    pin = re.search(r"llama-cpp-python==[\w.]+", text)
+    if pin is None:
+        raise LookupError(f"neither {pyproject} nor the installed llamalite requires a release of llama-cpp-python")
+    return pin[0]
 
 
 def command(settings: Mapping[str, str] | None = None, *, binary: str = "") -> str:
-    """Return the command that builds llama-cpp-python anew so that it works here, as this system's shell takes it.
+    """Return the command for this system's shell that compiles and installs llama-cpp-python so that it works here.
 
-    `settings` are variables beside those that are set, such as CMAKE_ARGS. With `binary`, the address of an index of
-    wheels, it is the command that installs a ready-made one.
+    `settings` are environment variables, such as CMAKE_ARGS, on top of those that are set. With `binary`, the address
+    of an index of wheels, the command installs a ready-made wheel instead.
     """
     pip = f"pip install --force-reinstall --no-cache-dir --no-deps {requirement()}"
     if binary:
@@ -91,46 +94,47 @@ def _quoted(value: str) -> str:
 
 
 def environment(environ: Mapping[str, str], has: str) -> dict[str, str]:
-    """Return the variables to set for the build, beside `environ`; `has` is what `identity` tells.
+    """Return the variables to set for the build, on top of `environ`; `has` is the processor's `identity`.
 
-    The user's own flags stay, and ours stand after them. CMake reads CXXFLAGS only where CMAKE_ARGS does not have
-    CMAKE_CXX_FLAGS.
+    The user's own flags are kept, and ours follow them. CMake ignores CXXFLAGS if CMAKE_ARGS define CMAKE_CXX_FLAGS.
     """
-    found: dict[str, str] = {}
+    changes: dict[str, str] = {}
     for variable in ("CC", "CXX"):
-        # scikit-build-core takes the compiler that Python was built with, even where only another is installed.
-        if variable not in environ and (there := _there(variable, environ)) and there != _usual(variable):
-            found[variable] = shlex.join(there)
+        # scikit-build-core takes the compiler that Python was built with, even if only another one is installed.
+        if variable not in environ:
+            installed = _installed_compiler(variable, environ)
+            if installed and installed != _pythons_compiler(variable):
+                changes[variable] = shlex.join(installed)
     flags = amx_flags(environ, has) or ""
     macros = " ".join(flag for flag in flags.split() if flag[1] in "DU")
     for added, variable, define in ((macros, "CFLAGS", "CMAKE_C_FLAGS"), (flags, "CXXFLAGS", "CMAKE_CXX_FLAGS")):
-        theirs = _defined(define, environ)
-        if added and theirs is None:
-            found[variable] = f"{environ.get(variable, '')} {added}".strip()
+        users = _defined(define, environ)
+        if added and users is None:
+            changes[variable] = f"{environ.get(variable, '')} {added}".strip()
         elif added:
-            arguments = found.get("CMAKE_ARGS", environ["CMAKE_ARGS"])
-            found["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={theirs} {added}')}"
-    return found
+            arguments = changes.get("CMAKE_ARGS", environ["CMAKE_ARGS"])
+            changes["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={users} {added}')}"
+    return changes
 
 
 def amx_flags(environ: Mapping[str, str], has: str) -> str | None:
-    """Return the flags with which AMX is compiled right, "" where it is without; None where none is compiled."""
+    """Return the flags that make the compiler get AMX right, "" if it needs none; None if no AMX code is compiled."""
     compiler = compiler_of("CXX", environ)
     native = _defined("GGML_NATIVE", environ) or ("OFF" if "SOURCE_DATE_EPOCH" in environ else "ON")
     if not compiler:
         return None
-    theirs = shlex.split(environ.get("CXXFLAGS", ""))
+    users = shlex.split(environ.get("CXXFLAGS", ""))
     if native.upper() in ("ON", "1", "TRUE", "YES", "Y"):
-        return mend(compiler, [*theirs, "-march=native"]) if "amx_int8" in has.split() else None
-    asked = " ".join(environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"))
-    if re.search("amx|all_variants|-march", asked, re.I):  # for other machines: AMX may be in one of the variants
-        target = [*theirs, "-mamx-tile", "-mamx-int8"]
-        return _STORES if mend(compiler, target) == _STORES else ""
+        return fewest_flags(compiler, [*users, "-march=native"]) if "amx_int8" in has.split() else None
+    settings = " ".join(environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"))
+    if re.search("amx|all_variants|-march", settings, re.I):  # for other machines: AMX may be in one of the variants
+        target = [*users, "-mamx-tile", "-mamx-int8"]
+        return _STORES if fewest_flags(compiler, target) == _STORES else ""
     return None
 
 
-def mend(compiler: Sequence[str], target: Sequence[str]) -> str:
-    """Return the fewest flags with which `compiler` gets llama.cpp's AMX code right; else those that leave it out."""
+def fewest_flags(compiler: Sequence[str], target: Sequence[str]) -> str:
+    """Return the fewest flags with which `compiler` gets llama.cpp's AMX code right, or the one that leaves it out."""
     for flags in ("", _STORES, _MACRO, f"{_MACRO} {_STORES}"):
         if _LOADED in _assembly([*compiler, "-O3", *target, *flags.split()]):
             return flags
@@ -138,9 +142,9 @@ def mend(compiler: Sequence[str], target: Sequence[str]) -> str:
 
 
 def _assembly(compiler: Sequence[str]) -> str:
-    """Return the probe as `compiler` (with its flags) compiles it, "" where it does not.
+    """Return the assembly that `compiler` (with its flags) makes of the probe, "" if it fails.
 
-    Without debug information and LTO, which name what is not stored, too.
+    Debug information and LTO are off, because they would name `_LOADED` in any case.
     """
     try:
         done = subprocess.run(
@@ -153,38 +157,38 @@ def _assembly(compiler: Sequence[str]) -> str:
 
 
 def compiler_of(variable: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the command of the C (CC) or C++ (CXX) compiler of a build, empty where CMake looks for Microsoft's."""
+    """Return the command of a build's C (CC) or C++ (CXX) compiler, empty if CMake will look for Microsoft's."""
     define = _defined({"CC": "CMAKE_C_COMPILER", "CXX": "CMAKE_CXX_COMPILER"}[variable], environ)
-    return [define] if define else _there(variable, environ)
+    return [define] if define else _installed_compiler(variable, environ)
 
 
-def _there(variable: str, environ: Mapping[str, str]) -> list[str]:
+def _installed_compiler(variable: str, environ: Mapping[str, str]) -> list[str]:
     if variable in environ or sys.platform == "win32":
         return shlex.split(environ.get(variable, ""), posix=sys.platform != "win32")
     names = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}[variable]
-    for words in (_usual(variable), *([name] for name in names)):
+    for words in (_pythons_compiler(variable), *([name] for name in names)):
         if words and shutil.which(words[0], path=environ.get("PATH")):
             return words
     return []
 
 
-def _usual(variable: str) -> list[str]:
-    """The compiler that Python was built with, less its flags: what scikit-build-core takes where none is set."""
+def _pythons_compiler(variable: str) -> list[str]:
+    """Return the compiler that Python was built with, without its flags: scikit-build-core's default."""
     words = shlex.split(sysconfig.get_config_var(variable) or "")
     flags = (at for at, word in enumerate(words) if word.startswith("-"))
     return words[: next(flags, len(words))]
 
 
 def _defined(name: str, environ: Mapping[str, str]) -> str | None:
-    """Return the value that CMAKE_ARGS give to `name`, as CMake reads them: the last counts."""
-    found = None
+    """Return the value that CMAKE_ARGS give to `name`; as for CMake, the last one counts."""
+    value = None
     for word in shlex.split(environ.get("CMAKE_ARGS", "")):
         if match := re.fullmatch(rf"(?:-D)?{name}(?::\w+)?=(.*)", word, re.S):
-            found = match[1]
-    return found
+            value = match[1]
+    return value
 
 
-def _told(words: Sequence[str]) -> str:
+def _output(words: Sequence[str]) -> str:
     try:
         return subprocess.run(words, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
     except OSError:
@@ -192,35 +196,35 @@ def _told(words: Sequence[str]) -> str:
 
 
 def ingredients(environ: Mapping[str, str], has: str) -> dict[str, object]:
-    """Return all that decides what is compiled. Python's version does not: the wheel is one for all (py3-none)."""
+    """Return everything that decides what is compiled. Python's version does not: the wheel is tagged py3-none."""
     toolkits = [line for name, lines in _TOOLKITS.items() if name in environ.get("CMAKE_ARGS", "") for line in lines]
     return {
         "recipe": _RECIPE,
         "package": requirement(),
         "platform": [sysconfig.get_platform(), *platform.libc_ver()],
         "processor": has,
-        "compilers": [_told([*words, "--version"]) for v in ("CC", "CXX") if (words := compiler_of(v, environ))],
-        "toolkits": [_told(line.split()) for line in toolkits],
+        "compilers": [_output([*words, "--version"]) for v in ("CC", "CXX") if (words := compiler_of(v, environ))],
+        "toolkits": [_output(line.split()) for line in toolkits],
         "settings": {name: value for name, value in sorted(environ.items()) if _SETTINGS.fullmatch(name)},
     }
 
 
 def key(environ: Mapping[str, str] | None = None, has: str | None = None) -> str:
-    """Return the name under which a wheel is kept: another one where anything that decides what is compiled differs."""
+    """Return the name under which a wheel is kept; it differs when anything that decides what is compiled differs."""
     parts = ingredients(os.environ if environ is None else environ, identity() if has is None else has)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def wheels_folder() -> Path:
-    """Return where the wheels lie that were built on this machine, each in a folder named by its key."""
+    """Return the folder of the wheels built on this machine, each of them in a folder named by its key."""
     return cache_folder() / "wheels"
 
 
 def install() -> str:
-    """Install llama-cpp-python into this Python's environment, compiled here now or before; return what was done.
+    """Install llama-cpp-python into this Python's environment, compiling it if there is no wheel; say what was done.
 
-    pip's own cache is never asked: it does not know which compiler, flags and processor a wheel was built with. A
-    failure of pip is ``subprocess.CalledProcessError``, after pip has told what it was.
+    pip's own cache is not used: it does not know which compiler, flags and processor a wheel was built with. Raises
+    ``subprocess.CalledProcessError`` when pip fails, after pip has printed why.
     """
     has, began = identity(), time.monotonic()
     folder = wheels_folder() / key(has=has)
@@ -228,7 +232,7 @@ def install() -> str:
     if wheel is not None:
         os.utime(folder)
         _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
-        return f"{_described(has)}; the wheel built before, in {folder}"
+        return f"{_described(has)}; an earlier wheel, in {folder}"
     _LOG.info("Compiling llama.cpp with %s: three to ten minutes, the first time only.", _compiler_name())
     with tempfile.TemporaryDirectory() as made:
         _pip("wheel", "--no-cache-dir", "--no-deps", "--no-binary", "llama-cpp-python", "--progress-bar", "off",
@@ -237,7 +241,7 @@ def install() -> str:
         _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
         try:
             keep(wheel, folder)
-        except OSError as error:  # a full or read-only home: the next environment compiles again
+        except OSError as error:  # a full or read-only home; the next environment has to compile again
             _LOG.warning("The wheel could not be kept in %s: %s", folder, error)
     return f"{_described(has)}; built in {(time.monotonic() - began) / 60:.1f} minutes"
 
@@ -248,7 +252,7 @@ def keep(wheel: Path, folder: Path) -> None:
     part = folder / f"{wheel.name}.{os.getpid()}.part"
     shutil.copyfile(wheel, part)
     part.replace(folder / wheel.name)
-    for old in sorted(folder.parent.iterdir(), key=lambda one: one.stat().st_mtime)[:-_KEPT]:
+    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_N_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -265,7 +269,7 @@ def _described(has: str) -> str:
     if flags is None:
         amx = "not compiled in" if "amx_int8" in has.split() else "none on this processor"
     elif flags == _WITHOUT_AMX:
-        amx = "left out, since this compiler gets it wrong"
+        amx = "left out, because this compiler gets it wrong"
     else:
         amx = f"in use ({flags})" if flags else "in use"
     return f"{requirement().replace('==', ' ')}: {_compiler_name()}; AMX: {amx}"
@@ -273,7 +277,7 @@ def _described(has: str) -> str:
 
 def _compiler_name() -> str:
     words = compiler_of("CXX", os.environ)
-    return (_told([*words, "--version"]).partition("\n")[0] if words else "") or "the compiler that CMake finds"
+    return (_output([*words, "--version"]).partition("\n")[0] if words else "") or "the compiler that CMake finds"
 
 
 if __name__ == "__main__":

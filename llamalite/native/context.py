@@ -1,14 +1,14 @@
 """A context of a loaded model: its KV cache, one reusable batch, and the logits of the last decode.
 
-    with NativeModel("tiny.gguf") as model, NativeContext(model, n_ctx=512) as context:
+    with NativeModel("tiny.gguf") as model, NativeContext(model, ContextOptions(n_ctx=512)) as context:
         ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)
         want = np.zeros(len(ids), bool); want[-1] = True
         context.decode(ids, np.arange(len(ids)), 0, want)
         next_id = int(context.logits()[0].argmax())         # float32 [n_outputs, n_vocab], a view: copy to keep
 
-The batch lives in NumPy arrays that llama.cpp reads in place, and logits are a view of llama.cpp's own buffer, valid
-until the next decode. Where llama.cpp would abort the process (a batch over n_batch, a partial copy between separate
-caches) a ``ValueError`` comes first.
+The batch is made of NumPy arrays that llama.cpp reads in place, and logits are a view of llama.cpp's own buffer, valid
+until the next decode. Where llama.cpp would abort the process (a batch larger than n_batch, a partial copy between
+separate caches), a ``ValueError`` is raised instead.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.computing import is_left_behind
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
+from llamalite.native.context_options import ContextOptions
+from llamalite.native.decode_thread import is_left_behind
 from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
-from llamalite.native.model import LoraAdapter, NativeModel
+from llamalite.native.lora import LoraAdapter
+from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 from llamalite.quant_types import TENSOR_TYPES
 
 Ints = Sequence[int] | npt.NDArray[Any]
-FlashAttention = bool | Literal["auto"]
-
-KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 _FLASH = {"auto": -1, False: 0, True: 1}  # enum llama_flash_attn_type (llama.h)
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): more aborts
 
 
 class AbortFlag:
     """Stops a decode between two operations of its graph, from any thread, without the GIL.
 
-    llama.cpp calls ``bool (*)(void *)`` hundreds of times a token. As a Python function that would take the GIL each
-    time and starve. ggml's own ``bool ggml_is_empty(const struct ggml_tensor *)`` (ggml.c) has that signature and reads
-    memory: true where one of the tensor's four dimensions is 0. The flag is a block as large as any such struct, every
-    64-bit word 1 (not empty); filled with 0 it is "empty", and the decode stops. No offset of the struct is assumed.
-    The CPU and Metal backends ask; others do not, and need small decode calls.
+    llama.cpp calls a ``bool (*)(void *)`` hundreds of times a token. A Python function would have to take the GIL each
+    time, and starve. ggml's own ``bool ggml_is_empty(const struct ggml_tensor *)`` (ggml.c) has that signature and just
+    reads memory: it returns true if one of the tensor's four dimensions is 0. So the flag is a block of memory larger
+    than that struct. While every 64-bit word of it is 1, the "tensor" is not empty; once all are 0, it is, and the
+    decode stops. This assumes no offset within the struct. Only the CPU and Metal backends call the function; for the
+    others, decodes must be small.
     """
 
     _WORDS = 256  # 2 KiB: sizeof(struct ggml_tensor) is 336 bytes
@@ -73,94 +72,70 @@ class AbortFlag:
 
 @functools.cache
 def _raw_logits() -> Any:
-    """Return ``llama_get_logits`` typed to give an address: ctypes' float pointers cost more than the call."""
+    """Return ``llama_get_logits``, typed to return an address: ctypes' float pointers take longer than the call."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
     return prototype(("llama_get_logits", llama()._lib))
 
 
 class NativeContext:
-    """A KV cache of `n_ctx` tokens over `model`, with room for `n_seq_max` sequences.
+    """A KV cache over `model`, set up by `options`, and what decodes into it.
 
-    `n_batch` is the most tokens one `decode` may hold, `n_ubatch` how many are computed together. `kv_type` is the
-    cache's type (`KV_TYPES`). `exact` is F32 cache and flash attention off: what comparisons across machines use. With
-    `kv_unified` all sequences share `n_ctx` and may share a prefix; without, each has ``n_ctx / n_seq_max``. llama.cpp
-    rounds n_ctx up to a multiple of 256; the attributes say what holds. A context is used by one thread at a time;
-    only `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
+    `observer` sees matrix products while they are computed. Contexts that are to be aborted together share an
+    `abort_flag`. llama.cpp may round the options: the attributes `n_ctx`, `n_ctx_seq` (the tokens of one sequence),
+    `n_batch`, `n_ubatch`, `n_seq_max` and `n_threads` are what it uses. One thread at a time may use a context; only
+    `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
     """
 
     def __init__(
         self,
         model: NativeModel,
+        options: ContextOptions,
         *,
-        n_ctx: int,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_threads: int | None = None,
-        kv_type: str = "F16",
-        flash_attn: FlashAttention = "auto",
-        kv_unified: bool = False,
-        exact: bool = False,
         observer: MatrixObserver | None = None,
         abort_flag: AbortFlag | None = None,
     ) -> None:
         self._ptr: Any = None
-        lib = llama()
-        if exact:
-            kv_type, flash_attn = "F32", False
-        kv_type = kv_type.upper()
-        if kv_type not in KV_TYPES:
-            raise ValueError(f"kv_type {kv_type!r} is none that a cache can have: {', '.join(KV_TYPES)}")
-        if flash_attn not in _FLASH:
-            raise ValueError(f"flash_attn must be 'auto', True or False, found {flash_attn!r}")
-        if flash_attn is False and TENSOR_TYPES[kv_type].is_quantized:
-            raise ValueError(f"a {kv_type} cache needs flash attention, which is off: use F16, or flash_attn='auto'")
-        n_batch = min(n_batch, n_ctx)  # as llama_context's constructor does for causal models (llama-context.cpp)
-        for name, value, low, high in (
-            ("n_ctx", n_ctx, 1, 2**31 - 256),
-            ("n_batch", n_batch, 1, 2**31 - 1),
-            ("n_ubatch", n_ubatch, 1, 2**31 - 1),
-            ("n_seq_max", n_seq_max, 1, min(n_batch, lib.llama_max_parallel_sequences())),
-            ("n_threads", 1 if n_threads is None else n_threads, 1, _MAX_THREADS),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in {low}..{high}, found {value}")
-
-        self.model = model
-        self.kv_type, self.flash_attn, self.kv_unified, self.exact = kv_type, flash_attn, kv_unified, exact
-        self.abort_flag = abort_flag or AbortFlag()  # one of two contexts that are stopped together
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_batch, n_ubatch, n_seq_max
-        if n_threads is not None:
-            params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = TENSOR_TYPES[kv_type].ggml_type
-        params.flash_attn_type = _FLASH[flash_attn]
-        params.kv_unified = kv_unified
-        params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
-        params.abort_callback_data = self.abort_flag.address
-        self._observer = observer  # C keeps a pointer to its callback
-        if observer is not None:
-            params.cb_eval = observer.callback
+        self.model, self.options = model, options
+        self.abort_flag = abort_flag or AbortFlag()
+        self._observer = observer  # keeps its callback alive, to which C has a pointer
+        lib, params = llama(), self._params()
         with model.in_use(), errors_heard() as heard:
             self._ptr = lib.llama_init_from_model(model.ptr, params)
             if self._ptr:
                 model.own(self)
         if not self._ptr:
-            told = in_its_words(heard)
-            kind = OutOfMemoryError if "alloc" in told else LlamaliteError
-            raise kind(f"llama.cpp cannot make a context of {n_ctx} tokens: {told}")
+            reason = in_its_words(heard)
+            kind = OutOfMemoryError if "alloc" in reason else LlamaliteError
+            raise kind(f"llama.cpp cannot make a context of {options.n_ctx} tokens: {reason}")
 
         self.n_ctx: int = lib.llama_n_ctx(self._ptr)
-        self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)  # what one sequence may hold
+        self.n_ctx_seq: int = lib.llama_n_ctx_seq(self._ptr)
         self.n_batch: int = lib.llama_n_batch(self._ptr)
         self.n_ubatch: int = lib.llama_n_ubatch(self._ptr)
-        self.n_seq_max = n_seq_max
+        self.n_seq_max = options.n_seq_max
         self.n_threads: int = lib.llama_n_threads(self._ptr)
         self._memory = lib.llama_get_memory(self._ptr)
         self._n_outputs = 0
         self._view: npt.NDArray[np.float32] | None = None
         self._view_of = (0, 0)  # address and rows that `_view` was made for
         self._make_batch()
+
+    def _params(self) -> Any:
+        """Return the options as ``llama_context_params``."""
+        lib, options = llama(), self.options
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_ubatch, params.n_seq_max = options.n_ctx, options.n_ubatch, options.n_seq_max
+        params.n_batch = min(options.n_batch, options.n_ctx)  # as llama_context's constructor does (llama-context.cpp)
+        if options.n_threads is not None:
+            params.n_threads = params.n_threads_batch = options.n_threads
+        params.type_k = params.type_v = TENSOR_TYPES[options.kv_type].ggml_type
+        params.flash_attn_type = _FLASH[options.flash_attn]
+        params.kv_unified = options.kv_unified
+        params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
+        params.abort_callback_data = self.abort_flag.address
+        if self._observer is not None:
+            params.cb_eval = self._observer.callback
+        return params
 
     def _make_batch(self) -> None:
         lib, n = llama(), self.n_batch
@@ -193,15 +168,15 @@ class NativeContext:
         return self._ptr
 
     def in_use(self) -> contextlib.AbstractContextManager[None]:
-        """Keep this context, and the rows that `logits` gave, from being freed inside a short ``with`` block.
+        """Return a ``with`` block, which should be short, during which neither this context nor its logits are freed.
 
-        Whoever closes the model meanwhile aborts its decode: ``GenerationCancelled``, as once the model is closed.
+        If another thread closes the model meanwhile, or did so before, the block raises ``GenerationCancelled``.
         """
-        return self.model.users.hold(self.abort)
+        return self.model.lifetime.hold(self.abort)
 
     def close(self) -> None:
-        """Give the memory back; closing twice does nothing."""
-        with self.model.freeing:  # not beside its model's `close` in another thread
+        """Free the memory; closing twice does nothing."""
+        with self.model.freeing:  # another thread may be closing the model
             if self._ptr is not None and not is_left_behind():
                 pointer, self._ptr = self._ptr, None
                 self._view, self._n_outputs = None, 0
@@ -223,10 +198,11 @@ class NativeContext:
     def decode(self, tokens: Ints, positions: Ints, seq_ids: Ints | int, want_logits: npt.ArrayLike) -> None:
         """Compute `tokens` at `positions` of `seq_ids` (each [n_tokens], or one sequence for all).
 
-        `want_logits`, bool [n_tokens] or one bool for all, says whose rows `logits` will hold afterwards. Positions go
-        on where a sequence ends, one by one. Raises ``ValueError`` for what llama.cpp would refuse,
-        ``ContextOverflowError`` when no room is left (nothing was computed then), ``GenerationCancelled`` after `abort`
-        (the micro-batches that were finished stay: ask `seq_pos_max`), ``LlamaliteError`` when the computation fails.
+        `want_logits`, bool [n_tokens] or one bool for all, says which tokens have a row in `logits` afterwards. The
+        positions of a sequence must continue where it ends, without gaps. Raises ``ValueError`` for arguments that
+        llama.cpp would refuse, ``ContextOverflowError`` when there is no room left (then nothing was computed),
+        ``GenerationCancelled`` after `abort` (finished micro-batches stay in the cache: see `seq_pos_max`), and
+        ``LlamaliteError`` when the computation fails.
         """
         n = len(tokens)
         self._n_outputs = 0
@@ -240,7 +216,7 @@ class NativeContext:
         self._decode(n)
 
     def decode_next(self, token: int, position: int, seq_id: int = 0) -> None:
-        """Compute one token and keep its logits: `decode` without the arrays' checks, for the loop over tokens."""
+        """Compute one token and its logits: `decode` without the checks of arrays, for the loop over tokens."""
         if not (0 <= token < self.model.n_vocab and position >= 0 and 0 <= seq_id < self.n_seq_max):
             raise ValueError(f"token {token}, position {position} or sequence {seq_id} is out of range")
         self._tokens[0], self._positions[0], self._seq_ids[0], self._wanted[0] = token, position, seq_id, 1
@@ -249,8 +225,8 @@ class NativeContext:
     def _check(self, n: int) -> None:
         seq_ids = self._seq_ids[:n]
         if int(seq_ids.min()) < 0 or int(seq_ids.max()) >= self.n_seq_max:
-            found = int(seq_ids.min() if int(seq_ids.min()) < 0 else seq_ids.max())
-            raise ValueError(f"sequence {found} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
+            wrong = int(seq_ids.min() if int(seq_ids.min()) < 0 else seq_ids.max())
+            raise ValueError(f"sequence {wrong} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
         if int(self._positions[:n].min()) < 0:
             raise ValueError(f"positions start at 0, found {int(self._positions[:n].min())}")
 
@@ -260,24 +236,25 @@ class NativeContext:
         with errors_heard() as heard:
             code = llama().llama_decode(self.ptr, self._batch)
         if self._observer is not None and self._observer.raised is not None:
-            raised, self._observer.raised = self._observer.raised, None
-            raise raised
+            error, self._observer.raised = self._observer.raised, None
+            raise error
         if code == 0:
             self._n_outputs = int(np.count_nonzero(self._wanted[:n]))
             return
-        told = in_its_words([line for line in heard if "failed to" not in line])
+        reason = in_its_words([line for line in heard if "failed to" not in line])
         if code == 1:
             raise ContextOverflowError(f"no room for {n} more tokens in a context of {self.n_ctx}: raise n_ctx")
         if code == 2:
             raise GenerationCancelled(f"a decode of {n} tokens was stopped")
         if code == -1:
-            raise ValueError(f"llama.cpp refuses the batch: {told}")
-        raise LlamaliteError(f"llama.cpp could not compute a batch of {n} tokens (code {code}): {told}")
+            raise ValueError(f"llama.cpp refuses the batch: {reason}")
+        raise LlamaliteError(f"llama.cpp could not compute a batch of {n} tokens (code {code}): {reason}")
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Return float32 [n_outputs, n_vocab], the rows asked for in the last decode, in the batch's order.
+        """Return the rows asked for in the last decode, float32 [n_outputs, n_vocab], in the batch's order.
 
-        A view of llama.cpp's buffer: the next decode overwrites it. ``ValueError`` when the last decode asked for none.
+        This is a view of llama.cpp's buffer, which the next decode overwrites. Raises ``ValueError`` if the last decode
+        asked for no rows or did not finish.
         """
         if not self._n_outputs:
             raise ValueError("there are no logits: the last decode asked for none, or did not finish")
@@ -290,11 +267,11 @@ class NativeContext:
         return self._view
 
     def abort(self) -> None:
-        """Have the decode that is running, or the next one, raise ``GenerationCancelled``; from any thread."""
+        """Make the running decode, or else the next one, raise ``GenerationCancelled``; from any thread."""
         self.abort_flag.set()
 
     def clear_abort(self) -> None:
-        """Take `abort` back: decodes run again."""
+        """Undo `abort`, so that decodes run again."""
         self.abort_flag.clear()
 
     # ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -304,64 +281,65 @@ class NativeContext:
             raise ValueError(f"sequence {seq_id} does not exist: this context has 0..{self.n_seq_max - 1} (n_seq_max)")
 
     def clear(self) -> None:
-        """Forget everything that was read.
+        """Forget all sequences.
 
-        The cache's bytes stay, masked: overwriting gigabytes of them would change no result.
+        Their bytes stay in the cache, unused: overwriting gigabytes would not change any result.
         """
-        self.ptr  # noqa: B018 - refuses a closed context
+        self.ptr  # noqa: B018 - raises if the context is closed
         if self._memory:
             llama().llama_memory_clear(self._memory, False)
         self._n_outputs = 0
 
     def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool:
-        """Forget positions [start, stop) of a sequence (stop -1: all that follow).
+        """Forget positions [start, stop) of a sequence; a `stop` of -1 is its end.
 
-        False where the memory cannot forget a part (recurrent models, sliding windows): then nothing was forgotten.
+        Returns False, and forgets nothing, where the memory cannot forget a part (recurrent models, sliding windows).
         """
         self.ptr  # noqa: B018
         self._check_sequence(seq_id)
         return bool(llama().llama_memory_seq_rm(self._memory, seq_id, start, stop)) if self._memory else start <= 0
 
     def seq_cp(self, source: int, target: int, start: int = 0, stop: int = -1) -> None:
-        """Let `target` share positions [start, stop) of `source`; `target` should be empty.
+        """Let `target`, which should be empty, share positions [start, stop) of `source`.
 
-        Without `kv_unified` the caches are separate and only whole sequences can be copied: ``ValueError`` for less,
-        where llama.cpp aborts (``llama_kv_cache::seq_cp``, llama-kv-cache.cpp).
+        Without `kv_unified` the sequences' caches are separate and only whole sequences can be copied. For a part,
+        llama.cpp aborts (``llama_kv_cache::seq_cp``, llama-kv-cache.cpp), and this raises ``ValueError``.
         """
         self.ptr  # noqa: B018
         self._check_sequence(source)
         self._check_sequence(target)
-        if not self.kv_unified and source != target and (start > 0 or stop >= 0):
+        if not self.options.kv_unified and source != target and (start > 0 or stop >= 0):
             raise ValueError(f"positions {start}..{stop} cannot be copied between separate caches: use kv_unified=True")
         if self._memory:
             llama().llama_memory_seq_cp(self._memory, source, target, start, stop)
 
     def seq_pos_min(self, seq_id: int) -> int:
-        """Return the first position that the cache holds of a sequence, -1 when it holds none."""
+        """Return the first position of a sequence in the cache, -1 if there is none."""
         self.ptr  # noqa: B018
         self._check_sequence(seq_id)
         return int(llama().llama_memory_seq_pos_min(self._memory, seq_id)) if self._memory else -1
 
     def seq_pos_max(self, seq_id: int) -> int:
-        """Return the last position that the cache holds of a sequence, -1 when it holds none."""
+        """Return the last position of a sequence in the cache, -1 if there is none."""
         self.ptr  # noqa: B018
         self._check_sequence(seq_id)
         return int(llama().llama_memory_seq_pos_max(self._memory, seq_id)) if self._memory else -1
 
     def state(self, seq_id: int) -> npt.NDArray[np.uint8]:
-        """Return what the cache holds of a sequence as bytes, uint8 [n_bytes], for `set_state` of a like context."""
+        """Return a sequence's part of the cache, uint8 [n_bytes], for `set_state` of a context with these options."""
         self._check_sequence(seq_id)
         lib, size = llama(), llama().llama_state_seq_get_size(self.ptr, seq_id)
-        found = np.empty(size, np.uint8)
-        where = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        return found[: lib.llama_state_seq_get_data(self.ptr, where, size, seq_id)]
+        state = np.empty(size, np.uint8)
+        where = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: lib.llama_state_seq_get_data(self.ptr, where, size, seq_id)]
 
     def set_state(self, seq_id: int, state: npt.NDArray[np.uint8]) -> None:
-        """Replace a sequence by bytes that `state` gave.
+        """Replace a sequence with bytes that `state` returned.
 
-        The bytes must be of the same model, cache type and llama.cpp: `llamalite.session` sees to that. Of others some
-        are refused in llama.cpp's words, and others become the cache's content (``llama_kv_cache::state_read_meta``
-        and ``state_read_data``, llama-kv-cache.cpp). ``LlamaliteError`` leaves a sequence to be cleared.
+        They must come from the same model, cache type and llama.cpp, which `llamalite.generation.session_file` checks:
+        llama.cpp refuses some other bytes, with ``LlamaliteError`` in its words, after which the sequence has to be
+        cleared, and takes the rest for the cache's content (``llama_kv_cache::state_read_meta`` and
+        ``state_read_data``, llama-kv-cache.cpp).
         """
         self._check_sequence(seq_id)
         data = np.ascontiguousarray(state)
@@ -372,7 +350,7 @@ class NativeContext:
             raise LlamaliteError(f"llama.cpp cannot take this state back: {in_its_words(heard)}")
 
     def set_lora(self, adapters: Sequence[LoraAdapter]) -> None:
-        """Add LoRA adapters to the weights of every decode to come; an empty list takes them away again."""
+        """Add LoRA adapters to the weights in all later decodes; an empty list removes them."""
         lib = llama()
         pointers, scales = [], []
         for adapter in adapters:

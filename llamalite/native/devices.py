@@ -1,10 +1,10 @@
-"""What llama.cpp can compute on here: the devices of the backends that the installed library was built with.
+"""The devices that llama.cpp can compute on: those of the backends that the installed library was built with.
 
     [device.name for device in devices()]        # ['CUDA0', 'CPU'], or ['CPU'] where it was built without a GPU
     offload("auto")                              # -1 (all layers) where there is a GPU, else 0
     offload(20, "CUDA0")                         # 20; ModelLoadError where there is no GPU, or none of that name
 
-The signatures are those of ggml-backend.h, as llama-cpp-python 0.3.36 carries it, whose own bindings leave them out.
+The signatures are those of ggml-backend.h in llama-cpp-python 0.3.36, whose own bindings do not have them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 
 @dataclass(frozen=True)
 class Device:
-    """A processor that a backend computes on; of memory 0 bytes where the backend does not tell."""
+    """A processor that a backend computes on. The memory is 0 bytes if the backend does not report it."""
 
     name: str  # as `--device` takes it: CUDA0, Metal, Vulkan1
     description: str
@@ -58,7 +58,7 @@ def _pointers() -> list[int]:
 
 
 def _bound() -> Any:
-    """Return libggml with the signatures of the functions used here (ggml-backend.h)."""
+    """Return libggml, with the signatures of the functions used here (ggml-backend.h)."""
     lib = ggml()
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, arguments, result in (
@@ -92,52 +92,52 @@ def _described(pointer: int) -> Device:
 
 
 def offload(layers: Layers, device: str | None = None) -> int:
-    """Return how many layers are to run on a GPU, -1 for all; `device` is one name, or several with commas.
+    """Return how many layers a GPU is to compute, -1 for all; `device` is a name, or several with commas between.
 
-    "auto" is all where the installed llama.cpp has a GPU, else none; naming a device asks for a GPU too. Asking for one
-    where there is none, or for a device that is not there, is ``ModelLoadError``, and says what to do.
+    "auto" is all where the installed llama.cpp can use a GPU, else none. Raises ``ModelLoadError``, which says what to
+    do, for layers or a device where llama.cpp has no GPU backend, and for a device that does not exist.
     """
     if layers not in ("auto", "all") and (isinstance(layers, bool) or not isinstance(layers, int) or layers < -1):
         raise ValueError(f"n_gpu_layers must be 'auto', 'all' or a number of layers, found {layers!r}")
-    there = llama().llama_supports_gpu_offload()
-    if (device is not None or layers not in ("auto", 0)) and not there:
-        asked = f"device {device}" if device is not None else f"{'all' if layers in ('all', -1) else layers} layers"
+    has_gpu = llama().llama_supports_gpu_offload()
+    if (device is not None or layers not in ("auto", 0)) and not has_gpu:
+        request = f"device {device}" if device is not None else f"{'all' if layers in ('all', -1) else layers} layers"
         raise ModelLoadError(
-            f"{asked} on a GPU: the installed llama-cpp-python has no GPU backend (it has {', '.join(backends())}): "
+            f"{request} on a GPU: the installed llama-cpp-python has no GPU backend (it has {', '.join(backends())}): "
             f"use none, or install it with one: {reinstall()}"
         )
     if device is not None:
         chosen(device)
     if layers == "auto":
-        return -1 if there else 0
+        return -1 if has_gpu else 0
     return -1 if layers == "all" else int(layers)
 
 
 def chosen(names: str) -> Any:
-    """Return the devices called `names` (with commas between) as C wants them: pointers, and NULL after the last."""
-    there = {
+    """Return the devices of `names` (with commas between) as C takes them: an array of pointers that ends with NULL."""
+    known = {
         device.name.casefold(): pointer for pointer in _pointers() if (device := _described(pointer)).kind != "cpu"
     }
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
-        if name.casefold() not in there:
-            known = ", ".join(device.name for device in devices() if device.kind != "cpu") or "none"
-            raise ModelLoadError(f"there is no device {name!r} to run layers on: this machine has {known}")
-    return (ctypes.c_void_p * (len(wanted) + 1))(*(there[name.casefold()] for name in wanted), None)
+        if name.casefold() not in known:
+            others = ", ".join(device.name for device in devices() if device.kind != "cpu") or "none"
+            raise ModelLoadError(f"there is no device {name!r} to run layers on: this machine has {others}")
+    return (ctypes.c_void_p * (len(wanted) + 1))(*(known[name.casefold()] for name in wanted), None)
 
 
 def gpu_at_hand() -> bool:
-    """Tell whether there seems to be a GPU whose driver is installed, whatever llama.cpp was built with."""
+    """Tell whether a GPU's driver seems to be installed, whatever llama.cpp was built with."""
     return sys.platform == "darwin" or shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()
 
 
 def reinstall() -> str:
-    """Return the command that installs llama-cpp-python with a GPU backend on this machine, as its shell takes it."""
+    """Return the command for this system's shell that installs llama-cpp-python with a GPU backend."""
     if sys.platform == "darwin":
         flags, wheels = "-DGGML_METAL=on", "metal"
     elif shutil.which("nvidia-smi") or not Path("/dev/kfd").exists():
         flags, wheels = "-DGGML_CUDA=on", "cu124"
-    else:  # AMD's driver is there, and NVIDIA's is not
+    else:  # AMD's driver is installed, and NVIDIA's is not
         flags, wheels = "-DGGML_HIP=on", "rocm72"
-    built, ready = building.command({"CMAKE_ARGS": flags}), building.command(binary=f"{_WHEELS}/{wheels}")
-    return f"{built} (ready-made: {ready}; other GPUs: docs/install.md)"
+    compiled, ready_made = building.command({"CMAKE_ARGS": flags}), building.command(binary=f"{_WHEELS}/{wheels}")
+    return f"{compiled} (ready-made: {ready_made}; other GPUs: docs/install.md)"

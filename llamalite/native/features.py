@@ -1,10 +1,10 @@
-"""Which instructions the processor has, and which of them the installed llama.cpp was compiled to use.
+"""Which instruction sets the processor has, and which of them the installed llama.cpp was compiled to use.
 
-    for one in cpu_features():
-        print(one.name, one.used, one.there)         # AVX2 True True;  there is None where the system does not tell
+    for feature in cpu_features():
+        print(feature.name, feature.used, feature.there)     # AVX2 True True
 
-llama.cpp tells only what it uses (``llama_print_system_info``), fixed when it was compiled;
-`llamalite.native.processor` knows what there is.
+llama.cpp reports only what it was compiled to use (``llama_print_system_info``); what the processor has, the system
+reports (`llamalite.native.processor`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llamalite.native.library import llama
 
 @dataclass(frozen=True)
 class Feature:
-    """One set of instructions: whether llama.cpp uses it, and whether the processor has it (None: not known)."""
+    """An instruction set: whether llama.cpp uses it, and whether the processor has it (None: unknown)."""
 
     name: str
     used: bool
@@ -27,22 +27,22 @@ class Feature:
 
 
 def cpu_features() -> list[Feature]:
-    """Return what this processor has or llama.cpp uses; sets that neither has are left out."""
-    told = llama().llama_print_system_info().decode()
-    return known_features(told, platform.machine(), processor.of_this_system())
+    """Return the instruction sets that this processor has or llama.cpp uses."""
+    info = llama().llama_print_system_info().decode()
+    return known_features(info, platform.machine(), processor.of_this_system())
 
 
-def known_features(told: str, machine: str, has: processor.Tells) -> list[Feature]:
-    """`cpu_features` from what llama.cpp told, the machine's name, and what the system says of one set."""
-    used = set(re.findall(r"(\w+) = 1", told))
+def known_features(system_info: str, machine: str, has: processor.HasInstructions) -> list[Feature]:
+    """Return what `cpu_features` does, from llama.cpp's `system_info` and for a processor of another `machine`."""
+    used = set(re.findall(r"(\w+) = 1", system_info))
     sets = processor.instruction_sets(machine)
-    found = [Feature(name, name in used, has(names)) for name, names in sets.items()]
-    return [one for one in found if one.used or one.there is not False]
+    features = [Feature(name, name in used, has(names)) for name, names in sets.items()]
+    return [feature for feature in features if feature.used or feature.there is not False]
 
 
 def processor_name() -> str:
-    """Return what the processor is called, as llama.cpp or the system has it."""
+    """Return the processor's name, as llama.cpp or the system reports it."""
     from llamalite.native.devices import devices
 
-    named = next((device.description for device in devices() if device.kind == "cpu"), "")
-    return named if named not in ("", "CPU") else platform.processor() or platform.machine()
+    name = next((device.description for device in devices() if device.kind == "cpu"), "")
+    return name if name not in ("", "CPU") else platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
-"""The llama-cpp-python that is installed: where its files lie, and what they were compiled to use.
+"""The installed llama-cpp-python: where its files are, and which instructions they were compiled to use.
 
-Nothing of llama.cpp runs here but functions that return a constant, so that this is safe on any processor.
+It calls no functions of llama.cpp but those that return a constant, so that it is safe on any processor.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from llamalite.native.processor import ARM, X86
 
 
-class _Later(types.ModuleType):
-    """A package whose ``__init__`` runs when one of its names is first asked for."""
+class _LazyPackage(types.ModuleType):
+    """A package whose ``__init__`` runs when one of its names is first used."""
 
     def __getattr__(self, name: str) -> Any:
         self.__class__ = types.ModuleType  # type: ignore[assignment] # from here on an ordinary module
@@ -28,29 +28,29 @@ class _Later(types.ModuleType):
 
 
 def package() -> types.ModuleType:
-    """Return the package ``llama_cpp`` without running its ``__init__``, which whoever imports it later still gets.
+    """Return the package ``llama_cpp`` without running its ``__init__``, which runs if other code uses its names.
 
-    It imports chat formats, Jinja and a high-level class, five times as much as the bindings that we use, and opens
-    files that it never closes.
+    That ``__init__`` imports chat formats, Jinja and a high-level class, five times as much as the bindings that we
+    use, and opens files that it never closes.
     """
     if "llama_cpp" not in sys.modules:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None:
             raise ModuleNotFoundError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
         module = importlib.util.module_from_spec(spec)
-        module.__class__ = _Later
+        module.__class__ = _LazyPackage
         sys.modules["llama_cpp"] = module
     return sys.modules["llama_cpp"]
 
 
 def library_folder() -> Path:
-    """Return the folder of libllama and ggml's libraries."""
+    """Return the folder of libllama and of ggml's libraries."""
     return Path(str(package().__file__)).parent / "lib"
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """Load one of the libraries beside libllama, such as ``ggml-base``; ``FileNotFoundError`` where there is none."""
+    """Load a library beside libllama, such as ``ggml-base``; ``FileNotFoundError`` if there is none of that name."""
     folder = library_folder()
     for path in (folder / file for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
         if path.exists():
@@ -60,13 +60,13 @@ def library(name: str) -> ctypes.CDLL:
 
 
 def compiled_features() -> tuple[str, ...] | None:
-    """Return what libggml-cpu was compiled to use, such as ``("AVX2", "FMA")``; None where the build does not say.
+    """Return what libggml-cpu was compiled to use, such as ``("AVX2", "FMA")``; None if the build does not say.
 
-    ``ggml_cpu_has_avx2`` and its like (ggml-cpu.h) are constants: they return where no other function would.
+    ``ggml_cpu_has_avx2`` and its like (ggml-cpu.h) return constants, so they work even where others would crash.
     """
     try:
         cpu = library("ggml-cpu")
-    except FileNotFoundError:  # a build that chooses among several when it starts (GGML_BACKEND_DL)
+    except FileNotFoundError:  # a build that chooses one of several when it starts (GGML_BACKEND_DL)
         return None
     functions = {name: getattr(cpu, f"ggml_cpu_has_{name.lower()}", None) for name in (*X86, *ARM)}
     return tuple(name for name, has in functions.items() if has is not None and has())

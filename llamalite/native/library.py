@@ -1,8 +1,8 @@
-"""The one place where llama.cpp is loaded, initialised and listened to.
+"""Loads and initialises llama.cpp, and receives its log.
 
 `llama()` is the low-level module of llama-cpp-python, `ggml_base()` the library with ggml's own kernels. llama.cpp
-writes its log to stderr unless a callback takes it: ours hands each line to `logging` under ``llamalite.llama_cpp``,
-and keeps the last errors, so that a failure can be told in llama.cpp's own words.
+writes its log to stderr unless there is a callback. Ours passes each line to `logging`, under ``llamalite.llama_cpp``,
+and collects the errors of a call, so that an exception can say what llama.cpp said.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llamalite.native import installed, verdict
 
 T = TypeVar("T")
 _logger = logging.getLogger("llamalite.llama_cpp")
-# Silent until the application sets logging up: without a handler Python would write warnings to stderr itself.
+# Without a handler, Python itself would write warnings to stderr in an application that has not set up logging.
 logging.getLogger("llamalite").addHandler(logging.NullHandler())
 # ggml_log_level (ggml.h): none, debug, info, warn, error, and 5 for the continuation of a line.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
@@ -31,9 +31,9 @@ _CONTINUATION = 5
 
 
 class _Log:
-    """Joins llama.cpp's fragments into lines, logs them, and lets callers collect the errors of one call.
+    """Joins llama.cpp's fragments into lines, logs them, and collects the errors of a call.
 
-    llama.cpp's own info lines are of debug interest to users of llamalite, and are logged as such.
+    llama.cpp's info lines are logged as debug lines, since users of llamalite rarely want to see them.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Log:
             if level != _CONTINUATION:
                 self._level = _LEVELS.get(level, logging.DEBUG)
             if self._level < logging.ERROR and not _logger.isEnabledFor(self._level):
-                self._line = ""  # a load tells thousands of lines that usually nobody wants to see
+                self._line = ""  # a load logs thousands of lines
                 return
             self._line += (text or b"").decode("utf-8", "replace")
             *lines, self._line = self._line.split("\n")
@@ -67,66 +67,66 @@ class _Log:
             yield heard
         finally:
             with self._lock:
-                self._listeners = [one for one in self._listeners if one is not heard]
+                self._listeners = [listener for listener in self._listeners if listener is not heard]
 
 
 _log = _Log()
 
 
 def errors_heard() -> contextlib.AbstractContextManager[collections.deque[str]]:
-    """Collect the error lines that llama.cpp logs inside the ``with`` block, newest last, eight at the most."""
+    """Collect the last eight error lines that llama.cpp logs inside the ``with`` block, newest last."""
     return _log.errors()
 
 
 def in_its_words(heard: Iterable[str]) -> str:
-    """Return llama.cpp's error lines as one sentence, without the names of its functions and without its refrain."""
+    """Return llama.cpp's error lines as one sentence, without names of its functions and repetitions."""
     lines = []
     for line in heard:
         where, colon, rest = line.lstrip("- ").partition(": ")
         lines.append(rest if colon and where.isidentifier() else line.lstrip("- "))
-    told = [line for line in lines if line != "failed to load model"] or lines
-    return "; ".join(line.rstrip(":") for line in dict.fromkeys(told)) or "it gave no reason"
+    reasons = [line for line in lines if line != "failed to load model"] or lines
+    return "; ".join(line.rstrip(":") for line in dict.fromkeys(reasons)) or "it gave no reason"
 
 
-_stderr = threading.Lock()  # file descriptor 2 is one for the whole process
+_stderr = threading.Lock()  # the whole process shares file descriptor 2
 
 
 @contextlib.contextmanager
 def stderr_of_c() -> Iterator[list[str]]:
-    """Collect the lines that C writes to standard error inside the ``with`` block, past llama.cpp's own log.
+    """Collect the lines that C writes to standard error, not to llama.cpp's log, inside the ``with`` block.
 
-    llama.cpp's grammar parser tells why it fails in no other way (``llama_grammar_parser::parse``, llama-grammar.cpp).
-    Keep the block short: what other threads write meanwhile is collected too, and shown after it.
+    llama.cpp's grammar parser reports its errors only in this way (``llama_grammar_parser::parse``, llama-grammar.cpp).
+    Keep the block short: lines that other threads write meanwhile are collected too.
     """
     import tempfile
 
-    told: list[str] = []
+    lines: list[str] = []
     try:
         before = os.dup(2)
     except OSError:  # a program without a console has no standard error
-        yield told
+        yield lines
         return
     with _stderr, tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield told
+            yield lines
         finally:
             os.dup2(before, 2)
             os.close(before)
             file.seek(0)
-            told += file.read().decode("utf-8", "replace").splitlines()
+            lines += file.read().decode("utf-8", "replace").splitlines()
 
 
 @functools.cache
 def llama() -> Any:
-    """Return llama-cpp-python's low-level module, with the log taken over and the backends initialised.
+    """Return llama-cpp-python's low-level module, with our log callback and its backends initialised.
 
-    Raises ``ModelLoadError`` where the library would end the process (`llamalite.native.verdict`).
+    Raises ``ModelLoadError`` if the library would crash the process (`llamalite.native.verdict`).
     """
     verdict.current().require()
     installed.package()
     lib: Any = importlib.import_module("llama_cpp.llama_cpp")
-    # llama_log_set keeps a bare pointer: the callback object has to live as long as the library.
+    # llama_log_set keeps only a pointer, so the callback object has to live as long as the library.
     lib._llamalite_log_callback = lib.llama_log_callback(_log)
     lib.llama_log_set(lib._llamalite_log_callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
@@ -135,16 +135,16 @@ def llama() -> Any:
 
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
-    """Return libggml-base, which holds ggml's quantization kernels; llama-cpp-python ships it beside libllama.
+    """Return libggml-base, with ggml's quantization kernels; llama-cpp-python installs it beside libllama.
 
-    It works on where only models cannot be computed. Raises ``ModelLoadError`` where not even that is so.
+    It may work where models cannot be computed. Raises ``ModelLoadError`` where it does not.
     """
     verdict.current().require(("features", "quantization"))
     return installed.library("ggml-base")
 
 
 def ggml() -> ctypes.CDLL:
-    """Return libggml, which knows the backends and their devices."""
+    """Return libggml, which has the list of backends and devices."""
     return installed.library("ggml")
 
 
@@ -156,13 +156,13 @@ def version() -> str:
     return f"llama-cpp-python {ours}, llama.cpp {llama().llama_version().decode()}"
 
 
-_stack_size = threading.Lock()  # threading.stack_size is one setting for the whole process
+_stack_size = threading.Lock()  # the whole process shares threading.stack_size
 
 
 def on_deep_stack(n_bytes: int, call: Callable[[], T]) -> T:
-    """Return what `call` returns, called in a thread whose stack has `n_bytes` (rounded up; memory only as it is used).
+    """Return what `call` returns, called in a thread with a stack of `n_bytes`, of which only used pages take memory.
 
-    Raises ``OutOfMemoryError`` where the system gives no such stack.
+    Raises ``OutOfMemoryError`` if the system refuses such a stack.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and the most it has held, in bytes, on Linux, macOS and Windows."""
+"""The physical memory of this process, now and at its peak, in bytes, on Linux, macOS and Windows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Return the physical memory of this process now, pages of mapped files included."""
+    """Return the physical memory that this process has now, including pages of mapped files."""
     if sys.platform == "linux":
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if sys.platform == "win32":
         return _windows_counters().WorkingSetSize
-    told = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
-    return int(told.stdout) * 1024
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return int(done.stdout) * 1024
 
 
 def peak_resident_bytes() -> int:
-    """Return the most physical memory that this process has held since it started."""
+    """Return the most physical memory that this process has had since it started."""
     if sys.platform == "win32":
         return _windows_counters().PeakWorkingSetSize
     import resource

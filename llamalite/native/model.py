@@ -4,8 +4,8 @@
         ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)  # int32 [n_tokens], BOS first
         text = b"".join(model.token_to_piece(i) for i in ids)
 
-llama.cpp aborts the process on a token outside the vocabulary, or on text for a file without one: whatever comes in is
-checked here first. Texts are bytes in UTF-8; pieces are bytes too, since one character may span several tokens.
+llama.cpp aborts the process on a token outside the vocabulary, and on text for a file without one, so arguments are
+checked here first. Texts are UTF-8 bytes; pieces are bytes too, since one character may span several tokens.
 """
 
 from __future__ import annotations
@@ -19,67 +19,51 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llamalite.computing import DecodeThread, Users, is_left_behind
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import Header, check_adapter, checked_header
 from llamalite.native import devices, verdict
+from llamalite.native.decode_thread import DecodeThread, is_left_behind
 from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
+from llamalite.native.lifetime import Lifetime
 
 TokenIds = npt.NDArray[np.int32]
 _logger = logging.getLogger(__name__)
 
-# What ``unicode_cpt_from_utf8`` takes for a character and ``unicode_cpt_to_utf8`` ends the process on (unicode.cpp).
+# ``unicode_cpt_from_utf8`` takes this for a character, on which ``unicode_cpt_to_utf8`` then aborts (unicode.cpp).
 _BEYOND_UNICODE = re.compile(rb"(?:\xf4[\x90-\xbf]|[\xf5-\xf7][\x80-\xbf])[\x80-\xbf]{2}")
 _VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
-# llama.cpp cuts texts by its own loops for these, and by std::regex for the others, which recurses for every character
-# of a match: without a deep stack a text of some ten thousand letters or digits in a row would end the process.
+# For these, llama.cpp splits a text with loops of its own; for others with std::regex, which recurses for every
+# character of a match: on a normal stack, ten thousand letters or digits in a row would crash the process.
 _FLAT_PRE_TOKENIZERS = frozenset("llama-bpe llama3 llama-v3 gpt-2 qwen2 deepseek-r1-qwen smollm".split())
-_STACK_A_BYTE = 2048  # of text; libstdc++ takes about 500 a character, and other libraries more
+_STACK_A_BYTE = 2048  # bytes of stack a byte of text; libstdc++ takes about 500 a character, other libraries more
 
 
-class LoraAdapter(NamedTuple):
-    """A LoRA adapter in GGUF form (``convert_lora_to_gguf.py``) and the weight it is added with."""
-
-    path: str | os.PathLike[str]
-    scale: float = 1.0
-
-
-Lora = str | os.PathLike[str] | LoraAdapter
-
-
-def lora_adapters(lora: Lora | Sequence[Lora]) -> list[LoraAdapter]:
-    """Return one adapter or several, files among them, as a list; ``TypeError`` for what is neither."""
-    alone = isinstance(lora, (str, LoraAdapter)) or not isinstance(lora, Sequence)
-    given = cast("list[Lora]", [lora] if alone else list(lora))  # type: ignore[arg-type]
-    found = [one if isinstance(one, LoraAdapter) else LoraAdapter(one) for one in given]
-    for one in found:
-        if not isinstance(one.path, (str, os.PathLike)):
-            raise TypeError(f"lora must name files or be LoraAdapters, found {one.path!r:.80}")
-    return found
-
-
-class _Freed(Protocol):
+class _Closable(Protocol):
     def close(self) -> None: ...
 
 
 class NativeModel:
     """Weights and vocabulary of one GGUF file, in llama.cpp's memory.
 
-    `n_gpu_layers` is how many layers go to the GPU (-1: all), `device` which GPU (`llamalite.native.devices`); asking
-    for any where the build has no GPU backend raises ``ModelLoadError``, as does every file that llama.cpp refuses, in
-    its words; a file that contradicts itself is ``GGUFError`` (`llamalite.gguf_check`) and never reaches llama.cpp.
-    `progress` is called with a fraction in 0..1; raising in it stops the load. `vocab_only` leaves the weights out.
-    Close the contexts of a model before the model; `close` does it for those that register themselves with `own`.
-    `header` is what `checked_header` returned for this file, where the caller has it: it is then not checked again.
-    `extra_buffers` lets llama.cpp copy weights into an order made for the processor; None is what
-    `llamalite.native.verdict` found to work. A type of weights that this build computes wrongly is ``ModelLoadError``.
-    `thread` is where all contexts of this model decode; models that compute in turns share one, and whoever made it
-    closes it.
+    - `n_gpu_layers`: how many layers the GPU computes (-1: all); `device`: which GPU (`llamalite.native.devices`).
+    - `vocab_only`: leave the weights out.
+    - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
+    - `header`: what `checked_header` returned for this file, if the caller has it; the file is then not checked again.
+    - `extra_buffers`: let llama.cpp copy weights into an order made for the processor. None is what
+      `llamalite.native.verdict` found to work.
+    - `thread`: where all contexts of this model decode. Models that compute in turns share one, which whoever made it
+      closes.
+
+    Raises ``GGUFError`` for a file that contradicts itself, which never reaches llama.cpp, and ``ModelLoadError`` for a
+    file that llama.cpp refuses, in its words, for weights of a type that this build computes wrongly, and for GPU
+    layers where the build has no GPU backend.
+
+    The contexts of a model must be closed before it; `close` closes those that were registered with `own`.
     """
 
     def __init__(
@@ -95,30 +79,33 @@ class NativeModel:
         thread: DecodeThread | None = None,
     ) -> None:
         self._ptr: Any = None
-        self._owned: list[_Freed] = []
+        self._owned: list[_Closable] = []
         self._has_own_thread = thread is None
         self.thread = thread or DecodeThread()
-        self.users = Users()
-        self.freeing = threading.RLock()  # whoever frees the model or a context of it, or tells of a new one
+        self.lifetime = Lifetime()
+        self.freeing = threading.RLock()  # held to free the model or one of its contexts, and to register a context
         self._adapters: dict[Path, Any] = {}  # freed by llama_model_free
         if progress is not None and not callable(progress):
             raise TypeError(f"progress must be a function of one number, found {progress!r:.80}")
         self.path = Path(path)
         if header is None or header.path != self.path:
-            # llama.cpp ends the process on some files that contradict themselves.
+            # llama.cpp aborts on some files that contradict themselves.
             header = checked_header(self.path, vocab_only=vocab_only)
         self._header = header
-        lib = llama()
-        params = lib.llama_model_default_params()
+        params = llama().llama_model_default_params()
         params.n_gpu_layers = devices.offload(n_gpu_layers, device)
         if device is not None:
-            chosen = devices.chosen(device)
+            chosen = devices.chosen(device)  # keeps the array alive, to which `params` has a pointer
             params.devices = ctypes.cast(chosen, ctypes.c_void_p)
         params.vocab_only = vocab_only
         if extra_buffers is None:
             extra_buffers = vocab_only or _usable_buffers(header)
         params.use_extra_bufts = extra_buffers
-        raised: list[BaseException] = []
+        self._load(params, progress)
+        self._read_facts()
+
+    def _load(self, params: Any, progress: Callable[[float], None] | None) -> None:
+        lib, raised = llama(), list[BaseException]()
 
         def report(fraction: float, _user_data: Any) -> bool:
             try:
@@ -129,7 +116,7 @@ class NativeModel:
                 return False
             return True
 
-        # Also where nobody asks for progress: it is where Python hears Ctrl-C while C loads for seconds.
+        # Set even without `progress`: in this callback Python handles Ctrl-C, while C loads for seconds.
         params.progress_callback = lib.llama_progress_callback(report)
         with errors_heard() as heard:
             self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params)
@@ -138,19 +125,21 @@ class NativeModel:
                 raise raised[0]
             raise ModelLoadError(f"llama.cpp cannot load {self.path}: {in_its_words(heard)}")
 
+    def _read_facts(self) -> None:
+        lib = llama()
         self._vocab = lib.llama_model_get_vocab(self._ptr)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._ptr)
         self.n_embd: int = lib.llama_model_n_embd(self._ptr)
         self.n_layer: int = lib.llama_model_n_layer(self._ptr)
-        # Without weights no layer is known, and llama.cpp aborts when it is asked for layer 0.
+        # Without weights there are no layers, and llama.cpp aborts when it is asked about layer 0.
         self.n_head_kv: int = lib.llama_model_n_head_kv(self._ptr) if self.n_layer else 0
         self.size_bytes: int = lib.llama_model_size(self._ptr)
         self.n_params: int = lib.llama_model_n_params(self._ptr)
         self.has_vocab: bool = lib.llama_vocab_type(self._vocab) != _VOCAB_NONE
         self.has_encoder: bool = lib.llama_model_has_encoder(self._ptr)
         self.has_decoder: bool = lib.llama_model_has_decoder(self._ptr)
-        # State space models keep one state for all that was read: it cannot be rewound to an earlier token.
+        # A state space model keeps one state for all tokens so far, which cannot be rewound to an earlier token.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._ptr) or lib.llama_model_is_hybrid(self._ptr)
         self.desc: str = _text(lambda buffer, size: lib.llama_model_desc(self._ptr, buffer, size))
         self.metadata: dict[str, str] = self._read_metadata()
@@ -158,20 +147,21 @@ class NativeModel:
         self.eos: int = lib.llama_vocab_eos(self._vocab) if self.has_vocab else -1
         self.add_bos: bool = self.has_vocab and lib.llama_vocab_get_add_bos(self._vocab)
         self.add_eos: bool = self.has_vocab and lib.llama_vocab_get_add_eos(self._vocab)
+        pre_tokenizer = self.metadata.get("tokenizer.ggml.pre", "default")
+        kind = self.metadata.get("tokenizer.ggml.model")
+        self._decodes_utf8 = self.has_vocab and kind != "llama"
+        self._recurses = kind == "gpt2" and pre_tokenizer not in _FLAT_PRE_TOKENIZERS
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        pre = self.metadata.get("tokenizer.ggml.pre", "default")
-        self._reads_code_points = self.has_vocab and self.metadata.get("tokenizer.ggml.model") != "llama"
-        self._recurses = self.metadata.get("tokenizer.ggml.model") == "gpt2" and pre not in _FLAT_PRE_TOKENIZERS
         self._eog: dict[int, bool] = {}
         self._control: dict[str, int] | None = None
 
     def _read_metadata(self) -> dict[str, str]:
-        """Return the scalar keys of the file, values as llama.cpp spells them; arrays are not among them."""
-        lib, found = llama(), {}
+        """Return the scalar keys of the file, with the values as llama.cpp spells them; arrays are left out."""
+        lib, metadata = llama(), {}
         for i in range(lib.llama_model_meta_count(self._ptr)):
             key = _text(lambda b, n, i=i: lib.llama_model_meta_key_by_index(self._ptr, i, b, n))  # type: ignore[misc]
-            found[key] = _text(lambda b, n, i=i: lib.llama_model_meta_val_str_by_index(self._ptr, i, b, n))  # type: ignore[misc]
-        return found
+            metadata[key] = _text(lambda b, n, i=i: lib.llama_model_meta_val_str_by_index(self._ptr, i, b, n))  # type: ignore[misc]
+        return metadata
 
     @property
     def ptr(self) -> Any:
@@ -187,44 +177,45 @@ class NativeModel:
         return self._vocab
 
     def adapter(self, path: str | os.PathLike[str]) -> Any:
-        """Return the ``llama_adapter_lora *`` of a LoRA file in GGUF form, loaded once, freed with the model."""
+        """Return the ``llama_adapter_lora *`` of a LoRA adapter in GGUF form, loaded once and freed with the model."""
         path = Path(path)
         if path not in self._adapters:
             check_adapter(path, self._header)
             with errors_heard() as heard:
-                found = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
-            if not found:
+                adapter = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
+            if not adapter:
                 raise ModelLoadError(f"llama.cpp cannot load the LoRA adapter {path}: {in_its_words(heard)}")
-            self._adapters[path] = found
+            self._adapters[path] = adapter
         return self._adapters[path]
 
-    def own(self, context: _Freed) -> None:
-        """Have `close` close `context` first: llama.cpp's contexts must not outlive their model."""
+    def own(self, resource: _Closable) -> None:
+        """Have `close` close `resource` first: llama.cpp's contexts must not outlive their model."""
         with self.freeing:
-            self._owned.append(context)
+            self._owned.append(resource)
 
-    def disown(self, context: _Freed) -> None:
-        """Forget a context that has closed itself."""
+    def disown(self, resource: _Closable) -> None:
+        """Forget a resource that was closed."""
         with self.freeing:
-            self._owned = [one for one in self._owned if one is not context]
+            self._owned = [owned for owned in self._owned if owned is not resource]
 
     def in_use(self) -> contextlib.AbstractContextManager[None]:
-        """Keep this model from being freed inside a short ``with`` block.
+        """Return a ``with`` block, which should be short, during which this model is not freed.
 
-        ``ValueError`` once it is closed, ``GenerationCancelled`` while another thread closes it.
+        Raises ``ValueError`` if the model is closed, ``GenerationCancelled`` if another thread is closing it.
         """
         self.ptr  # noqa: B018 - refuses a closed model
-        return self.users.hold()
+        return self.lifetime.hold()
 
     def close(self) -> None:
-        """Abort what other threads compute with this model, wait for their end, and give the memory back.
+        """Abort what other threads compute with this model, wait until they have ended, and free its memory.
 
-        Closing twice does nothing. ``LlamaliteError`` inside a computation of this thread, such as a callback of it.
+        Closing twice does nothing. Raises ``LlamaliteError`` when this thread itself is computing with the model, for
+        instance in a callback of ``generate_batch``.
         """
-        self.users.end()
+        self.lifetime.end()
         with self.freeing:
-            for context in reversed(list(self._owned)):
-                context.close()
+            for resource in reversed(list(self._owned)):
+                resource.close()
             self._owned.clear()
             if self._ptr is not None and not is_left_behind():
                 pointer, self._ptr = self._ptr, None
@@ -249,7 +240,7 @@ class NativeModel:
             raise LlamaliteError(f"{self.path.name} carries no vocabulary: it works on token ids only")
 
     def check_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> TokenIds:
-        """Return `tokens` as int32 [n_tokens]; ``ValueError`` names the first that is no token of this model."""
+        """Return `tokens` as int32 [n_tokens]; ``ValueError`` names the first that this model does not have."""
         ids = np.asarray(tokens)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"token ids must be whole numbers in one dimension, found {ids.dtype} {list(ids.shape)}")
@@ -261,8 +252,8 @@ class NativeModel:
     def tokenize(self, text: bytes | str, *, add_special: bool, parse_special: bool) -> TokenIds:
         """Return the token ids of `text`, int32 [n_tokens].
 
-        `add_special` puts BOS (and EOS) where the file says so; with `parse_special` the spelling of a control token
-        in the text becomes that token: for templates, never for what a user typed.
+        `add_special` adds BOS and EOS where the file asks for them. With `parse_special`, text that spells a control
+        token becomes that token: for the output of templates, never for what a user typed.
         """
         self._check_vocab()
         if add_special and ((self.add_bos and self.bos < 0) or (self.add_eos and self.eos < 0)):
@@ -270,10 +261,10 @@ class NativeModel:
                 f"{self.path.name} asks for BOS or EOS around texts, but its vocabulary has no such token"
             )
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
-        if self._reads_code_points and (beyond := _BEYOND_UNICODE.search(raw)):
+        if self._decodes_utf8 and (beyond := _BEYOND_UNICODE.search(raw)):
             raise LlamaliteError(
-                f"byte {beyond.start()} of the text begins {beyond[0].hex(' ')}, a number beyond Unicode's last, "
-                "U+10FFFF: the text is damaged, or is none"
+                f"byte {beyond.start()} of the text begins {beyond[0].hex(' ')}, a character beyond Unicode's last, "
+                "U+10FFFF: the text is damaged, or is not text"
             )
         lib, vocab = llama(), self.vocab
         room = len(raw) + 8
@@ -291,7 +282,7 @@ class NativeModel:
         raise ValueError(f"a text of {len(raw)} bytes has more tokens than llama.cpp can count")
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes that `token` stands for; a control token is ``b""`` unless `special`."""
+        """Return the text of `token` as bytes; that of a control token is ``b""`` unless `special`."""
         piece = self._pieces.get((token, special))
         if piece is None:
             self._check_vocab()
@@ -310,7 +301,7 @@ class NativeModel:
             size = -n
 
     def detokenize(self, tokens: Sequence[int] | TokenIds, *, special: bool = False) -> bytes:
-        """Return the text of `tokens`: a SentencePiece vocabulary's leading space removed, as llama.cpp does."""
+        """Return the text of `tokens` as bytes, without the leading space that SentencePiece adds."""
         self._check_vocab()
         ids = np.ascontiguousarray(self.check_tokens(tokens))
         lib, size = llama(), 16 * len(ids) + 64
@@ -325,15 +316,15 @@ class NativeModel:
 
     def is_eog(self, token: int) -> bool:
         """Tell whether `token` ends a generation (EOS, end of turn, ...)."""
-        known = self._eog.get(token)
-        if known is None:
+        is_eog = self._eog.get(token)
+        if is_eog is None:
             self.check_tokens([token])
             with self.in_use():
-                known = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
-        return known
+                is_eog = self._eog[token] = bool(llama().llama_vocab_is_eog(self.vocab, token))
+        return is_eog
 
     def difference(self, other: NativeModel) -> str | None:
-        """Return in words where the vocabulary of `other` differs from this one, None where each token is the same."""
+        """Return in words how the vocabulary of `other` differs from this one, None if all tokens are the same."""
         if self.n_vocab != other.n_vocab:
             return f"it has {other.n_vocab} tokens, and {self.path.name} has {self.n_vocab}"
         lib, mine, theirs = llama(), self.vocab, other.vocab
@@ -345,17 +336,17 @@ class NativeModel:
         return None
 
     def control_tokens(self) -> dict[str, int]:
-        """Return spelling → id of every control token; built once, in tens of milliseconds for a large vocabulary."""
+        """Return spelling → id of every control token. It is built once; a large vocabulary takes tens of ms."""
         if self._control is None:
             with self.in_use():
                 lib, vocab = llama(), self.vocab
                 ids = (i for i in range(self.n_vocab) if lib.llama_vocab_is_control(vocab, i)) if self.has_vocab else ()
-                spelled = {self.token_to_piece(i, special=True).decode("utf-8", "replace"): i for i in ids}
-            self._control = {text: i for text, i in spelled.items() if text}
+                spellings = {self.token_to_piece(i, special=True).decode("utf-8", "replace"): i for i in ids}
+            self._control = {text: i for text, i in spellings.items() if text}
         return self._control
 
     def is_control(self, token: int) -> bool:
-        """Tell whether `token` is a control token, which text never spells."""
+        """Tell whether `token` is a control token, which plain text never becomes."""
         self.check_tokens([token])
         with self.in_use():
             return bool(llama().llama_vocab_is_control(self.vocab, token))
@@ -367,14 +358,14 @@ def _warn_once(text: str) -> None:
 
 
 def _usable_buffers(header: Header) -> bool:
-    """Whether extra buffers work here; ``ModelLoadError`` where weights of a type in `header` do not."""
+    """Tell whether extra buffers work here; ``ModelLoadError`` if weights of a type in `header` do not."""
     judged = verdict.current()
     types = {tensor.type.name for tensor in header.all_tensors if len(tensor.shape) > 1}
     for name in sorted(types):
         if (how := judged.refused(name)) is not None:
             raise ModelLoadError(
                 f"{header.path.name} has {name} weights, with which the installed llama-cpp-python fails on this "
-                f"processor ({how}). {verdict.mend()}"
+                f"processor ({how}). {verdict.repair()}"
             )
     if (text := judged.warning()) is not None:
         _warn_once(text)
@@ -382,7 +373,7 @@ def _usable_buffers(header: Header) -> bool:
 
 
 def _text(fill: Callable[[Any, int], int]) -> str:
-    """Call `fill(buffer, size)` of C, which returns the length it needs, and return the whole string."""
+    """Return the string that the C function `fill(buffer, size)` writes; it returns the length that it needs."""
     size = 256
     while True:
         buffer = ctypes.create_string_buffer(size)

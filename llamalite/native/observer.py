@@ -1,12 +1,12 @@
-"""Watches matrix products while llama.cpp computes: which weights, and the activations that they are multiplied with.
+"""Observes matrix products while llama.cpp computes them: the weights' name, and the activations they multiply.
 
     def see(name, key, rows):           # "blk.0.attn_q.weight", float32 [n_tokens, n_embd], a view for this call only
         ...
     observer = MatrixObserver(wanted=lambda name, n_rows: name.startswith("blk."), see=see)
-    context = NativeContext(model, n_ctx=512, observer=observer)
+    context = NativeContext(model, ContextOptions(n_ctx=512), observer=observer)
 
-llama.cpp asks a callback about every node of its graph (``cb_eval``), computes up to the nodes that it wants, and shows
-them. The fields of ``struct ggml_tensor`` (ggml.h of the pinned version) are read in place.
+llama.cpp asks a callback (``cb_eval``) about each node of its graph, and calls it again with those that it wants once
+they are computed. The callback reads the fields of ``struct ggml_tensor`` (ggml.h of the pinned version) in place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_OPS = 512
 
 
 class _Tensor(ctypes.Structure):
-    """``struct ggml_tensor``, as far as its name."""
+    """``struct ggml_tensor``, up to its name."""
 
     type: int
     buffer: int | None
@@ -66,16 +66,16 @@ def _ggml() -> Any:
 
 @functools.cache
 def _op(name: bytes) -> int:
-    """Return the number of a graph operation, asked of the library: it moves between versions."""
+    """Return the number of a graph operation in this library: numbers change between versions."""
     return next(number for number in range(_MAX_OPS) if _ggml().ggml_op_name(number) == name)
 
 
 class MatrixObserver:
-    """Calls ``see(name, key, rows)`` for each product of a weight with float32 activations that `wanted` asks for.
+    """Calls ``see(name, key, rows)`` for each product of a weight with float32 activations that ``wanted`` selects.
 
-    `rows` is float32 [n_rows, n_columns], valid during the call; `key` is the same for weights that are multiplied with
-    the same activations one after the other. ``wanted(name, n_rows)`` is asked first and should be
-    quick. An exception in either stops the computation; `raised` holds it. One observer serves one context.
+    ``wanted(name, n_rows)`` is called first, and should be fast. `rows` is float32 [n_rows, n_columns], valid only
+    during the call; `key` is the same for consecutive weights that multiply the same activations. An exception in
+    either function stops the computation, and `raised` is set to it. An observer is for one context.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class MatrixObserver:
 
 
 def _weight_name(name: bytes) -> str:
-    """Return a weight's name without what a backend puts around it: ``CUDA0#blk.0.attn_k.weight#0``."""
+    """Return a weight's name without what a backend adds to it, as in ``CUDA0#blk.0.attn_k.weight#0``."""
     parts = name.decode("utf-8", "replace").split("#")
     return parts[1] if len(parts) > 1 else parts[0]
 
 
 def _rows(address: int, tensor: _Tensor) -> npt.NDArray[np.float32]:
-    """Return a host tensor's float32 values as [n_rows, n_columns], or a copy of one on a GPU."""
+    """Return a tensor's values, float32 [n_rows, n_columns]: a view of host memory, or a copy from a GPU."""
     lib, n_bytes = _ggml(), _ggml().ggml_nbytes(address)
     if lib.ggml_backend_buffer_is_host(tensor.buffer):
         raw: Any = (ctypes.c_char * n_bytes).from_address(tensor.data or 0)

@@ -1,10 +1,10 @@
-"""What the system says of the processor: which sets of instructions it has, and what tells it from another one.
+"""What the system says about the processor: its instruction sets, and what identifies it.
 
     has = of_this_system()
-    has(X86["AVX2"])            # True, False, or None where the system does not tell
+    has(X86["AVX2"])            # True, False, or None where the system does not say
 
-Linux is read from /proc/cpuinfo, macOS from sysctl, Windows from ``IsProcessorFeaturePresent``, which knows the fewest.
-This module does not load llama.cpp.
+The sources are /proc/cpuinfo on Linux, sysctl on macOS, and ``IsProcessorFeaturePresent`` on Windows, which knows the
+fewest sets. This module does not load llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 Names = tuple[str, str | None, int | None]
-Tells = Callable[[Names], bool | None]
+HasInstructions = Callable[[Names], bool | None]
 
-# llama.cpp's name (ggml_backend_cpu_get_features, ggml-cpu.cpp) → /proc/cpuinfo, sysctl below hw.optional, Windows' PF_
+# llama.cpp's name (ggml_backend_cpu_get_features, ggml-cpu.cpp) → its names in /proc/cpuinfo and sysctl's hw.optional,
+# and its number among Windows' PF_ constants
 X86: dict[str, Names] = {
     "SSE3": ("pni", "sse3", 13),
     "SSSE3": ("ssse3", "supplementalsse3", 36),
@@ -48,15 +49,15 @@ ARM: dict[str, Names] = {
 
 
 def instruction_sets(machine: str) -> dict[str, Names]:
-    """Return the sets that processors called `machine` (``platform.machine()``) may have: `X86`, `ARM` or none."""
+    """Return the sets that a processor of `machine` (``platform.machine()``) may have: `X86`, `ARM` or none."""
     name = machine.lower()
     if name in ("x86_64", "amd64", "i686", "x86"):
         return X86
     return ARM if name.startswith(("arm", "aarch64")) else {}
 
 
-def of_this_system() -> Tells:
-    """Return the function that says of a set whether this processor has it."""
+def of_this_system() -> HasInstructions:
+    """Return a function that tells whether this processor has an instruction set."""
     if sys.platform == "linux":
         return of_cpuinfo(_first_of_cpuinfo())
     if sys.platform == "darwin":
@@ -67,34 +68,34 @@ def of_this_system() -> Tells:
     return lambda _: None
 
 
-def of_cpuinfo(text: str) -> Tells:
-    """Answer from the text of /proc/cpuinfo: ``flags`` on x86, ``Features`` on Arm."""
+def of_cpuinfo(text: str) -> HasInstructions:
+    """Return `of_this_system` for the text of /proc/cpuinfo: ``flags`` on x86, ``Features`` on Arm."""
     line = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
     words = set(line[1].split()) if line else None
     return lambda names: None if words is None else names[0] in words
 
 
-def of_sysctl(text: str) -> Tells:
-    """Answer from what ``sysctl hw.optional`` prints; a key that is not there is not known."""
-    told = dict(re.findall(r"^hw\.optional\.([\w.]+): (\d+)$", text, re.M))
-    return lambda names: None if names[1] is None or names[1] not in told else told[names[1]] == "1"
+def of_sysctl(text: str) -> HasInstructions:
+    """Return `of_this_system` for the output of ``sysctl hw.optional``; a missing key means unknown."""
+    values = dict(re.findall(r"^hw\.optional\.([\w.]+): (\d+)$", text, re.M))
+    return lambda names: None if names[1] is None or names[1] not in values else values[names[1]] == "1"
 
 
 def missing(names: list[str]) -> list[str]:
-    """Return those of `names` (llama.cpp's) that this processor does not have, as far as the system tells."""
+    """Return those of `names` (llama.cpp's) that this processor lacks, as far as the system says."""
     known, has = instruction_sets(platform.machine()), of_this_system()
     return [name for name in names if name in known and has(known[name]) is False]
 
 
 def lacking() -> list[str]:
-    """Return every set of this kind of processor that this one does not have, by llama.cpp's names."""
+    """Return llama.cpp's names of all sets for this kind of processor that this one lacks."""
     return missing(list(instruction_sets(platform.machine())))
 
 
 def identity() -> str:
-    """Return a text that is the same for processors that run the same programs: their name and instructions."""
+    """Return a text that is the same for processors that can run the same programs: name and instruction sets."""
     if sys.platform == "linux":
-        # Frequencies and the like change from one moment to the next.
+        # These differ between cores, or from one moment to the next.
         changing = (
             "cpu MHz",
             "bogomips",
@@ -106,21 +107,21 @@ def identity() -> str:
             "physical id",
         )
         lines = _first_of_cpuinfo().splitlines()
-        told = "\n".join(line for line in lines if line.split(":")[0].strip() not in changing)
+        text = "\n".join(line for line in lines if line.split(":")[0].strip() not in changing)
     elif sys.platform == "darwin":
-        told = _sysctl("machdep.cpu") + _sysctl("hw.optional")
+        text = _sysctl("machdep.cpu") + _sysctl("hw.optional")
     else:
         has = of_this_system()
-        told = " ".join(name for name, names in instruction_sets(platform.machine()).items() if has(names))
-    return f"{platform.machine()} {platform.processor()}\n{told}"
+        text = " ".join(name for name, names in instruction_sets(platform.machine()).items() if has(names))
+    return f"{platform.machine()} {platform.processor()}\n{text}"
 
 
 def _first_of_cpuinfo() -> str:
-    """The text of /proc/cpuinfo on the first processor; the kernel takes long to write all of a large machine's."""
+    """Return /proc/cpuinfo's text about the first core; the kernel takes long to write that of all cores."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             text = file.read(1 << 14)
-    except OSError:  # a box that hides it
+    except OSError:  # a container that hides it
         return ""
     return text.split("\n\n", 1)[0]
 

@@ -5,9 +5,9 @@
     >>> quantize_rows(TENSOR_TYPES["Q4_K"], rows).shape
     (2, 144)
 
-ctypes releases the GIL for the length of a call, so Python threads quantize side by side. What ggml would answer with
-an abort of the process (a row that does not fill its blocks, a missing importance matrix) is raised here.
-`model_file` is llama.cpp's whole second step, ``llama_model_quantize``: the oracle that the tests compare with.
+ctypes releases the GIL during a call, so that Python threads quantize side by side. Where ggml would abort the process
+(a row that does not fill its blocks, a missing importance matrix), these functions raise an exception. `model_file` is
+llama.cpp's own ``llama_model_quantize``, with whose files the tests compare ours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 class _TypeTraits(ctypes.Structure):
-    """``struct ggml_type_traits`` (ggml.h), as far as it is needed."""
+    """``struct ggml_type_traits`` (ggml.h), up to `to_float`."""
 
     _fields_ = [
         ("type_name", ctypes.c_char_p),
@@ -57,12 +57,12 @@ def _quantize_chunk() -> Callable[..., Any]:
 
 @functools.cache
 def needs_importance(tensor_type: TensorType) -> bool:
-    """Whether ggml cannot quantize to this type without an importance matrix (``ggml_quantize_requires_imatrix``)."""
+    """Tell whether quantizing to this type requires an importance matrix (``ggml_quantize_requires_imatrix``)."""
     return bool(_function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)(tensor_type.ggml_type))
 
 
 def block_layout(ggml_type: int) -> tuple[int, int]:
-    """Return (weights, bytes) of a block of the type with this number, as the installed ggml has it."""
+    """Return (weights, bytes) of a block of the type with this number in the installed ggml."""
     size = _function("ggml_blck_size", ctypes.c_int64, ctypes.c_int)(ggml_type)
     return int(size), int(_function("ggml_type_size", ctypes.c_size_t, ctypes.c_int)(ggml_type))
 
@@ -73,7 +73,7 @@ def quantize_rows(
     """Quantize `rows` (float32 [n_rows, n_columns], C order) and return `out` (uint8 [n_rows, row bytes]).
 
     `importance` is float32 [n_columns], one row of an importance matrix. The bytes are those of
-    ``ggml_quantize_chunk`` (ggml.c), whichever way a tensor is cut into chunks of rows.
+    ``ggml_quantize_chunk`` (ggml.c), and do not depend on how a tensor is split into chunks of rows.
     """
     if rows.dtype != np.float32 or not rows.flags.c_contiguous:
         raise ValueError(f"rows must be float32 and C-contiguous, found {rows.dtype}")
@@ -86,9 +86,9 @@ def quantize_rows(
 def checked_room(
     tensor_type: TensorType, shape: tuple[int, ...], out: Bytes | None, importance: Floats | None
 ) -> Bytes:
-    """Return `out`, room for the blocks of `shape` (rows, columns), made if it is None.
+    """Check the arguments of `quantize_rows`, and return `out`, newly allocated for `shape` (rows, columns) if None.
 
-    ``ValueError`` or `QuantizationError` says what of the arguments cannot be.
+    Raises ``ValueError``, or `QuantizationError` for a missing importance matrix.
     """
     n_rows, n_columns = shape
     if out is None:
@@ -96,7 +96,7 @@ def checked_room(
     if not out.flags.c_contiguous:
         raise ValueError("out must be C-contiguous")
     if out.nbytes != n_rows * tensor_type.row_bytes(n_columns):
-        raise ValueError(f"out holds {out.nbytes} bytes, needed are {n_rows * tensor_type.row_bytes(n_columns)}")
+        raise ValueError(f"out holds {out.nbytes} bytes, and {n_rows * tensor_type.row_bytes(n_columns)} are needed")
     if importance is not None and (importance.dtype != np.float32 or importance.shape != (n_columns,)):
         raise ValueError(f"importance must be float32 [{n_columns}], found {importance.dtype} {importance.shape}")
     if importance is None and needs_importance(tensor_type):
@@ -107,12 +107,12 @@ def checked_room(
 def dequantize_rows(tensor_type: TensorType, rows: Bytes, n_columns: int) -> Floats:
     """Return `rows` (uint8 [n_rows, row bytes]) of `tensor_type` as float32 [n_rows, n_columns].
 
-    By ggml's own ``to_float``, as llama-quantize does; gguf-py's reader gives the same, ten times slower.
+    This is ggml's own ``to_float``, as in llama-quantize; gguf-py's reader returns the same, ten times slower.
     """
     if rows.nbytes != len(rows) * tensor_type.row_bytes(n_columns):
         raise ValueError(f"{len(rows)} rows of {n_columns} {tensor_type.name} weights, found {rows.nbytes} bytes")
     values = np.empty((len(rows), n_columns), np.float32)
-    if tensor_type.name == "F32":  # nothing to be computed, and no kernel
+    if tensor_type.name == "F32":  # a copy, for which ggml has no kernel
         values.reshape(-1).view(np.uint8)[:] = rows.reshape(-1)
         return values
     traits = _function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)(tensor_type.ggml_type)

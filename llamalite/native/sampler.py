@@ -1,12 +1,12 @@
-"""Chooses a token from a row of logits, as `SamplingParams` asks, with llama.cpp's samplers.
+"""Samples a token from a row of logits, as `SamplingParams` say, with llama.cpp's samplers.
 
     sampler = NativeSampler(model, SamplingParams(temperature=0.7, seed=1), prompt=ids)
     token = sampler.sample(context.logits()[0])
 
 The order is llama.cpp's (``common_sampler_init``, common/sampling.cpp): bias, penalties, top_k, top_p, min_p,
-temperature, draw. A grammar is asked about the drawn token first and filters all candidates only when that one is
-forbidden, since filtering a whole vocabulary costs milliseconds. llama.cpp aborts the process when a grammar is made to
-accept a token that it forbids: here that cannot be reached, and a dead end of the grammar is an error of ours.
+temperature, draw. A grammar first checks the token drawn, and filters all candidates only if it forbids that token,
+since filtering a whole vocabulary takes milliseconds. llama.cpp aborts the process when a grammar has to accept a token
+that it forbids. This module never lets that happen: where a grammar allows no token, it raises ``LlamaliteError``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from llamalite.native.model import NativeModel
 from llamalite.sampling import SamplingParams
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data (llama.h)
-# The parser recurses at each bracket and the check for left recursion at each rule: beyond these the stack would end.
+# The parser recurses for each bracket, and the check for left recursion for each rule: more overflow the stack.
 _MAX_GRAMMAR_NESTING, _MAX_GRAMMAR_RULES = 200, 4000
-# MAX_REPETITION_THRESHOLD (llama-grammar.cpp): `parse_sequence` refuses a minimum above it and takes a maximum above it
-# for none. A maximum below the minimum it does not see: `max_times - min_times` wraps, and it writes rules for ever.
+# MAX_REPETITION_THRESHOLD (llama-grammar.cpp): `parse_sequence` refuses a larger minimum, and ignores a larger maximum.
+# It does not notice a maximum below the minimum: `max_times - min_times` wraps, and it writes rules forever.
 _MAX_REPETITIONS = 2000
-_MAX_REPEATED = 1_000_000  # characters that all repetitions together write out
+_MAX_REPEATED = 1_000_000  # characters of all repetitions written out
 _GRAMMAR_ITEM = re.compile(
-    # the parts of `parse_sequence`: a literal, a class, a token; a repetition; a comment; what else stands there
+    # what `parse_sequence` reads: a literal, a class or a token; a repetition; a comment; any other character
     r"""(?P<item>"(?:\\.|[^"\\])*"|\[(?:\\.|[^]\\])*\]|<[^>]*>)|\{(?P<times>(?:#[^\r\n]*[\r\n]|[^}#])*)\}|#[^\r\n]*|[^\s]""",
     re.DOTALL,
 )
@@ -47,7 +47,7 @@ _TIMES = re.compile(r"\s*([0-9]+)\s*(?:(,)\s*([0-9]*)\s*)?", re.ASCII)
 
 @functools.lru_cache(maxsize=2)
 def _blank(n_vocab: int) -> npt.NDArray[Any]:
-    """Return the candidates of a vocabulary in order, without logits: what every draw begins from."""
+    """Return all tokens of a vocabulary as candidates without logits, with which every draw begins."""
     candidates = np.zeros(n_vocab, _CANDIDATE)
     candidates["id"] = np.arange(n_vocab)
     return candidates
@@ -56,8 +56,9 @@ def _blank(n_vocab: int) -> npt.NDArray[Any]:
 class NativeSampler:
     """The samplers of one generation and their state (penalties, random numbers, grammar).
 
-    `prompt` is what penalties count before the first token. ``ValueError`` for a bias outside the vocabulary or a
-    grammar that llama.cpp cannot parse, in its words. `seed` is the seed in use, drawn where the parameters name none.
+    `prompt` holds the tokens that penalties count before the first one. The attribute `seed` is the seed in use, drawn
+    if the parameters have none. Raises ``ValueError`` for a bias outside the vocabulary, and for a grammar that
+    llama.cpp cannot parse, in its words.
     """
 
     def __init__(self, model: NativeModel, params: SamplingParams, *, prompt: Sequence[int] = ()) -> None:
@@ -115,9 +116,9 @@ class NativeSampler:
         return chain
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """Choose a token from `logits`, float32 [n_vocab], which are not changed, and count it as said.
+        """Sample a token from `logits`, float32 [n_vocab], and update the state with it; `logits` is not changed.
 
-        Raises ``LlamaliteError`` when no token is left to choose: the logits are not numbers, or the grammar and the
+        Raises ``LlamaliteError`` when there is no token to choose: the logits are not numbers, or the grammar and the
         bias together forbid every token.
         """
         if len(self._bias_ids):
@@ -130,16 +131,16 @@ class NativeSampler:
             return token
         token = self._draw(logits)
         if self._grammar is not None:
-            token = self._fitting(token, logits)
+            token = self._allowed(token, logits)
             llama().llama_sampler_accept(self._grammar, token)
         llama().llama_sampler_accept(self._chain, token)
         return token
 
-    def _fitting(self, token: int, logits: npt.NDArray[np.float32]) -> int:
-        """Return `token` if the grammar allows it, else the one drawn from those that it allows.
+    def _allowed(self, token: int, logits: npt.NDArray[np.float32]) -> int:
+        """Return `token` if the grammar allows it, else a token drawn from those that it allows.
 
-        Bytes that are no UTF-8 are forbidden here: llama.cpp's grammar takes whatever follows the first byte of a long
-        character for its rest, a closing quote included (``decode_utf8``, llama-grammar.cpp).
+        Tokens that would make the text invalid UTF-8 are forbidden too: llama.cpp's grammar takes whatever follows the
+        first byte of a multi-byte character for its rest, even a closing quote (``decode_utf8``, llama-grammar.cpp).
         """
         if not self._allows(token):
             token = self._draw(logits, grammar_first=True)
@@ -156,7 +157,7 @@ class NativeSampler:
         state = self._utf8.getstate()
         try:
             self._utf8.decode(self._model.token_to_piece(token))
-            # Python waits for a third byte before it refuses what would be a surrogate.
+            # Python refuses a surrogate only when it sees its third byte.
             return not (b"\xed\xa0" <= self._utf8.getstate()[0] < b"\xee")
         except UnicodeDecodeError:
             return False
@@ -184,12 +185,12 @@ class NativeSampler:
 
     def _allows(self, token: int) -> bool:
         lib = llama()
-        one = np.array([(token, 1.0, 0.0)], _CANDIDATE)
+        candidate = np.array([(token, 1.0, 0.0)], _CANDIDATE)
         array = lib.llama_token_data_array()
-        array.data = ctypes.cast(one.ctypes.data, lib.llama_token_data_p)
+        array.data = ctypes.cast(candidate.ctypes.data, lib.llama_token_data_p)
         array.size, array.selected, array.sorted = 1, -1, False
         lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(one["logit"][0] != -np.inf)
+        return bool(candidate["logit"][0] != -np.inf)
 
     @staticmethod
     def _refuse(logits: npt.NDArray[Any]) -> None:
@@ -200,7 +201,7 @@ class NativeSampler:
         raise LlamaliteError(_DEAD_END)
 
     def close(self) -> None:
-        """Give llama.cpp's samplers back; closing twice does nothing."""
+        """Free llama.cpp's samplers; closing twice does nothing."""
         for name in ("_chain", "_grammar"):
             pointer = getattr(self, name)
             if pointer:
@@ -230,26 +231,26 @@ def _grammar(model: NativeModel, text: str) -> Any:
     lib, vocab, raw = llama(), model.vocab, text.encode()
     with model.in_use(), errors_heard() as heard, stderr_of_c() as written:
         grammar = lib.llama_sampler_init_grammar(vocab, raw, b"root")
-    # What the parser writes is its reason, and the rest of the grammar after it, line by line.
-    why = [line.partition("error parsing grammar: ")[2] for line in written if "error parsing grammar: " in line]
+    # The parser writes its reason, followed by the rest of the grammar, line by line.
+    reasons = [line.partition("error parsing grammar: ")[2] for line in written if "error parsing grammar: " in line]
     if not grammar:
-        raise ValueError(f"llama.cpp cannot parse the grammar: {'; '.join(why) or in_its_words(heard)}")
-    for line in written:  # another thread's
+        raise ValueError(f"llama.cpp cannot parse the grammar: {'; '.join(reasons) or in_its_words(heard)}")
+    for line in written:  # from another thread
         os.write(2, line.encode("utf-8", "replace") + b"\n")
     return grammar
 
 
 def _check_repetitions(text: str) -> None:
-    """Raise ``ValueError`` for a repetition that llama.cpp would write out without end, or beyond measure."""
+    """Raise ``ValueError`` for a repetition that llama.cpp would write out forever, or at excessive length."""
     length, total = 1, 0  # of the part that a repetition repeats; of all parts written out
-    for found in _GRAMMAR_ITEM.finditer(text):
-        times = _TIMES.fullmatch(_COMMENT.sub("", found["times"] or ""))
-        if times is None:  # what else stands in braces llama.cpp refuses itself
-            length = len(found[0]) if found["item"] else length if found[0][0] == "#" else 1
+    for item in _GRAMMAR_ITEM.finditer(text):
+        times = _TIMES.fullmatch(_COMMENT.sub("", item["times"] or ""))
+        if times is None:  # no repetition, or one that llama.cpp refuses itself
+            length = len(item[0]) if item["item"] else length if item[0][0] == "#" else 1
             continue
-        where = f"line {text.count(chr(10), 0, found.start()) + 1} of the grammar, {' '.join(found[0].split()):.40}"
-        numbers = [one.lstrip("0") or "0" for one in (times[1], times[3]) if one]
-        if any(len(one) > 4 or int(one) > _MAX_REPETITIONS for one in numbers):
+        where = f"line {text.count(chr(10), 0, item.start()) + 1} of the grammar, {' '.join(item[0].split()):.40}"
+        numbers = [digits.lstrip("0") or "0" for digits in (times[1], times[3]) if digits]
+        if any(len(digits) > 4 or int(digits) > _MAX_REPETITIONS for digits in numbers):
             raise ValueError(f"{where}: {_MAX_REPETITIONS} repetitions are the most that llama.cpp can hold")
         if int(numbers[-1]) < int(numbers[0]):
             raise ValueError(f"{where}: the most, {numbers[-1]}, is below the least, {numbers[0]}")
@@ -260,7 +261,7 @@ def _check_repetitions(text: str) -> None:
 
 
 def _nesting(text: str) -> int:
-    """Return how deep "(" nests, whether or not it stands inside a literal: an upper bound is enough."""
+    """Return how deep "(" nests, counting those in literals too: an upper bound is enough."""
     depth = deepest = 0
     for char in text:
         if char == "(":

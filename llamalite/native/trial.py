@@ -1,4 +1,4 @@
-"""Tries the installed llama.cpp on this processor, in a process that may die of it.
+"""Tries the installed llama.cpp on this processor, in a child process that may crash.
 
     {"step": "features"}
     {"features": ["SSE3", "AVX2", "AMX_INT8"]}
@@ -6,9 +6,9 @@
     {"type": "Q4_K", "distance": 0.0148}
     {"end": true}
 
-`main` prints a line of JSON before each step and after it, so that whoever reads them (`llamalite.native.verdict`)
-knows in which step the process died. A step named after a weight type computes a tiny model of that type, a prompt and
-one token of an answer, and measures how far its logits are from those of the same weights as float32.
+`main` prints a line of JSON before and after each step, so that its reader (`llamalite.native.verdict`) knows in which
+step the process crashed. A step named after a weight type computes a tiny model of that type, with a prompt and one
+token of an answer, and measures how far its logits are from those of the same weights as float32.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ import numpy.typing as npt
 from llamalite.errors import GGUFError, ModelLoadError
 from llamalite.native import installed, library, quantize
 from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
 from llamalite.quant_types import TENSOR_TYPES, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-# A row of 256 weights fills the blocks of every type; AMX takes matrices of a multiple of 32 rows, other extra buffers
-# of 8. 37 tokens fill whole tiles of every kernel, and leave some over.
+# A row of 256 weights is a whole number of blocks of every type. AMX takes matrices whose rows are a multiple of 32,
+# other extra buffers a multiple of 8. 37 tokens fill whole tiles of every kernel, and leave a remainder.
 _N_EMBD, _N_VOCAB, _N_PROMPT = 256, 64, 37
 _FLOAT_MATRICES = {f"blk.0.attn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("q", "k", "v", "output")}
 _TYPED_MATRICES = {f"blk.0.ffn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("gate", "up", "down")} | {
@@ -70,12 +71,12 @@ def main(settings: str) -> None:
     _say(end=True)
 
 
-def _say(**what: Any) -> None:
-    os.write(1, json.dumps(what).encode() + b"\n")  # at once: the next step may be the last
+def _say(**fields: Any) -> None:
+    os.write(1, json.dumps(fields).encode() + b"\n")  # unbuffered, since the next step may crash
 
 
 def _die_quietly() -> None:
-    """Have a crash of this process leave no core file, and open no window."""
+    """Make a crash of this process leave no core file and open no window."""
     if sys.platform == "win32":
         ctypes.windll.kernel32.SetErrorMode(0x8003)  # type: ignore[attr-defined,unused-ignore] # SEM_*: all but one
     else:
@@ -88,8 +89,8 @@ def _die_quietly() -> None:
 def distance(kind: TensorType, folder: Path, extra_buffers: bool) -> float:
     """Return how far the logits of a tiny model with weights of `kind` are from those of the same weights as float32.
 
-    The root of the mean square of the difference, over that of the float32 model's logits: below 0.03 for every type
-    of a right build, since activations are rounded to 8 bits. NaN where a logit is NaN.
+    This is the root mean square of the difference divided by that of the float32 model's logits; NaN if a logit is NaN.
+    Since activations are rounded to 8 bits, it is above 0, and below 0.03 for every type of a correct build.
     """
     random = np.random.default_rng(kind.ggml_type)
     floats: dict[str, Floats] = {"token_embd.weight": _normal(random, (_N_VOCAB, _N_EMBD))}
@@ -111,9 +112,9 @@ def _normal(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
 
 
 def _blocks(kind: TensorType, shape: tuple[int, int], random: np.random.Generator) -> Bytes:
-    """Return a matrix of `shape` as blocks of `kind`, uint8 [n_rows, row bytes]: random bytes under a fixed scale.
+    """Return a matrix of `shape` as blocks of `kind`, uint8 [n_rows, row bytes]: random bytes with a fixed scale.
 
-    That takes no time, while the search for the codes of some types takes seconds.
+    Quantizing random weights instead would take seconds for some types.
     """
     n_rows, n_columns = shape
     if not kind.is_quantized:
@@ -125,7 +126,7 @@ def _blocks(kind: TensorType, shape: tuple[int, int], random: np.random.Generato
     blocks = random.integers(0, 256, (n_blocks, kind.block_bytes), np.uint8)
     for offset in kind.scales:
         blocks[:, offset : offset + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-    # Scales that are no 16-bit floats (ggml-common.h): an exponent, four small floats, four bits in each of four words.
+    # Scales that are not float16 (ggml-common.h): an exponent, four small floats, four bits in each of four words.
     if kind.name == "MXFP4":
         blocks[:, 0] = 120
     elif kind.name == "NVFP4":
@@ -138,7 +139,7 @@ def _blocks(kind: TensorType, shape: tuple[int, int], random: np.random.Generato
 
 
 def _write(path: Path, floats: dict[str, Floats], typed: dict[str, Bytes], kind: TensorType) -> None:
-    """Write a GGUF file of one layer, without a vocabulary, of `floats` and of `typed` matrices in blocks of `kind`."""
+    """Write a GGUF file of one layer, without vocabulary: `floats`, and `typed` matrices as blocks of `kind`."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -154,7 +155,7 @@ def _write(path: Path, floats: dict[str, Floats], typed: dict[str, Bytes], kind:
     for name, ggml_type, shape, content in tensors:
         sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         header.append(text(name) + sizes + struct.pack("<IQ", ggml_type, offset))
-        offset += len(content)  # each a multiple of 32 bytes, as the file's alignment asks for
+        offset += len(content)  # each a multiple of 32 bytes, the file's alignment
     head = b"".join(header)
     path.write_bytes(head + bytes(-len(head) % 32) + b"".join(content for *_, content in tensors))
 
@@ -163,8 +164,8 @@ def _logits(path: Path, extra_buffers: bool) -> Floats:
     """Return the logits of a prompt and of the token after it, float32 [n_prompt + 1, n_vocab]."""
     with (
         NativeModel(path, extra_buffers=extra_buffers) as model,
-        # One thread: on a busy machine two wait for each other at every barrier.
-        NativeContext(model, n_ctx=_N_EMBD, n_threads=1) as context,
+        # One thread: on a busy machine, several would wait for each other at every barrier.
+        NativeContext(model, ContextOptions(n_ctx=_N_EMBD, n_threads=1)) as context,
     ):
         places = np.arange(_N_PROMPT)
         context.decode(places % _N_VOCAB, places, 0, True)

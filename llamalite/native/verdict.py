@@ -1,14 +1,14 @@
-"""Whether the installed llama.cpp works on this processor, and what has to be left off so that it does.
+"""Whether the installed llama.cpp works on this processor, and what has to be turned off so that it does.
 
     verdict = current()
     verdict.extra_buffers        # False: weights stay as they are in the file, without AMX and without repacking
-    verdict.refused("Q4_K")      # why weights of a type cannot be computed, None where they can
-    verdict.require()            # ModelLoadError where nothing can
+    verdict.refused("Q4_K")      # why weights of this type cannot be computed, None if they can
+    verdict.require()            # ModelLoadError if no model can be computed
 
-A library that was compiled for another processor, or by a compiler with a fault, ends the process in the middle of a
-decode, or computes something else. So the first use of a build on a processor is tried in a child process
-(`llamalite.native.trial`), which takes half a second. The verdict is kept in the user's cache folder under the identity
-of the library's files and of the processor. ``LLAMALITE_TRIAL=off`` tries nothing, and leaves nothing off.
+A library that was compiled for another processor, or by a faulty compiler, crashes the process during a decode, or
+computes wrong numbers. So a build is tried on a processor before its first use, in a child process
+(`llamalite.native.trial`), which takes half a second. The verdict is kept in the user's cache folder, under the
+identity of the library's files and the processor. ``LLAMALITE_TRIAL=off`` skips the trial and turns nothing off.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ STARTS = {
     "quantization": "quantizes",
     "start": "starts",
 }
-"""The steps before any weight type, and what llama.cpp does in them."""
+"""The steps before those of weight types, with the verb for what the library does in each."""
 
 LARGEST_DISTANCE = 0.1
-"""Between the logits of a type's weights and those of the same weights as float32; a right build stays below 0.03."""
+"""Of a type's logits from those of the same weights as float32 (`trial.distance`); a correct build is below 0.03."""
 
 _TIMEOUT_S = 120
-_VERSION = 1  # of the steps and of what is kept: another one is tried anew
+_VERSION = 1  # of the steps and of the file's format: verdicts of another version are not used
 _ILLEGAL = "illegal instruction"
 _CRASHES = {
     "SIGILL": _ILLEGAL, "SIGSEGV": "segmentation fault", "SIGBUS": "bus error", "SIGFPE": "arithmetic error",
@@ -68,9 +68,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class LibraryVerdict:
-    """What a trial has shown. `features` are the sets of instructions that the library was compiled to use, if known.
+    """The result of a trial. `features` are the instruction sets that the library was compiled to use, if known.
 
-    `untried` says why there was no trial; what is known to crash elsewhere is then left off unseen.
+    If there was no trial, `untried` says why; extra buffers are then off if the library uses AMX, which is the most
+    likely to crash.
     """
 
     features: tuple[str, ...] | None = None
@@ -86,18 +87,18 @@ class LibraryVerdict:
         return not any(fault.extra_buffers and fault.step not in STARTS for fault in self.faults)
 
     def refused(self, tensor_type: str) -> str | None:
-        """Return what happens with weights of this type even without extra buffers, None where they are right."""
+        """Return how weights of this type fail even without extra buffers, None if they do not."""
         return next((f.how for f in self.faults if f.step == tensor_type and not f.extra_buffers), None)
 
     def require(self, steps: tuple[str, ...] = tuple(STARTS)) -> None:
-        """Raise ``ModelLoadError`` with the reason and the command that mends it if one of `steps` failed."""
+        """Raise ``ModelLoadError``, with the reason and the command that repairs it, if one of `steps` failed."""
         for fault in self.faults:
             if fault.step in steps:
                 raise ModelLoadError(self._explained(fault))
 
     def _explained(self, fault: Fault) -> str:
         if fault.how != _ILLEGAL:
-            return f"the installed llama-cpp-python dies when it {STARTS[fault.step]} ({fault.how}): {mend()}"
+            return f"the installed llama-cpp-python dies when it {STARTS[fault.step]} ({fault.how}): {repair()}"
         absent = processor.missing(list(self.features or ()))
         if absent:
             needs = f"it was compiled for processors with {' '.join(absent)}, which this one lacks"
@@ -105,14 +106,14 @@ class LibraryVerdict:
             needs = f"it was compiled for a newer processor: this one has no {' '.join(processor.lacking())}"
         else:
             needs = "it uses an instruction that this one lacks"
-        return f"the installed llama-cpp-python cannot run on this processor ({_ILLEGAL}): {needs}. {mend()}"
+        return f"the installed llama-cpp-python cannot run on this processor ({_ILLEGAL}): {needs}. {repair()}"
 
     @property
     def uses_amx(self) -> bool:
         return "AMX_INT8" in (self.features or ())
 
     def lines(self) -> list[str]:
-        """Return one line for each way in which the library failed: what happened, and with which weights."""
+        """Return a line for each kind of failure: what happened, and with which weights."""
         grouped: dict[tuple[bool, str], list[str]] = {}
         for fault in self.faults:
             grouped.setdefault((fault.extra_buffers, fault.how), []).append(fault.step)
@@ -127,7 +128,7 @@ class LibraryVerdict:
         return lines
 
     def warning(self) -> str | None:
-        """Return what is left off, what that costs, and the command that mends it; None where nothing is."""
+        """Return what is turned off, what that costs, and the command that repairs it; None if nothing is."""
         if self.extra_buffers:
             return None
         if self.untried is not None:
@@ -137,21 +138,21 @@ class LibraryVerdict:
             )
         return (
             f"the installed llama-cpp-python fails on this processor ({'; '.join(self.lines())}): {self.buffers} "
-            f"are off. Answers are right, and prompts are read more slowly. {mend()}"
+            f"are off. Answers are right, and prompts are read more slowly. {repair()}"
         )
 
     @property
     def buffers(self) -> str:
-        """What extra buffers hold, in words."""
+        """What extra buffers are for, in words."""
         return "AMX and repacked weights" if self.uses_amx else "repacked weights"
 
 
-def mend() -> str:
-    """Return the sentence with the command that installs a llama-cpp-python made for this machine."""
-    return f"To mend it, compile it on this machine: {building.command()}"
+def repair() -> str:
+    """Return a sentence with the command that compiles llama-cpp-python for this machine."""
+    return f"To repair it, compile it on this machine: {building.command()}"
 
 
-# The child imports what this process would, from wherever that comes.
+# The child process imports from the same places as this one.
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -171,13 +172,13 @@ def _judged() -> LibraryVerdict:
 
 
 def current() -> LibraryVerdict:
-    """Return the verdict on the installed library and this processor, tried now if nobody has before."""
+    """Return the verdict on the installed library and this processor, after a trial if there was none before."""
     with _lock:
         return _judged()
 
 
 def _identity() -> str:
-    """A digest of the library's files, of the processor, and of how it is tried."""
+    """Return a digest of the library's files, the processor, and the version of the trial."""
     folder = installed.library_folder()
     stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.iterdir())]
     return hashlib.sha256(repr((_VERSION, str(folder), stats, processor.identity())).encode()).hexdigest()[:32]
@@ -185,11 +186,11 @@ def _identity() -> str:
 
 def _read(path: Path) -> LibraryVerdict | None:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        faults = tuple(Fault(**fault) for fault in kept["faults"])
-        features = tuple(kept["features"]) if kept["features"] is not None else None
-        return LibraryVerdict(features, faults, int(kept["n_types"]))
-    except (OSError, ValueError, TypeError, KeyError):  # never tried, or a file that was cut off: it is tried again
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        faults = tuple(Fault(**fault) for fault in saved["faults"])
+        features = tuple(saved["features"]) if saved["features"] is not None else None
+        return LibraryVerdict(features, faults, int(saved["n_types"]))
+    except (OSError, ValueError, TypeError, KeyError):  # never tried, or a truncated file
         return None
 
 
@@ -200,7 +201,7 @@ def _keep(verdict: LibraryVerdict, path: Path) -> None:
         part.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        _logger.info("the trial of llama.cpp is not kept for the next run: %s", error)
+        _logger.info("the verdict on llama.cpp cannot be saved for the next run: %s", error)
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
@@ -212,7 +213,7 @@ def _tried(path: Path) -> LibraryVerdict:
         verdict = judge(run_child)
     except (OSError, subprocess.TimeoutExpired, Undecided) as error:
         return _untried(str(error))
-    # A process with little memory may die of that, and says nothing of the library.
+    # With limited memory a child may crash for want of it, which says nothing about the library.
     if not (verdict.faults and _is_memory_limited()):
         _keep(verdict, path)
     return verdict
@@ -224,11 +225,11 @@ def _untried(reason: str) -> LibraryVerdict:
 
 
 def _cannot_try() -> str | None:
-    """Why no Python can be started as a child, None where it can."""
+    """Return why no child process of Python can be started, None if it can."""
     if getattr(sys, "frozen", False):
         return "a frozen program has no Python to try it in"
     if "python" not in Path(sys.executable or "").name.lower():
-        return f"sys.executable is {sys.executable!r}, which is no Python"
+        return f"sys.executable is {sys.executable!r}, which is not Python"
     return None
 
 
@@ -240,13 +241,13 @@ def _is_memory_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
-class Undecided(Exception):  # noqa: N818 - no fault of anybody's
-    """A trial that ended without a finding: Python failed in it, or somebody ended it."""
+class Undecided(Exception):  # noqa: N818 - not an error
+    """A trial without a result: Python failed in it, or it was killed."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a child printed, and how it ended: None, or in words."""
+    """The lines that a child printed, and what it crashed of, None if it finished."""
 
     lines: list[dict[str, Any]]
     crash: str | None
@@ -264,15 +265,15 @@ class Report:
 
     @property
     def wrong(self) -> list[str]:
-        """The types whose logits are too far from float32's; NaN is."""
+        """The types whose logits are NaN or too far from float32's."""
         measured = [(line["type"], line["distance"]) for line in self.lines if "distance" in line]
         return [name for name, distance in measured if not distance <= LARGEST_DISTANCE]
 
 
 def run_child(extra_buffers: bool, types: list[str]) -> Report:
-    """Run the trial in a process of its own. Raises ``Undecided`` if it neither finishes nor dies of the library."""
+    """Run the trial in a child process. Raises ``Undecided`` if it neither finishes nor crashes in the library."""
     settings = json.dumps({"extra_buffers": extra_buffers, "types": types})
-    # No GPU: the trial is of the processor, and GPU drivers start slowly.
+    # GPUs are hidden, because the trial is about the processor and GPU drivers start slowly.
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
     ran = subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(sys.path), settings],
@@ -294,7 +295,7 @@ def run_child(extra_buffers: bool, types: list[str]) -> Report:
 
 
 def _crash(code: int) -> str | None:
-    """What the exit code of a child says it died of, None if it did not die of what it computed."""
+    """Return the kind of crash that a child's exit code stands for, None if it is no crash."""
     if code >= 0:
         return _WINDOWS_CRASHES.get(code)
     with contextlib.suppress(ValueError):
@@ -303,10 +304,10 @@ def _crash(code: int) -> str | None:
 
 
 def judge(run: Any) -> LibraryVerdict:
-    """Return the verdict on a library, of which ``run(extra_buffers, types)`` tries the types and returns a `Report`.
+    """Return the verdict on a library; ``run(extra_buffers, types)`` tries the types and returns a `Report`.
 
-    First with extra buffers; if a type dies or computes something else, all types without. There a type that dies is
-    refused, and the next ones are tried in another child.
+    The first run is with extra buffers. If a type crashes or computes wrong numbers, all types are tried again without
+    them. A type that crashes there is refused, and the types after it are tried in another child.
     """
     faults: list[Fault] = []
     extra_buffers, types = True, list(WEIGHT_TYPES)

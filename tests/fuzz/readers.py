@@ -31,12 +31,13 @@ import toy
 import toy_checkpoint
 from planned import plan_of
 
-from llamalite import session
 from llamalite.converters.checkpoints import torch_pickle
 from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.converters.checkpoints.safetensors import read_tensors
 from llamalite.converters.vocabulary import read_vocabulary
 from llamalite.errors import LlamaliteError
+from llamalite.generation import session_file
+from llamalite.generation.session_file import SavedSession
 from llamalite.gguf_check import checked_header
 from llamalite.templates import ChatTemplate
 
@@ -133,8 +134,8 @@ SESSION_FACTS = {"model": "f00", "cache_type": "F16"}
 def _session(content: bytes, folder: Path) -> None:
     path = folder / "session"
     path.write_bytes(content)
-    held = session.read(path, SESSION_FACTS)
-    assert held.facts.items() >= SESSION_FACTS.items()
+    saved = session_file.read(path, SESSION_FACTS)
+    assert saved.facts.items() >= SESSION_FACTS.items()
 
 
 def _config(content: bytes, folder: Path) -> None:
@@ -348,7 +349,7 @@ def _tokenizers() -> list[bytes]:
 def _sessions() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session"
-        session.write(path, session.Session(SESSION_FACTS | {"extra": {}}, [1, 2, 3], np.arange(64, dtype=np.uint8)))
+        session_file.write(path, SavedSession(SESSION_FACTS | {"extra": {}}, [1, 2, 3], np.arange(64, dtype=np.uint8)))
         return [path.read_bytes()]
 
 

@@ -23,8 +23,9 @@ import numpy as np  # noqa: E402 - found beside this file
 import toy  # noqa: E402
 from campaign import campaign, go_through, report  # noqa: E402
 
-from llamalite import session  # noqa: E402
 from llamalite.errors import LlamaliteError  # noqa: E402
+from llamalite.generation import session_file  # noqa: E402
+from llamalite.generation.session_file import SavedSession  # noqa: E402
 
 KV_TYPES = ("F16", "F32", "Q8_0", "BF16")
 WORDS = [0, 1, 2, 3, 4, 255, 256, 257, 511, 512, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
@@ -40,7 +41,7 @@ def structure_bytes(n_tokens: int) -> int:
     return 4 * 4 + n_tokens * 3 * 4 + 2 * 4 + 4 + 8
 
 
-def forge(rng: random.Random, held: session.Session) -> session.Session:
+def forge(rng: random.Random, held: SavedSession) -> SavedSession:
     """Return `held` with one to three changes of its state, or of its tokens."""
     raw, tokens = bytearray(held.state.tobytes()), list(held.tokens)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -62,7 +63,7 @@ def forge(rng: random.Random, held: session.Session) -> session.Session:
             del tokens[rng.randrange(len(tokens) + 1) :]
         else:
             tokens += [rng.choice([0, 5, -1, (1 << 31) - 1])] * rng.choice([1, 2, 300])
-    return session.Session(held.facts, tokens, np.frombuffer(bytes(raw), np.uint8))
+    return SavedSession(held.facts, tokens, np.frombuffer(bytes(raw), np.uint8))
 
 
 def child(first: int, last: int, log: Path) -> None:
@@ -75,12 +76,12 @@ def child(first: int, last: int, log: Path) -> None:
     with Model(path, n_ctx=256, n_threads=1, kv_type=kv_type) as model:
         model.generate("once upon a time", max_tokens=8, temperature=0)
         model.save_session(file)
-        held = session.read(file, {})
+        held = session_file.read(file, {})
         plain = model.generate("tell me", max_tokens=4, reproducible=True, temperature=0).tokens
 
         def one(number: int) -> str:
             rng = random.Random(number)
-            session.write(file, forge(rng, held))
+            session_file.write(file, forge(rng, held))
             began, said = time.process_time(), "answered from"
             try:
                 model.load_session(file)

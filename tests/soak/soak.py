@@ -29,10 +29,11 @@ sys.path[:0] = [str(HERE.parent)]
 import numpy as np  # noqa: E402 - found beside this folder
 from faults import write_endless  # noqa: E402
 
-from llamalite.answers import Completion  # noqa: E402
 from llamalite.chat import ChatSession  # noqa: E402
+from llamalite.generation.completion import Completion  # noqa: E402
 from llamalite.model import Model  # noqa: E402
 from llamalite.native.context import NativeContext  # noqa: E402
+from llamalite.native.context_options import ContextOptions  # noqa: E402
 from llamalite.native.memory import resident_bytes  # noqa: E402
 
 WITHIN = 0.05  # of the largest logit
@@ -70,7 +71,7 @@ class Judge:
     """
 
     def __init__(self, model: Model) -> None:
-        self._context = NativeContext(model.native, n_ctx=model.n_ctx, n_batch=model.n_ctx, n_threads=1)
+        self._context = NativeContext(model.native, ContextOptions(n_ctx=model.n_ctx, n_batch=model.n_ctx, n_threads=1))
         self._turn = threading.Lock()
         full = [5] * (model.n_ctx - 1)
         model.generate(full, max_tokens=1)

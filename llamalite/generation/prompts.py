@@ -1,7 +1,9 @@
-"""What a caller asks becomes token ids: a text, chat messages in the file's template, or ids as they are.
+"""Turns a prompt into token ids: a text, chat messages by the file's chat template, or token ids as they are.
 
-prompts = Prompts(native_model)
-ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
+    prompts = Prompts(native_model)
+    ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
+
+Only a chat template can make control tokens; in messages and texts, what spells one stays text.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _TEMPLATE = "tokenizer.chat_template"
 
 
 class Prompts:
-    """Prompts for one model; its templates are compiled when they are first needed."""
+    """Prompts for one model; a chat template is compiled when it is first needed."""
 
     def __init__(self, model: NativeModel) -> None:
         self._model = model
@@ -33,24 +35,24 @@ class Prompts:
         return _TEMPLATE in self._model.metadata
 
     def tokens(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a text (BOS first where the file asks for it), of messages, or the ids given."""
+        """Return the token ids of a text (with BOS if the file asks for it) or of messages; ids are checked."""
         if isinstance(prompt, (str, bytes)):
             return self._tokenize(prompt, add_special=True)
         if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
             raise TypeError(f"prompt must be a text, a list of messages or token ids, found {prompt!r:.80}")
-        if any(isinstance(one, Mapping) for one in prompt):
+        if any(isinstance(item, Mapping) for item in prompt):
             return self.chat_tokens(prompt)  # type: ignore[arg-type]
         return [int(token) for token in self._model.check_tokens(prompt)]  # type: ignore[arg-type]
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
-        """Return the text that the template makes of `messages`, the beginning of an answer after it."""
+        """Return the text that the template makes of `messages`, up to where the model's answer begins."""
         settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
         return self._template(tools is not None).render(messages, tools=tools, **settings)
 
     def chat_tokens(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any
     ) -> list[int]:
-        """Return the ids of `render`: exactly one BOS, and nothing of a message's content is a control token."""
+        """Return the token ids of `render`, with exactly one BOS; no text in a message becomes a control token."""
         from llamalite import templates
 
         model = self._model

@@ -1,10 +1,10 @@
-"""What a context holds, in a file: a conversation goes on in another process without being read again.
+"""Saves what a context holds to a file, so that another process continues a conversation without reading it again.
 
     LLAMALITE-SESSION 1\\n | length, JSON of the facts | length, int32 tokens | length, state | sha256 of all before
 
-llama.cpp's own state file carries no identity, and aborts the process when it is cut short. This container carries the
-model's fingerprint, every length, and a digest; whatever differs is refused with a sentence before llama.cpp sees any
-of it. The digest finds damage and proves no maker: whoever takes a session up checks what it says, as a stranger's.
+llama.cpp's own state file does not say which model it is of, and a truncated one aborts the process. This file also has
+the model's fingerprint, every length, and a digest, and one that does not match is refused before llama.cpp sees any of
+it. The digest detects damage, not forgery: code that loads a session checks its content as that of any untrusted file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Session:
-    """The `tokens` of a sequence, llama.cpp's `state` for them, and the `facts` that both depend on."""
+class SavedSession:
+    """The `tokens` of a sequence, llama.cpp's `state` for them, and the `facts` that both depend on (model, ...)."""
 
     facts: dict[str, Any]
     tokens: list[int]
@@ -36,9 +36,9 @@ class Session:
 
 
 def fingerprint(path: Path, data_offset: int) -> str:
-    """Return what tells one GGUF file from another: a digest of its size, its header and 256 places in its tensors.
+    """Return what identifies a GGUF file: a digest of its size, its header and 256 samples of its tensors.
 
-    All of a file of gigabytes would take longer to read than the conversation that is to be saved.
+    Reading a whole file of gigabytes would take longer than reading the saved conversation again.
     """
     import hashlib
 
@@ -53,20 +53,20 @@ def fingerprint(path: Path, data_offset: int) -> str:
 
 
 def check_place(path: Path) -> None:
-    """Raise why no session can be saved at `path`, before there is one to lose: a file that is none stays as it is."""
+    """Raise ``LlamaliteError`` if no session can be saved at `path`; any other file there is not to be overwritten."""
     if path.exists():
         if not path.is_file():
-            raise LlamaliteError(f"{path} is no regular file: a session cannot be kept there")
+            raise LlamaliteError(f"{path} is no regular file: a session cannot be saved there")
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise LlamaliteError(f"{path} is no session of llamalite: name another file")
+                raise LlamaliteError(f"{path} is not a llamalite session: name another file")
     if not path.parent.is_dir():
         raise LlamaliteError(f"{path} cannot be saved: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise LlamaliteError(f"{path} cannot be saved: the folder {path.parent} cannot be written to")
 
 
-def write(path: Path, session: Session) -> None:
+def write(path: Path, session: SavedSession) -> None:
     """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
     import hashlib
 
@@ -81,13 +81,13 @@ def write(path: Path, session: Session) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:  # of a full disk, say: the system does not tell the file
+    except OSError as error:  # the system's error, of a full disk for instance, does not name the file
         raise OSError(error.errno, error.strerror, str(part)) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def _blocks(session: Session) -> Iterable[bytes | memoryview]:
+def _blocks(session: SavedSession) -> Iterable[bytes | memoryview]:
     yield _MAGIC
     facts = json.dumps(session.facts, ensure_ascii=False).encode()
     for block in (facts, np.array(session.tokens, "<i4").tobytes(), session.state.data):
@@ -95,16 +95,16 @@ def _blocks(session: Session) -> Iterable[bytes | memoryview]:
         yield block
 
 
-def read(path: Path, expected: dict[str, Any]) -> Session:
-    """Return the session in `path`; ``LlamaliteError`` when it is damaged or one of the `expected` facts differs."""
+def read(path: Path, expected: dict[str, Any]) -> SavedSession:
+    """Return the session in `path`; ``LlamaliteError`` if it is damaged or differs from one of the `expected` facts."""
     import hashlib
 
-    if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
-        raise LlamaliteError(f"{path} is no session of llamalite: begin a new one")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise LlamaliteError(f"{path} is not a llamalite session: begin a new one")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise LlamaliteError(f"{path} is no session of llamalite: begin a new one")
+            raise LlamaliteError(f"{path} is not a llamalite session: begin a new one")
         facts_json = _block(path, file, size)
         try:
             facts = json.loads(facts_json)
@@ -112,11 +112,11 @@ def read(path: Path, expected: dict[str, Any]) -> Session:
             raise _damaged(path) from None
         if not isinstance(facts, dict):
             raise _damaged(path)
-        for name, wanted in expected.items():
-            if facts.get(name) != wanted:
+        for name, value in expected.items():
+            if facts.get(name) != value:
                 raise LlamaliteError(
                     f"{path} was saved with another {name.replace('_', ' ')} ({facts.get(name)!r:.60}, here "
-                    f"{wanted!r:.60}): begin a new session"
+                    f"{value!r:.60}): begin a new session"
                 )
         tokens, state = _block(path, file, size), _block(path, file, size)
         end = file.tell()
@@ -129,7 +129,7 @@ def read(path: Path, expected: dict[str, Any]) -> Session:
             digest.update(file.read(min(left, 1 << 20)))
         if digest.digest() != written or len(tokens) % 4:
             raise _damaged(path)
-    return Session(facts, np.frombuffer(tokens, "<i4").tolist(), np.frombuffer(state, np.uint8))
+    return SavedSession(facts, np.frombuffer(tokens, "<i4").tolist(), np.frombuffer(state, np.uint8))
 
 
 def _block(path: Path, file: BinaryIO, size: int) -> bytes:
@@ -140,4 +140,4 @@ def _block(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def _damaged(path: Path) -> LlamaliteError:
-    return LlamaliteError(f"{path} is cut short or damaged: begin a new session")
+    return LlamaliteError(f"{path} is truncated or damaged: begin a new session")

@@ -1,12 +1,12 @@
-"""What a generation yields, and the rules by which one answer grows: pieces of text, stop strings, an end.
+"""What a generation yields, and how one answer grows: token by token, until a stop string or another reason ends it.
 
     answer = Answer(params, sampler, vocabulary)
     while answer.reason is None:
-        piece = answer.take(logits)              # the next token, chosen; None when it ends the answer
+        piece = answer.take(logits)              # samples the next token; None when that token ends the answer
         ...                                      # decode answer.tokens[-1], get its logits
 
-This module knows neither a context nor threads. Characters are never split, and text that may still become a stop
-string is held back.
+This module knows neither contexts nor threads. A piece never ends inside a character, and text that may still become a
+stop string is held back.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Logits = npt.NDArray[np.float32]
 
 
 class Detokenizer(Protocol):
-    """What a `llamalite.native.model.NativeModel` does for generation; see there."""
+    """What generation needs of a `llamalite.native.model.NativeModel`."""
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes: ...
     def is_eog(self, token: int) -> bool: ...
 
 
 class Sampler(Protocol):
-    """What a `llamalite.native.sampler.NativeSampler` does; see there."""
+    """What generation needs of a `llamalite.native.sampler.NativeSampler`."""
 
     seed: int
 
@@ -45,11 +45,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Totals:
-    """What one generation took. `n_cached` tokens of the prompt were in the context already and not read again.
+    """Token counts and times of one generation; its stream's last piece and its `Completion` carry them.
 
-    Times are spent computing: what the caller does between two pieces is not in them, except that `ttft_s` counts from
-    the first ``next()`` to the first token, waiting for the model's turn included. Of `n_drafted` tokens that were
-    guessed ahead (`llamalite.speculation`), `n_accepted` were said.
+    `n_cached` tokens of the prompt were in the context already and were not decoded again. `prompt_s` and
+    `generation_s` are time spent computing, without what the caller does between two pieces. `ttft_s` (time to first
+    token) counts from the first ``next()`` and includes waiting for the model's turn. Of `n_drafted` tokens guessed
+    ahead (`llamalite.generation.speculation`), `n_accepted` became part of the answer.
     """
 
     n_prompt: int
@@ -68,17 +69,17 @@ class Totals:
 
     @property
     def tok_per_s(self) -> float:
-        """Tokens a second after the first one, which the prompt's logits give."""
+        """Tokens a second, without the first one, which comes from the prompt's logits."""
         return (self.n_generated - 1) / self.generation_s if self.generation_s and self.n_generated > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token added to the text: often a word, empty while a character or a stop string is undecided.
+    """What one token adds to the text: often a word, "" while a character or a stop string may still be incomplete.
 
-    The last piece of a stream has no token: it carries the text held back, the `finish_reason` ("stop": the model or a
-    stop string ended it; "length": `max_tokens`; "context": the context is full; "cancelled") and the `totals`.
-    `top_logprobs` are (token, log-probability) pairs, likeliest first.
+    The last piece of a stream has no token. It carries the text held back until then, the `totals`, and the
+    `finish_reason`: "stop" (the model or a stop string ended the answer), "length" (`max_tokens`), "context" (the
+    context is full) or "cancelled". `top_logprobs` are (token, log-probability) pairs, likeliest first.
     """
 
     text: str
@@ -102,7 +103,7 @@ class Completion:
 
     @classmethod
     def of(cls, pieces: Iterator[Piece]) -> Completion:
-        """Read a stream to its end."""
+        """Read a stream to its end; ``LlamaliteError`` when it was closed before."""
         texts, tokens, logprobs, tops = [], [], [], []
         for piece in pieces:
             texts.append(piece.text)
@@ -125,7 +126,7 @@ class Completion:
 
 
 class HeldText:
-    """Turns the bytes of tokens into text, and holds back what may still become a character or a stop string.
+    """Turns the bytes of tokens into text, holding back what may still become a character or a stop string.
 
     >>> held = HeldText(["END"])
     >>> held.push(b"caf\\xc3"), held.push(b"\\xa9 E"), held.push(b"N"), held.push(b"D of it"), held.stopped
@@ -139,12 +140,12 @@ class HeldText:
         self.stopped = False
 
     def push(self, piece: bytes) -> str:
-        """Take the next token's bytes; return the text that is now certain to stand."""
+        """Take the next token's bytes; return the text that is now certain."""
         text = self._held + self._decoder.decode(piece)
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        stops_at = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if stops_at:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(stops_at)]
         keep = 0
         for n in range(1, min(len(text), max(map(len, self._stops), default=1) - 1) + 1):
             if any(stop.startswith(text[-n:]) for stop in self._stops):
@@ -153,7 +154,7 @@ class HeldText:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """Return what was held back; the bytes of a character that never became whole are dropped."""
+        """Return the text held back, without the bytes of a character that is still incomplete."""
         text, self._held = self._held, ""
         return text
 
@@ -172,7 +173,7 @@ def score(logits: Logits, token: int, n_top: int) -> tuple[float, tuple[tuple[in
 
 
 class Answer:
-    """One answer as it grows. `reason` is None until it has ended; `tokens` are those said so far."""
+    """One answer as it grows: its `tokens` so far, and the `reason` for its end, None until then."""
 
     def __init__(self, params: SamplingParams, sampler: Sampler, vocabulary: Detokenizer) -> None:
         self.params, self.sampler = params, sampler
@@ -182,7 +183,7 @@ class Answer:
         self._text = HeldText(params.stops)
 
     def take(self, logits: Logits) -> Piece | None:
-        """Choose the next token from `logits`, float32 [n_vocab]; None when it is one that ends the answer."""
+        """Sample the next token from `logits`, float32 [n_vocab]; return None when it is an end-of-generation token."""
         token = self.sampler.sample(logits)
         if self._vocabulary.is_eog(token):
             self.reason = "stop"
@@ -197,5 +198,5 @@ class Answer:
         return Piece(shown, token, *scored)
 
     def rest(self) -> str:
-        """Return the text that was held back to the end."""
+        """Return the text that is still held back when the answer has ended."""
         return self._text.flush()

@@ -1,4 +1,4 @@
-"""A JSON Schema becomes a GBNF grammar: text that the grammar accepts is JSON, and validates.
+"""Turns a JSON Schema into a GBNF grammar: text that the grammar accepts is JSON that matches the schema.
 
     >>> print(grammar_of({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}))
     root ::= "{" ws "\\"n\\"" ws ":" ws integer root-1 ws "}"
@@ -6,9 +6,9 @@
     ws ::= | " " | "\\n" [ \\t]{0,20}
     integer ::= "-"? ("0" | [1-9] [0-9]{0,15})
 
-The grammar may be narrower than the schema (objects carry their declared properties, in their order, and no others)
-and is never wider: a keyword that a grammar cannot hold, such as `pattern` or `uniqueItems`, is a ``ValueError`` that
-names it and its place. Annotations (`title`, `description`, `default`, ...) are passed over.
+The grammar may accept less than the schema (objects have their declared properties, in the declared order, and no
+others) and never accepts more: a keyword that a grammar cannot express, such as `pattern` or `uniqueItems`, raises a
+``ValueError`` that names it and its place. Annotations (`title`, `description`, `default`, ...) are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ANNOTATIONS = frozenset(
     "$schema $id $comment $anchor $defs definitions title description default examples example deprecated readOnly "
     "writeOnly discriminator".split()
 )
-_OF_TYPE = {  # what each type's grammar can hold
+_OF_TYPE = {  # each type's keywords that a grammar can express
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "format"},
@@ -30,12 +30,12 @@ _OF_TYPE = {  # what each type's grammar can hold
     "boolean": set(),
     "null": set(),
 }
-_NAMES_A_TYPE = {  # a keyword that says which type is meant where "type" is missing
+_IMPLIED_TYPE = {  # the type that a keyword implies where "type" is missing
     "properties": "object", "required": "object", "additionalProperties": "object", "items": "array",
     "prefixItems": "array", "minItems": "array", "maxItems": "array", "minLength": "string", "maxLength": "string",
     "format": "string", "minimum": "number", "maximum": "number",
 }  # fmt: skip
-_DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'  # days that every month has
+_DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'  # only days that every month has
 _TIME = (
     '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [+-] "0" [0-9] ":" [0-5] [0-9])'
 )
@@ -46,7 +46,7 @@ _FORMATS = {
     "uuid": '[0-9a-f]{8} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{12}',
 }
 _SHARED_RULES = {
-    "ws": '| " " | "\\n" [ \\t]{0,20}',  # bounded: a small model can go on with blanks for ever
+    "ws": '| " " | "\\n" [ \\t]{0,20}',  # bounded: a small model may go on writing blanks forever
     "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u00" [01] [0-9a-f])',
     "string": '"\\"" char* "\\""',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
@@ -63,7 +63,7 @@ _USES = {
     "value": ["string", "number", "boolean", "null", "any-object", "any-array"],
 }  # fmt: skip
 _MAX_REPEATED = 2000
-_MAX_DEPTH = 150  # schemas within schemas: Python's own stack takes a thousand calls, and each takes up to four
+_MAX_DEPTH = 150  # of nested schemas: Python allows a thousand nested calls, and each schema takes up to four
 _SHAPES = {  # what a keyword's value must be
     "type": "a type or a list of types", "properties": "an object", "required": "a list of texts", "format": "a text",
     **dict.fromkeys(("enum", "allOf", "prefixItems"), "a list"),
@@ -73,7 +73,7 @@ _SHAPES = {  # what a keyword's value must be
 
 
 def grammar_of(schema: Mapping[str, Any] | bool) -> str:
-    """Return the GBNF grammar of `schema`; ``ValueError`` names a keyword that no grammar can hold, and where it is."""
+    """Return the GBNF grammar of `schema`; ``ValueError`` names a keyword that a grammar cannot express."""
     return _Writer(schema).text()
 
 
@@ -99,7 +99,7 @@ class _Writer:
         return name
 
     def _rule(self, body: str, near: str) -> str:
-        """Name `body`, so that brackets do not nest with the schema's depth."""
+        """Return the name of a new rule for `body`; as a rule, it nests no brackets, however deep the schema."""
         number = 1
         while f"{near}-{number}" in self._rules:
             number += 1
@@ -129,21 +129,22 @@ class _Writer:
                 return self._union(schema[union], name, f"{at}/{_alone(keys, union, at)}")
         if "allOf" in keys:
             if len(schema["allOf"]) != 1:
-                _refuse(at, "'allOf' of several schemas is nothing that a grammar can hold")
+                _refuse(at, "a grammar cannot express 'allOf' of several schemas")
             return self._visit(schema["allOf"][0], name, f"{at}/{_alone(keys, 'allOf', at)}/0")
         if "const" in keys or "enum" in keys:
             return self._constants(schema, keys, at)
-        types = schema.get("type", [_NAMES_A_TYPE[key] for key in sorted(keys) if key in _NAMES_A_TYPE][:1])
+        types = schema.get("type", [_IMPLIED_TYPE[key] for key in sorted(keys) if key in _IMPLIED_TYPE][:1])
         types = [types] if isinstance(types, str) else list(types)
         if not types:
-            _refuse(at, f"{sorted(keys)[0]!r} is nothing that a grammar can hold")
-        elsewhere = set().union(*_OF_TYPE.values()) - set().union(*(_OF_TYPE[one] for one in types))
-        bound = {"exclusiveMinimum", "exclusiveMaximum", "maximum"} if "number" in types else set()
-        for key in sorted(keys - {"type"}):
-            # A keyword of another type says nothing about this one, and is passed over as validators do.
-            if not any(key in _OF_TYPE[one] for one in types) and (key not in elsewhere or key in bound):
-                _refuse(at, f"{key!r} is nothing that a grammar can hold")
-        return _any_of([getattr(self, f"_{one}")(schema, name, at) for one in types])
+            _refuse(at, f"a grammar cannot express {sorted(keys)[0]!r}")
+        allowed = set().union(*(_OF_TYPE[json_type] for json_type in types))
+        # A keyword of another type does not concern this one: it is ignored, as validators do.
+        ignored = set().union(*_OF_TYPE.values()) - allowed
+        if "number" in types:
+            ignored -= {"exclusiveMinimum", "exclusiveMaximum", "maximum"}
+        for key in sorted(keys - {"type"} - allowed - ignored):
+            _refuse(at, f"a grammar cannot express {key!r}")
+        return _any_of([getattr(self, f"_{json_type}")(schema, name, at) for json_type in types])
 
     def _ref(self, ref: Any, _key: str, at: str) -> str:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
@@ -163,24 +164,24 @@ class _Writer:
 
     def _union(self, schemas: Any, name: str, at: str) -> str:
         if not isinstance(schemas, Sequence) or isinstance(schemas, str) or not schemas:
-            _refuse(at, f"a list of schemas is wanted, found {schemas!r:.60}")
+            _refuse(at, f"a list of schemas is expected, found {schemas!r:.60}")
         if at.endswith("oneOf"):
-            kinds = [one.get("type") if isinstance(one, Mapping) else None for one in schemas]
-            simple = all(isinstance(kind, str) for kind in kinds) and not {"integer", "number"} <= set(kinds)
-            if not simple or len(set(kinds)) != len(kinds):
-                _refuse(at, "'oneOf' is held only for schemas of different types: use 'anyOf'")
-        return _any_of([self._visit(one, name, f"{at}/{i}") for i, one in enumerate(schemas)])
+            types = [schema.get("type") if isinstance(schema, Mapping) else None for schema in schemas]
+            have_types = all(isinstance(json_type, str) for json_type in types)
+            if not have_types or len(set(types)) < len(types) or {"integer", "number"} <= set(types):
+                _refuse(at, "a grammar can express 'oneOf' only of schemas of different types: use 'anyOf'")
+        return _any_of([self._visit(schema, name, f"{at}/{i}") for i, schema in enumerate(schemas)])
 
     def _constants(self, schema: Mapping[str, Any], keys: set[str], at: str) -> str:
         left = keys - {"const", "enum", "type"}
         if left:
-            _refuse(at, f"{sorted(left)[0]!r} beside 'const' or 'enum' is nothing that a grammar can hold")
+            _refuse(at, f"a grammar cannot express {sorted(left)[0]!r} beside 'const' or 'enum'")
         values = [schema["const"]] if "const" in keys else list(schema["enum"])
         types = schema.get("type", list(_OF_TYPE))
         types = [types] if isinstance(types, str) else types
-        values = [value for value in values if any(_is(value, one) for one in types)]
+        values = [value for value in values if any(_is(value, json_type) for json_type in types)]
         if not values:
-            _refuse(at, "no value of 'enum' has the type asked for")
+            _refuse(at, "no value of 'enum' has the schema's type")
         return _any_of([_json_literal(value, at) for value in values])
 
     def _boolean(self, _schema: Any, _name: str, _at: str) -> str:
@@ -194,7 +195,7 @@ class _Writer:
         if low is None:
             return self._use("number")
         if low != 0:
-            _refuse(at, f"a 'minimum' of {low} for numbers is nothing that a grammar can hold (0 is)")
+            _refuse(at, f"a grammar cannot express a 'minimum' of {low} for numbers (it can express 0)")
         return self._use("positive")
 
     def _integer(self, schema: Mapping[str, Any], _name: str, at: str) -> str:
@@ -210,7 +211,7 @@ class _Writer:
             _refuse(at, f"no integer lies in {low}..{high}")
         parts = []
         if low < 0:
-            parts += [f'"-" ({one})' for one in [_any_of(_between(max(1, -high), -low))]]
+            parts.append(f'"-" ({_any_of(_between(max(1, -high), -low))})')
         if high >= 0:
             parts += _between(max(0, low), high)
         return _any_of(parts)
@@ -219,7 +220,7 @@ class _Writer:
         if "format" in schema:
             form = schema["format"]
             if form not in _FORMATS or {"minLength", "maxLength"} & set(schema):
-                _refuse(at, f"'format' {form!r} is nothing that a grammar can hold; it knows {', '.join(_FORMATS)}")
+                _refuse(at, f"a grammar cannot express 'format' {form!r}; it can express {', '.join(_FORMATS)}")
             return f'"\\"" {_FORMATS[form]} "\\""'
         if not {"minLength", "maxLength"} & set(schema):
             return self._use("string")
@@ -230,16 +231,16 @@ class _Writer:
         self._use("ws")
         low, high = _sizes(schema, "minItems", "maxItems", at)
         if "prefixItems" in schema:
-            first = [self._visit(one, name, f"{at}/prefixItems/{i}") for i, one in enumerate(schema["prefixItems"])]
-            if low > len(first) or (high != "" and int(high) < len(first)):
-                _refuse(at, "'prefixItems' with other numbers of items is nothing that a grammar can hold")
-            return self._rule(f'"[" ws {_SEPARATOR.join(f"({one})" for one in first)} ws "]"', name)
+            items = [self._visit(item, name, f"{at}/prefixItems/{i}") for i, item in enumerate(schema["prefixItems"])]
+            if low > len(items) or (high != "" and int(high) < len(items)):
+                _refuse(at, "a grammar cannot express 'prefixItems' with another number of items")
+            return self._rule(f'"[" ws {_SEPARATOR.join(f"({item})" for item in items)} ws "]"', name)
         if high == "0":
             return '"[" ws "]"'
         item = self._rule(self._visit(schema.get("items", True), name, f"{at}/items"), name)
         more = f'(ws "," ws {item}){{{max(0, low - 1)},{"" if high == "" else int(high) - 1}}}'
-        items = f"{item} {more}"
-        return self._rule(f'"[" ws {items if low else f"({items})?"} ws "]"', name)
+        body = f"{item} {more}"
+        return self._rule(f'"[" ws {body if low else f"({body})?"} ws "]"', name)
 
     def _object(self, schema: Mapping[str, Any], name: str, at: str) -> str:
         self._use("ws")
@@ -258,10 +259,11 @@ class _Writer:
             pair = f'string ws ":" ws {self._rule(self._visit(others, name, f"{at}/additionalProperties"), name)}'
             return self._rule(f'"{{" ws ({pair} (ws "," ws {pair})*)? ws "}}"', name)
         pairs = {}
-        for key, one in properties.items():
-            body = self._visit(one, name, f"{at}/properties/{key}")
+        for key, schema_of_key in properties.items():
+            body = self._visit(schema_of_key, name, f"{at}/properties/{key}")
             pairs[key] = f'{_json_literal(key, at)} ws ":" ws {_group(body)}'
-        # Rule i writes what may follow once a property stands before: each with its comma, the optional ones if at all.
+        # From the last property to the first: `rest` is what may follow once a property has been written, each with its
+        # comma; optional ones may be left out. `beginnings` are the properties that may come first.
         rest, beginnings, keys = '""', [], list(pairs)
         for key in reversed(keys):
             after = self._rule(rest, name)
@@ -290,31 +292,31 @@ def _check_shapes(schema: Mapping[Any, Any], at: str) -> None:
     for key, value in schema.items():
         if not isinstance(key, str):
             _refuse(at, f"a keyword is a text, found {key!r:.60}")
-        wanted = _SHAPES.get(key)
-        if wanted is not None and not _has_shape(value, wanted):
-            _refuse(at, f"{key!r} must be {wanted}, found {value!r:.60}")
+        shape = _SHAPES.get(key)
+        if shape is not None and not _has_shape(value, shape):
+            _refuse(at, f"{key!r} must be {shape}, found {value!r:.60}")
     types = schema.get("type", [])
-    unknown = [one for one in ([types] if isinstance(types, str) else types) if one not in _OF_TYPE]
+    unknown = [name for name in ([types] if isinstance(types, str) else types) if name not in _OF_TYPE]
     if unknown:
-        _refuse(at, f"{unknown[0]!r} is no type of JSON")
+        _refuse(at, f"{unknown[0]!r} is not a JSON type")
 
 
-def _has_shape(value: Any, wanted: str) -> bool:
-    if wanted == "a text":
+def _has_shape(value: Any, shape: str) -> bool:
+    if shape == "a text":
         return isinstance(value, str)
-    if wanted == "a number":
+    if shape == "a number":
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    if wanted == "an object":
+    if shape == "an object":
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-    if wanted == "a type or a list of types" and isinstance(value, str):
+    if shape == "a type or a list of types" and isinstance(value, str):
         return True
-    texts = wanted != "a list"
-    return isinstance(value, (list, tuple)) and (not texts or all(isinstance(one, str) for one in value))
+    is_any_list = shape == "a list"
+    return isinstance(value, (list, tuple)) and (is_any_list or all(isinstance(item, str) for item in value))
 
 
 def _alone(keys: set[str], key: str, at: str) -> str:
     if len(keys) > 1:
-        _refuse(at, f"{sorted(keys - {key})[0]!r} beside {key!r} is nothing that a grammar can hold")
+        _refuse(at, f"a grammar cannot express {sorted(keys - {key})[0]!r} beside {key!r}")
     return key
 
 
@@ -329,9 +331,9 @@ def _group(body: str) -> str:
 def _json_literal(value: Any, at: str) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()  # a lone surrogate is no UTF-8
+        text.encode()  # fails on a lone surrogate
     except (TypeError, ValueError, RecursionError) as error:
-        _refuse(at, f"{value!r:.60} is nothing that JSON can hold: {error}")
+        _refuse(at, f"JSON cannot express {value!r:.60}: {error}")
     return _literal(text)
 
 
@@ -351,16 +353,16 @@ def _sizes(schema: Mapping[str, Any], low_key: str, high_key: str, at: str) -> t
     low, high = schema.get(low_key, 0), schema.get(high_key)
     for value in (low, high):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            _refuse(at, f"{low_key!r} and {high_key!r} are whole numbers, found {value!r}")
+            _refuse(at, f"{low_key!r} and {high_key!r} must be whole numbers, found {value!r}")
         if value is not None and value > _MAX_REPEATED:
-            _refuse(at, f"{value} is more than the {_MAX_REPEATED} repetitions that a grammar can hold")
+            _refuse(at, f"{value} is more than the {_MAX_REPEATED} repetitions that a grammar can express")
     if high is not None and high < low:
         _refuse(at, f"{high_key!r} {high} is below {low_key!r} {low}")
     return low, "" if high is None else str(high)
 
 
 def _between(low: int, high: int) -> list[str]:
-    """Return patterns for the whole numbers in low..high, 0 <= low <= high, without leading zeros.
+    """Return patterns that match the whole numbers low..high (0 <= low <= high), without leading zeros.
 
     >>> _between(7, 123)
     ['[7-9]', '[1-9] [0-9]', '"1" ([0-1] [0-9] | "2" [0-3])']

@@ -1,13 +1,13 @@
-"""One generation at a time over one context: read the prompt's new part, choose tokens, yield text as it is certain.
+"""Runs generations over one context, one at a time: reads the prompt, samples tokens, yields text once it is certain.
 
     engine = Engine(context, vocabulary, make_sampler)
     for piece in engine.stream(prompt_ids, SamplingParams(max_tokens=32)):
-        print(piece.text, end="")            # the last piece has text held back until now, a finish reason and totals
+        print(piece.text, end="")            # the last piece has the text held back, a finish reason and the totals
 
-The module knows no llama.cpp: a context, a vocabulary and samplers are whatever has a few methods, and the tests' fakes
-are such. What the context holds is kept (`llamalite.reading`), so that a prompt that shares a prefix with it costs only
-the rest. A decode may check several tokens that were drafted (`llamalite.speculation`); what is wrong is taken back.
-Many generations at once are in `llamalite.batching`.
+This module does not import llama.cpp: a context, a vocabulary and a sampler are anything with a few methods, and the
+tests use fakes. `llamalite.generation.prefix_cache` keeps what the context holds, so that a prompt with a common prefix
+costs only its rest. One decode may check several drafted tokens (`llamalite.generation.speculation`); those that turn
+out wrong are taken back. `llamalite.generation.batch` runs many generations at once.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
-from llamalite.answers import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
-from llamalite.computing import DecodeThread, stop_at_the_end
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
-from llamalite.reading import Context, Costs, Reader
+from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
+from llamalite.generation.costs import Costs
+from llamalite.generation.prefix_cache import Context, PrefixCache
+from llamalite.native.decode_thread import DecodeThread, stop_at_the_end
 from llamalite.sampling import SamplingParams
 
 
-class Speculator(Protocol):
-    """What a `llamalite.speculation.Speculator` does; see there."""
+class SupportsDraft(Protocol):
+    """What the engine needs of a `llamalite.generation.speculation.Speculator`."""
 
     def draft(self, said: Sequence[int], room: int) -> Sequence[int]: ...
 
 
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
-SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], Speculator | None]
+SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], SupportsDraft | None]
 
 
 class Cancellable:
-    """Something that runs over `context` in a turn of `engine`, and can be ended from any thread."""
+    """A job that runs over `context` during a turn of `engine`, and that any thread can cancel."""
 
     def __init__(self, engine: Engine, context: Context) -> None:
         self.context = context
@@ -49,55 +50,56 @@ class Cancellable:
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """End what is not finished with the reason "cancelled", and wait for nothing."""
+        """End what is unfinished with the reason "cancelled"; return at once."""
         self._cancelled.set()
         self._engine.abort(self)
 
     def close(self) -> None:
-        """As `cancel`; what can be closed in this thread has ended then."""
+        """Cancel; where this thread itself runs the job, it has ended when this returns."""
         self.cancel()
 
 
-class _Handle(Cancellable):
-    """What an engine has of a stream: what ends it, and not the stream, so that one that is dropped ends, too."""
+class _StreamHandle(Cancellable):
+    """The engine's weak link to a stream, so that an abandoned stream is collected and cancelled."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, engine.context)
-        self.run: Callable[[], Generator[Piece] | None] = lambda: None
+        super().__init__(engine, engine.cache.context)
+        self.generator: Callable[[], Generator[Piece] | None] = lambda: None  # a weak reference, once there is one
 
     def close(self) -> None:
-        run = self.run()
+        generator = self.generator()
         try:
-            if run is not None:
-                run.close()
-        except ValueError:  # "generator already executing": in another thread, which will end it
+            if generator is not None:
+                generator.close()
+        except ValueError:  # "generator already executing", in another thread
             self.cancel()
 
 
 class Stream(Iterator[Piece]):
-    """The pieces of one generation. Close it (or leave its ``with``, or drop it) to end early; what was read stays.
+    """An iterator over the pieces of one generation.
 
-    `cancel` may be called from any thread: the stream's last piece then comes within moments, with "cancelled".
+    To end it early, close it, leave its ``with`` block, or drop it; the context keeps what was read. `cancel` may be
+    called from any thread: the last piece then comes within moments, with the finish reason "cancelled".
     """
 
     def __init__(self, engine: Engine, run: Callable[[Cancellable], Generator[Piece]]) -> None:
-        self._handle = _Handle(engine)
-        self._run = run(self._handle)
-        self._handle.run = weakref.ref(self._run)
+        self._handle = _StreamHandle(engine)
+        self._generator = run(self._handle)
+        self._handle.generator = weakref.ref(self._generator)
 
     def __next__(self) -> Piece:
-        return next(self._run)
+        return next(self._generator)
 
     @property
     def cancelled(self) -> bool:
         return self._handle.cancelled
 
     def cancel(self) -> None:
-        """End this generation, also in the middle of a prompt, and wait for nothing."""
+        """End this generation, even while it reads its prompt; return at once."""
         self._handle.cancel()
 
     def close(self) -> None:
-        """End this generation. From another thread than the one that iterates it is a `cancel`."""
+        """End this generation; while another thread iterates it, this is the same as `cancel`."""
         self._handle.close()
 
     def __enter__(self) -> Stream:
@@ -107,11 +109,11 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
-class Engine(Reader):
-    """Runs generations over sequence 0 of a context, one after another, whatever thread they come from.
+class Engine:
+    """Runs generations over sequence 0 of a context, one after another, whichever threads ask for them.
 
-    `can_rewind`, `prompt_step` and `thread` are those of `Reader`. `make_speculator` gives what drafts tokens for a
-    generation, None for one token a decode.
+    `make_speculator` returns what drafts tokens for a generation, or None for one token a decode. `can_rewind`,
+    `prompt_step` and `thread` are those of `PrefixCache`.
     """
 
     def __init__(
@@ -125,45 +127,49 @@ class Engine(Reader):
         prompt_step: int | None = None,
         thread: DecodeThread | None = None,
     ) -> None:
-        super().__init__(context, can_rewind=can_rewind, prompt_step=prompt_step, thread=thread)
-        self.vocabulary, self.make_sampler, self.make_speculator = vocabulary, make_sampler, make_speculator
+        self.cache = PrefixCache(context, can_rewind=can_rewind, prompt_step=prompt_step, thread=thread)
+        self._vocabulary, self.make_sampler, self._make_speculator = vocabulary, make_sampler, make_speculator
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose turn it is
         self._active: Cancellable | None = None
-        self._guard = threading.Lock()  # between `_active` and the abort flag
+        self._guard = threading.Lock()  # makes `_active` and the context's abort flag change together
         self._is_closing = self._is_closed = False
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
-    def turn(self, stream: Cancellable | None = None) -> Iterator[None]:
-        """Hold the model for the ``with`` block; wait while another thread has it, and no longer when it is closed."""
+    def turn(self, job: Cancellable | None = None) -> Iterator[None]:
+        """Hold the model for the ``with`` block, after waiting for other threads' turns.
+
+        Raises ``GenerationCancelled`` when `job` is cancelled or the model is closed while this waits, ``ValueError``
+        when the model was closed before.
+        """
         if self._is_closed:
             raise ValueError("this model is closed")
-        with self._turn_for(stream, while_closing=False):
+        with self._turn_for(job, while_closing=False):
             yield
 
     @contextlib.contextmanager
-    def _turn_for(self, stream: Cancellable | None, *, while_closing: bool) -> Iterator[None]:
+    def _turn_for(self, job: Cancellable | None, *, while_closing: bool) -> Iterator[None]:
         if self._owner == threading.get_ident():
             raise LlamaliteError(
                 "a generation of this model is still open in this thread: read the stream to its end or close it "
-                "first, or use generate_batch for several at once, whose callback can cancel the model and nothing else"
+                "first, or use generate_batch for several at once, whose callback can only cancel the model"
             )
-        while not self._turn.acquire(timeout=0.1):  # in steps: a signal must be heard on Windows too
-            if stream is not None and stream.cancelled:
+        while not self._turn.acquire(timeout=0.1):  # with a timeout, so that signals are handled on Windows too
+            if job is not None and job.cancelled:
                 raise GenerationCancelled("cancelled while waiting for the model's turn")
             self._refuse_while_closing(while_closing)
             stop_at_the_end()
         try:
             self._owner = threading.get_ident()
             with self._guard:
-                self._active = stream
-                context = stream.context if stream else self.context
+                self._active = job
+                context = job.context if job else self.cache.context
                 context.clear_abort()
-                if stream is not None and stream.cancelled:
+                if job is not None and job.cancelled:
                     context.abort()
-            self._refuse_while_closing(while_closing)  # after `_active` is set, which who closes looks at, and cancels
+            self._refuse_while_closing(while_closing)  # after `_active` is set, so that `close` cannot miss this job
             yield
         finally:
             with self._guard:
@@ -171,44 +177,44 @@ class Engine(Reader):
             self._owner = None
             self._turn.release()
 
-    def _refuse_while_closing(self, is_who_closes: bool) -> None:
-        if self._is_closing and not is_who_closes:
+    def _refuse_while_closing(self, is_the_closer: bool) -> None:
+        if self._is_closing and not is_the_closer:
             raise GenerationCancelled("the model is being closed")
 
-    def abort(self, stream: Cancellable) -> None:
-        """Abort what `stream` computes, if it is its turn."""
+    def abort(self, job: Cancellable) -> None:
+        """Abort what `job` computes, if it is its turn."""
         with self._guard:
-            if self._active is stream:
-                stream.context.abort()
+            if self._active is job:
+                job.context.abort()
 
     @property
     def is_busy(self) -> bool:
-        """Whether a generation or a batch has the turn, which `cancel` would end."""
+        """Whether a generation or a batch is running, which `cancel` would end."""
         return self._active is not None
 
     def cancel(self) -> None:
-        """Cancel the generation that is running, if any; from any thread."""
+        """Cancel the generation or batch that is running, if any; from any thread."""
         with self._guard:
-            stream = self._active
-        if stream is not None:
-            stream.cancel()
+            job = self._active
+        if job is not None:
+            job.cancel()
 
     def close(self, free: Callable[[], None] = lambda: None) -> None:
-        """End what has the turn (close a stream of this thread, else cancel) and what waits for it.
+        """End what is running and what waits for its turn, then call `free`; nothing can run afterwards.
 
-        `free` is called last, when nothing has a turn and nothing will.
+        A stream that this thread has open is closed, any other job is cancelled.
         """
         self._is_closing = True
         try:
             with self._guard:
-                stream = self._active
-            if stream is not None:
-                stream.close()
+                job = self._active
+            if job is not None:
+                job.close()
             with self._turn_for(None, while_closing=True):
                 free()
                 self._is_closed = True
         except BaseException:
-            self._is_closing = False  # it is still open, and to be used
+            self._is_closing = False  # still open and usable
             raise
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,11 +222,11 @@ class Engine(Reader):
     def check_room(self, n_prompt: int, params: SamplingParams) -> None:
         """Raise ``ContextOverflowError``, which says by how much, when prompt and `max_tokens` do not fit.
 
-        A prompt of no tokens is a ``ValueError``: there would be nothing to go on from.
+        Raises ``ValueError`` for a prompt of no tokens: there would be nothing to continue.
         """
         if not n_prompt:
             raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
-        room, wanted = self.context.n_ctx_seq, max(params.max_tokens or 0, 1)
+        room, wanted = self.cache.context.n_ctx_seq, max(params.max_tokens or 0, 1)
         if n_prompt + wanted > room:
             answer = "" if params.max_tokens is None else f" and max_tokens asks for {params.max_tokens} more"
             raise ContextOverflowError(
@@ -236,36 +242,40 @@ class Engine(Reader):
         """
         ids = [int(token) for token in prompt]
         self.check_room(len(ids), params)
-        speculator = self.make_speculator(params, ids, self.costs) if self.make_speculator else None
-        answer = Answer(params, self.make_sampler(params, ids), self.vocabulary)
-        return Stream(self, lambda stream: self._run(stream, ids, answer, speculator))
+        speculator = self._make_speculator(params, ids, self.cache.costs) if self._make_speculator else None
+        answer = self.new_answer(ids, params)
+        return Stream(self, lambda handle: self._run(handle, ids, answer, speculator))
+
+    def new_answer(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
+        """Return an answer without tokens yet; ``ValueError`` for parameters that do not fit this model."""
+        return Answer(params, self.make_sampler(params, prompt), self._vocabulary)
 
     def _run(
-        self, stream: Cancellable, prompt: list[int], answer: Answer, speculator: Speculator | None
+        self, handle: Cancellable, prompt: list[int], answer: Answer, speculator: SupportsDraft | None
     ) -> Generator[Piece]:
-        asked = time.perf_counter()
+        cache, started = self.cache, time.perf_counter()
         n_cached, prompt_s, generation_s, ttft_s = 0, 0.0, 0.0, 0.0
         n_drafted, n_accepted = 0, 0
         reason: FinishReason | None = None
         try:
-            with self.turn(stream):
+            with self.turn(handle):
                 began = time.perf_counter()
-                n_cached = self.read(prompt, fresh=answer.params.reproducible)
+                n_cached = cache.read(prompt, fresh=answer.params.reproducible)
                 prompt_s = time.perf_counter() - began
                 began = time.perf_counter()
                 drafted: Sequence[int] = ()
                 while answer.reason is None and reason is None:
-                    # Row i of the last decode follows the first i drafted tokens: it counts as long as those were said.
-                    n_sure, n_right = len(self.held) - len(drafted), 0
+                    # Row i of the last decode follows the first i drafted tokens: it is valid if those were sampled.
+                    n_sure, n_right = len(cache.held) - len(drafted), 0
                     try:
-                        for row in self.context.logits():
+                        for row in cache.context.logits():
                             piece = answer.take(row)
-                            ttft_s = ttft_s or time.perf_counter() - asked
+                            ttft_s = ttft_s or time.perf_counter() - started
                             generation_s += time.perf_counter() - began
                             if piece is not None:
                                 yield piece
                             began = time.perf_counter()
-                            if stream.cancelled:
+                            if handle.cancelled:
                                 reason = "cancelled"
                             if answer.reason is not None or reason is not None or n_right == len(drafted):
                                 break
@@ -273,15 +283,15 @@ class Engine(Reader):
                                 break
                             n_right += 1
                     finally:
-                        self.keep(n_sure + n_right)
+                        cache.truncate(n_sure + n_right)
                         n_accepted += n_right
                     if answer.reason is None and reason is None:
-                        if len(self.held) >= self.context.n_ctx_seq:
+                        if len(cache.held) >= cache.context.n_ctx_seq:
                             reason = "context"
                             break
                         drafted = self._draft(speculator, answer)
                         n_drafted += len(drafted)
-                        self.extend([answer.tokens[-1], *drafted])
+                        cache.extend([answer.tokens[-1], *drafted])
         except GenerationCancelled:
             reason = "cancelled"
         finally:
@@ -292,14 +302,15 @@ class Engine(Reader):
         )  # fmt: skip
         yield Piece(answer.rest(), finish_reason=reason or answer.reason, totals=totals)
 
-    def _draft(self, speculator: Speculator | None, answer: Answer) -> Sequence[int]:
-        """Return tokens that may follow the last one: no more than the answer, the context and a decode have room for.
+    def _draft(self, speculator: SupportsDraft | None, answer: Answer) -> Sequence[int]:
+        """Return tokens that may follow the last one, no more than the answer, the context and one decode allow.
 
-        The rows of a decode end with a token that nobody drafted, so that one place is left for it.
+        One place is left free, for the token that is sampled after the drafted ones.
         """
-        if speculator is None or not self.can_rewind:
+        cache = self.cache
+        if speculator is None or not cache.can_rewind:
             return ()
-        room = min(self.context.n_ctx_seq - len(self.held), self.context.n_batch) - 1
+        room = min(cache.context.n_ctx_seq - len(cache.held), cache.context.n_batch) - 1
         if answer.params.max_tokens is not None:
             room = min(room, answer.params.max_tokens - len(answer.tokens) - 1)
         return speculator.draft(answer.tokens, room)

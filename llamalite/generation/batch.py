@@ -1,15 +1,15 @@
-"""Many generations at once over one context: a slot a sequence, refilled as one ends, a common prefix read once.
+"""Runs many generations at once over one context: a sequence for each, and their common prefix read once.
 
     batch = Batch(engine, context, n_slots=16)
-    answers = batch.run([Job(0, ids, params), ...])        # Completions in the jobs' order
+    completions = batch.run([Job(0, ids, params), ...])    # in the jobs' order
 
-Each step decodes one token of every answer that is being written, and fills what room is left with prompts that are
-still to be read. The cache is unified: all sequences share its cells, and the prompts' common beginning lies in it
-once, in sequence 0; slot n is sequence n + 1.
+Each step decodes one token of every answer in progress and fills the remaining room with tokens of prompts. When an
+answer ends, the next job takes its slot. The cache is unified: all sequences share its cells. The prompts' common
+prefix is stored once, in sequence 0; the slots are the sequences from 1 on.
 
-llama.cpp's kernels are not batch-invariant: a token's logits depend, in their last digits, on what else is in the
-batch. Greedy answers may therefore part from those of single runs at a near tie; every token chosen is within rounding
-of the likeliest all the same.
+llama.cpp's kernels are not batch-invariant: the last digits of a token's logits depend on what else is in the batch. At
+a near tie, a greedy answer may therefore differ from that of a single run; every token chosen is still the likeliest
+one, within rounding.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamalite.answers import Answer, Completion, FinishReason, Piece, Totals
 from llamalite.errors import ContextOverflowError, GenerationCancelled
-from llamalite.generation import Cancellable, Engine
-from llamalite.reading import Context
+from llamalite.generation.completion import Answer, Completion, FinishReason, Piece, Totals
+from llamalite.generation.engine import Cancellable, Engine
+from llamalite.generation.prefix_cache import Context
 from llamalite.sampling import SamplingParams
 
-MAX_PARALLEL = 255  # llama.cpp's LLAMA_MAX_SEQ (llama-cparams.h), less the one that holds the prefix
+MAX_PARALLEL = 255  # llama.cpp's LLAMA_MAX_SEQ (llama-cparams.h), less the sequence that holds the prefix
 OnCompletion = Callable[[int, Completion], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt of a batch, with parameters of its own; `number` is its place in the results."""
+    """One prompt of a batch with its parameters; `number` is its place in the results."""
 
     number: int
     prompt: list[int]
     params: SamplingParams
 
     def room(self, n_ctx: int) -> int:
-        """Return how many tokens this job may come to hold: its prompt, and `max_tokens` or what `n_ctx` leaves."""
+        """Return the most tokens this job may need: its prompt and `max_tokens`, or `n_ctx` where there is no limit."""
         return n_ctx if self.params.max_tokens is None else len(self.prompt) + max(self.params.max_tokens, 1)
 
 
 def cells_wanted(jobs: Sequence[Job], n_slots: int, n_ctx: int) -> int:
-    """Return how many cells let the `n_slots` largest of `jobs` run together, none of them beyond `n_ctx`."""
+    """Return how many cells of the cache the `n_slots` largest of `jobs` need together."""
     return sum(sorted((job.room(n_ctx) for job in jobs), reverse=True)[:n_slots])
 
 
 def one_by_one(engine: Engine, jobs: Sequence[Job], on_completion: OnCompletion | None = None) -> list[Completion]:
-    """Run `jobs` one after another over the engine's own context; when one is cancelled, so are all after it."""
-    found: list[Completion] = []
+    """Run `jobs` one after another over the engine's own context; once a job is cancelled, so are those after it."""
+    completions: list[Completion] = []
     for job in jobs:
         with engine.stream(job.prompt, job.params) as stream:
-            if found and found[-1].finish_reason == "cancelled":
+            if completions and completions[-1].finish_reason == "cancelled":
                 stream.cancel()
-            found.append(Completion.of(stream))
+            completions.append(Completion.of(stream))
         if on_completion is not None:
-            on_completion(job.number, found[-1])
-    return found
+            on_completion(job.number, completions[-1])
+    return completions
 
 
 class _Slot:
-    """An answer in the making: `unread` is what of its prompt is still to be decoded."""
+    """An answer in progress; `unread` is the part of its prompt that is not decoded yet."""
 
     def __init__(self, job: Job, seq_id: int, n_cached: int, answer: Answer) -> None:
         self.job, self.seq_id, self.answer = job, seq_id, answer
@@ -91,7 +91,7 @@ class _Slot:
 
 
 class Batch(Cancellable):
-    """A run of many jobs over `context`, which has `n_slots` + 1 sequences in a unified cache of its own."""
+    """A run of many jobs over `context`, which has `n_slots` + 1 sequences in a unified cache."""
 
     def __init__(self, engine: Engine, context: Context, *, n_slots: int, step_tokens: int = 512) -> None:
         super().__init__(engine, context)
@@ -99,7 +99,10 @@ class Batch(Cancellable):
         self._step_tokens = min(step_tokens, context.n_batch)
 
     def run(self, jobs: Sequence[Job], on_completion: OnCompletion | None = None) -> list[Completion]:
-        """Run `jobs` and return their completions in order; each is given to `on_completion` as it finishes."""
+        """Run `jobs` and return their completions in order; `on_completion` gets each one as it finishes.
+
+        Raises ``ContextOverflowError`` for a job that is larger than the whole context.
+        """
         done: dict[int, Completion] = {}
 
         def finish(job: Job, completion: Completion) -> None:
@@ -131,8 +134,7 @@ class Batch(Cancellable):
             for slot in slots.values():
                 finish(slot.job, slot.completion("cancelled"))
             for job in waiting:
-                sampler = self._engine.make_sampler(job.params, job.prompt)
-                answer = Answer(job.params, sampler, self._engine.vocabulary)
+                answer = self._engine.new_answer(job.prompt, job.params)
                 finish(job, _Slot(job, 0, 0, answer).completion("cancelled"))
         finally:
             for slot in slots.values():
@@ -140,10 +142,10 @@ class Batch(Cancellable):
         return [done[job.number] for job in jobs]
 
     def _read_prefix(self, jobs: Sequence[Job]) -> list[int]:
-        """Read what all prompts begin with into sequence 0, and return it; each keeps a last token of its own."""
-        if len(jobs) < 2 or not self._engine.can_rewind:
+        """Decode the prompts' common prefix, without any prompt's last token, into sequence 0, and return it."""
+        if len(jobs) < 2 or not self._engine.cache.can_rewind:
             return []
-        # What the first and the last in order begin with, all in between begin with too.
+        # In sorted order, a prefix of the first and of the last prompt is a prefix of all between them.
         first, last = min(job.prompt for job in jobs), max(job.prompt for job in jobs)
         shortest = max(0, min(len(job.prompt) for job in jobs) - 1)
         n = next((i for i in range(shortest) if first[i] != last[i]), shortest)
@@ -154,7 +156,7 @@ class Batch(Cancellable):
         return prefix
 
     def _fill(self, waiting: collections.deque[Job], slots: dict[int, _Slot], prefix: list[int]) -> None:
-        """Give free sequences to waiting jobs, in order, as long as each has room for all it may come to hold."""
+        """Give free slots to waiting jobs, in order, as long as the cache has room for all that each may need."""
         n_ctx = self.context.n_ctx_seq
         promised = len(prefix) + sum(slot.job.room(n_ctx) - len(prefix) for slot in slots.values())
         for seq_id in range(1, self._n_slots + 1):
@@ -167,39 +169,38 @@ class Batch(Cancellable):
             job = waiting.popleft()
             if prefix:
                 self.context.seq_cp(0, seq_id, 0, len(prefix))
-            sampler = self._engine.make_sampler(job.params, job.prompt)
-            answer = Answer(job.params, sampler, self._engine.vocabulary)
+            answer = self._engine.new_answer(job.prompt, job.params)
             slots[seq_id] = _Slot(job, seq_id, len(prefix), answer)
 
     def _step(self, slots: dict[int, _Slot]) -> None:
-        """Decode a token of every answer and, as far as the step has room, of the prompts; choose the next tokens."""
+        """Decode one token of every answer, fill the step with tokens of prompts, and sample the next tokens."""
         tokens: list[int] = []
         positions: list[int] = []
         seq_ids: list[int] = []
         want: list[bool] = []
-        asked: list[_Slot] = []
+        sampled: list[_Slot] = []  # the slots whose next token this step gives
 
-        def put(slot: _Slot, some: Sequence[int], *, last: bool) -> None:
-            tokens.extend(some)
-            positions.extend(range(slot.position, slot.position + len(some)))
-            seq_ids.extend([slot.seq_id] * len(some))
-            want.extend([False] * (len(some) - 1) + [last])
-            slot.position += len(some)
-            if last:
-                asked.append(slot)
+        def put(slot: _Slot, chunk: Sequence[int], *, want_last: bool) -> None:
+            tokens.extend(chunk)
+            positions.extend(range(slot.position, slot.position + len(chunk)))
+            seq_ids.extend([slot.seq_id] * len(chunk))
+            want.extend([False] * (len(chunk) - 1) + [want_last])
+            slot.position += len(chunk)
+            if want_last:
+                sampled.append(slot)
 
         for slot in slots.values():
             if not slot.unread:
-                put(slot, slot.answer.tokens[-1:], last=True)
+                put(slot, slot.answer.tokens[-1:], want_last=True)
         for slot in slots.values():
             room = self._step_tokens - len(tokens)
             if slot.unread and room > 0:
-                some, slot.unread = slot.unread[:room], slot.unread[room:]
-                put(slot, some, last=not slot.unread)
+                chunk, slot.unread = slot.unread[:room], slot.unread[room:]
+                put(slot, chunk, want_last=not slot.unread)
         self._decode(tokens, positions, seq_ids, want)
-        if not asked:
+        if not sampled:
             return
-        for slot, row in zip(asked, self.context.logits(), strict=True):  # float32 [n_asked, n_vocab]
+        for slot, row in zip(sampled, self.context.logits(), strict=True):  # float32 [n_sampled, n_vocab]
             slot.prompt_s = slot.prompt_s or time.perf_counter() - slot.began
             if slot.answer.reason is None:
                 piece = slot.answer.take(row)
@@ -214,7 +215,7 @@ class Batch(Cancellable):
         return slot.answer.reason
 
     def _decode(self, tokens: list[int], positions: list[int], seq_ids: list[int], want: list[bool]) -> None:
-        self._engine.compute(
+        self._engine.cache.compute(
             lambda: self.context.decode(
                 np.array(tokens, np.int32), np.array(positions, np.int32), np.array(seq_ids, np.int32), want
             ),

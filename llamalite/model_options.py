@@ -1,0 +1,95 @@
+"""What a caller can choose when a model is loaded.
+
+>>> options = ModelOptions(n_ctx=4096)
+>>> options.replace(kv_type="Q8_0")
+ModelOptions(n_ctx=4096, n_threads=None, n_gpu_layers='auto', device=None, ...kv_type='Q8_0', ...)
+>>> ModelOptions(kv_type="Q4")
+Traceback (most recent call last):
+...
+ValueError: kv_type must be one of F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL, found 'Q4'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from llamalite.native.context_options import ContextOptions, FlashAttention
+from llamalite.native.lora import Lora, lora_adapters
+from llamalite.sampling import SamplingParams
+
+
+class ModelKeywords(TypedDict, total=False):
+    """The fields of `ModelOptions` as keyword arguments, for type checkers."""
+
+    n_ctx: int | None
+    n_threads: int | None
+    n_gpu_layers: int | Literal["auto", "all"]
+    device: str | None
+    n_batch: int
+    kv_type: str
+    flash_attn: FlashAttention
+    exact: bool
+    lora: Lora | Sequence[Lora]
+    seed: int | None
+    draft: str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Settings of a loaded model; ``ValueError`` names the one that no model can have.
+
+    - `n_ctx`: how many tokens a conversation may have. None is 8192, or less where the model was trained for less or
+      the free memory holds less. A larger number than it was trained for is allowed, with a warning.
+    - `n_threads`: threads that compute. None is the number of physical cores that this process may use.
+    - `n_gpu_layers`: how many layers the GPU computes. "auto" is all where the installed llama.cpp can use a GPU, else
+      none; "all" or a number is an error where there is no GPU.
+    - `device`: which GPU, by the name that ``llamalite doctor`` shows; several with commas between.
+    - `n_batch`: tokens of a prompt that are decoded in one call.
+    - `kv_type`: the type of the KV cache; `flash_attn`: "auto", True or False.
+    - `exact`: an F32 cache and no flash attention, for comparing figures across machines.
+    - `lora`: LoRA adapters in GGUF form: paths, or `LoraAdapter`s with a scale.
+    - `seed`: the seed of generations that name none; None draws one for each.
+    - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
+      (`llamalite.generation.speculation`).
+    """
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int | Literal["auto", "all"] = "auto"
+    device: str | None = None
+    n_batch: int = 2048
+    kv_type: str = "F16"
+    flash_attn: FlashAttention = "auto"
+    exact: bool = False
+    lora: Lora | Sequence[Lora] = ()
+    seed: int | None = None
+    draft: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        context_options(self, 1 if self.n_ctx is None else self.n_ctx)
+        SamplingParams(seed=self.seed)
+        lora_adapters(self.lora)
+
+    def replace(self, **changes: Any) -> ModelOptions:
+        """Return a copy with `changes`; ``TypeError`` names a field that does not exist, and lists those that do."""
+        known = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r} of a model; known are {', '.join(known)}")
+        return dataclasses.replace(self, **changes)
+
+
+def context_options(options: ModelOptions, n_ctx: int) -> ContextOptions:
+    """Return the options of the model's own context, of `n_ctx` tokens."""
+    return ContextOptions(
+        n_ctx=n_ctx,
+        n_batch=options.n_batch,
+        n_threads=options.n_threads,
+        kv_type=options.kv_type,
+        flash_attn=options.flash_attn,
+        exact=options.exact,
+    )
