@@ -134,8 +134,8 @@ SESSION_FACTS = {"model": "f00", "cache_type": "F16"}
 def _session(content: bytes, folder: Path) -> None:
     path = folder / "session"
     path.write_bytes(content)
-    found = session_file.read(path, SESSION_FACTS)
-    assert found.facts.items() >= SESSION_FACTS.items()
+    saved = session_file.read(path, SESSION_FACTS)
+    assert saved.facts.items() >= SESSION_FACTS.items()
 
 
 def _config(content: bytes, folder: Path) -> None:

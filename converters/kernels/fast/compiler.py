@@ -19,7 +19,7 @@ import numba
 from numba import types
 
 from llamalite.converters.kernels.fast.contractions import Contraction
-from llamalite.user_folders import cache_folder
+from llamalite.files.user_folders import cache_folder
 
 _logger = logging.getLogger(__name__)
 
