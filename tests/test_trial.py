@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,6 +298,22 @@ def test_a_library_that_cannot_start_is_told_in_every_verb(
     # What does not need it works: libggml-base is compiled for every processor.
     made = llamalite_command("convert", "toy.gguf", "-t", "Q8_0", "-o", "small.gguf", env=environment)
     assert made.returncode == 0, made.stderr
+
+
+def test_libraries_in_another_folder_get_a_verdict_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(installed.library_folder(), tmp_path / "lib")
+    script = "from llamalite.native import verdict; print(verdict.current().extra_buffers, verdict._identity())"
+
+    def judged() -> str:
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+    here = judged()
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
+    assert installed.library_folder() == folder
+    assert here.split()[0] == judged().split()[0]
+    assert here.split()[1] != judged().split()[1]
 
 
 def test_the_trial_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

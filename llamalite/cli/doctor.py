@@ -127,7 +127,7 @@ def _print_trial(verdict: LibraryVerdict) -> None:
     for line in verdict.lines():
         _print_line("fails", line)
     if not verdict.extra_buffers:
-        _print_line("turned off", f"{verdict.buffers}: prompts are read more slowly")
+        _print_line("turned off", f"{verdict.buffers}: prompts may be read more slowly")
     elif verdict.uses_amx:
         _print_line("uses", "AMX")
     if verdict.faults:

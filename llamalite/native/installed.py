@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+from llamalite.native import building
 from llamalite.native.processor import ARM, X86
 
 
@@ -36,7 +38,7 @@ def package() -> types.ModuleType:
     if "llama_cpp" not in sys.modules:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None:
-            raise ModuleNotFoundError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
+            raise ModuleNotFoundError(f"llama-cpp-python is not installed: {building.command()}")
         module = importlib.util.module_from_spec(spec)
         module.__class__ = _LazyPackage
         sys.modules["llama_cpp"] = module
@@ -44,8 +46,9 @@ def package() -> types.ModuleType:
 
 
 def library_folder() -> Path:
-    """Return the folder of libllama and of ggml's libraries."""
-    return Path(str(package().__file__)).parent / "lib"
+    """Return the folder of libllama and of ggml's libraries, as llama-cpp-python finds it."""
+    elsewhere = os.environ.get("LLAMA_CPP_LIB_PATH")
+    return Path(elsewhere) if elsewhere is not None else Path(str(package().__file__)).parent / "lib"
 
 
 @functools.cache

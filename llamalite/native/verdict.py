@@ -134,11 +134,11 @@ class LibraryVerdict:
         if self.untried is not None:
             return (
                 f"the installed llama-cpp-python uses AMX and could not be tried on this processor ({self.untried}): "
-                "AMX and repacked weights are off. Prompts are read more slowly. LLAMALITE_TRIAL=off turns them on"
+                "AMX and repacked weights are off. Prompts may be read more slowly. LLAMALITE_TRIAL=off turns them on"
             )
         return (
             f"the installed llama-cpp-python fails on this processor ({'; '.join(self.lines())}): {self.buffers} "
-            f"are off. Answers are right, and prompts are read more slowly. {repair()}"
+            f"are off. Answers are right, and prompts may be read more slowly. {repair()}"
         )
 
     @property
