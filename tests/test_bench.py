@@ -18,8 +18,8 @@ from test_cli_models import on_terminal
 
 from llamalite.cli import cli
 from llamalite.gguf_check import read_header
+from llamalite.hardware.process_memory import peak_resident_bytes, resident_bytes
 from llamalite.native.context import NativeContext
-from llamalite.native.memory import peak_resident_bytes, resident_bytes
 from llamalite.performance.bandwidth import memory_bandwidth
 from llamalite.performance.benchmark import BenchPlan, iter_bench
 from llamalite.performance.forecast import bytes_per_token

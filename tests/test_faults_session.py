@@ -149,7 +149,7 @@ def test_a_session_that_cannot_be_written_leaves_the_old_one(path: Path, tmp_pat
     before = talk.read_bytes()
     limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {len(before)}))"
     done = command(["run", path, "more", "-q", "-n", "9", "--threads", "1", "--session", talk], prelude=limit)
-    assert_one_line(done, "talk.session.part: File too large")
+    assert_one_line(done, "talk.session: File too large")
     assert talk.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["talk.session"]
 

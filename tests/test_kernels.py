@@ -24,7 +24,7 @@ from llamalite.converters.kernels import fast
 from llamalite.converters.kernels.fast import contractions
 from llamalite.converters.kernels.fast.contractions import by_likelihood
 from llamalite.converters.kernels.fast.recipes import RECIPES
-from llamalite.converters.kernels.fast.trial import trial_rows
+from llamalite.converters.kernels.fast.trial_rows import trial_rows
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import dequantize_rows, quantize_rows
 from llamalite.quant_types import TENSOR_TYPES, TensorType

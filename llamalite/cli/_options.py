@@ -47,15 +47,32 @@ class Number(click.FloatRange):
 COUNT, COUNT_OR_NONE = Count(1), Count(0)
 SEED = click.IntRange(0, 2**32 - 2)
 THREADS = click.IntRange(1, MOST_THREADS)
-TEMPERATURE = Number(0, 1000)
+TEMPERATURE = Number(0, 100)
 KV_TYPE = click.Choice(["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"], case_sensitive=False)
 PROBABILITY = Number(0, 1)
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 
 
 def threads(name: str = "threads") -> Callable[[F], F]:
     return click.option(
         "--threads", name, type=THREADS, metavar="N", help="Number of threads. Default: the physical cores usable here."
     )
+
+
+def sampling(command: F) -> F:
+    """Add the options of `SAMPLING`. What is not given is the file's, or the default of `llamalite.SamplingParams`."""
+    for option in (
+        click.option("--repeat-penalty", type=Number(0.01, 100), metavar="R", help="Default: the file's, else 1: off."),
+        click.option("--min-p", type=PROBABILITY, metavar="P", help="Default: the file's, else 0.05; 0 is off."),
+        click.option("--top-k", type=COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40; 0 is off."),
+        click.option("--top-p", type=PROBABILITY, metavar="P", help="Default: the file's, else 0.95; 1 is off."),
+        click.option(
+            "--temp", "temperature", type=TEMPERATURE, metavar="T",
+            help="0 always picks the likeliest token. Default: the file's, else 0.8.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def gpu(default: str = "auto") -> Callable[[F], F]:

@@ -11,7 +11,7 @@ import click
 from llamalite.cli import _options, _text
 from llamalite.cli._progress import progress_bar
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+_SAMPLING = ("max_tokens", *_options.SAMPLING, "seed")
 
 
 @click.command(name="batch")
@@ -39,10 +39,7 @@ _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
 )
 @click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
               help="Maximum tokens of an answer.")  # fmt: skip
-@click.option("--temp", "temperature", type=_options.TEMPERATURE, metavar="T", help="Default: the file's, else 0.8.")
-@click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95.")
-@click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40.")
-@click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05.")
+@_options.sampling
 @click.option("--seed", type=_options.SEED, metavar="N", help="The seed of lines that have none.")
 @click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Maximum tokens of a prompt and its answer.")
 @_options.threads()

@@ -18,6 +18,7 @@ from llamalite.cli._progress import progress_bar
 from llamalite.cli._table import print_table
 from llamalite.cli._wrapping import print_labelled, print_wrapped
 from llamalite.cli.convert import complete_quant_types, quant_types
+from llamalite.files.replacing import replacing
 
 if TYPE_CHECKING:
     from llamalite.evaluation.comparison import Comparison, ComparisonProgress
@@ -183,10 +184,12 @@ def _report(
             click.echo()
             print_wrapped(recommend(comparison))
     if options["csv_file"]:
-        options["csv_file"].write_text(to_csv(comparison), encoding="utf-8", newline="")
+        with replacing(options["csv_file"]) as part:
+            part.write_text(to_csv(comparison), encoding="utf-8", newline="")
     if options["html_file"]:
         description = f"{_text_name(text['path'])} (sha256 {text['sha256']})"
-        options["html_file"].write_text(to_html(comparison, text=description), encoding="utf-8")
+        with replacing(options["html_file"]) as part:
+            part.write_text(to_html(comparison, text=description), encoding="utf-8")
     if options["plot_file"]:
         plot(comparison, options["plot_file"])
     for path in filter(None, (options[name] for name in _WRITTEN)):

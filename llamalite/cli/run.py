@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llamalite.generation.completion import Completion
     from llamalite.model import Model
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+_SAMPLING = ("max_tokens", *_options.SAMPLING, "seed")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -48,19 +48,7 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     metavar="N",
     help="Maximum tokens. Default: until the model ends or the context is full.",
 )
-@click.option(
-    "--temp",
-    "temperature",
-    type=_options.TEMPERATURE,
-    metavar="T",
-    help="0 always picks the likeliest token. Default: the file's, else 0.8.",
-)
-@click.option("--top-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.95; 1 is off.")
-@click.option("--top-k", type=_options.COUNT_OR_NONE, metavar="K", help="Default: the file's, else 40; 0 is off.")
-@click.option("--min-p", type=_options.PROBABILITY, metavar="P", help="Default: the file's, else 0.05; 0 is off.")
-@click.option(
-    "--repeat-penalty", type=_options.Number(0.01, 100), metavar="R", help="Default: the file's, else 1: off."
-)
+@_options.sampling
 @click.option("--seed", type=_options.SEED, metavar="N", help="The same seed gives the same tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; repeatable.")
 @click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that is valid for this JSON Schema.")

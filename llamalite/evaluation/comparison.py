@@ -32,9 +32,9 @@ from llamalite.evaluation.scoring import RowWorkers
 from llamalite.evaluation.windows import NOT_SCORED, Text, TokenBatch, TokenIds, batches, sequences, tokens_of
 from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import GIB, free_memory_bytes, memory_needed
+from llamalite.hardware.process_memory import resident_bytes
 from llamalite.native.context import NativeContext
 from llamalite.native.decode_thread import DecodeThread
-from llamalite.native.memory import resident_bytes
 from llamalite.native.model import NativeModel
 from llamalite.performance.machine import machine_facts
 

@@ -10,7 +10,6 @@ as llama-imatrix does (tools/imatrix/imatrix.cpp): chunks as in `perplexity`, al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from llamalite.evaluation.measured_model import AnyModel, Decoder, opened
 from llamalite.evaluation.protocol import EvalProtocol
 from llamalite.evaluation.scoring import Float32s, Float64s
 from llamalite.evaluation.windows import NOT_SCORED, Text, Window, batches, tokens_of
+from llamalite.files.replacing import replacing
 from llamalite.native.observer import MatrixObserver
 
 _FEWEST_ROWS = 16  # collect_imatrix, imatrix.cpp: it ignores smaller batches
@@ -43,9 +43,8 @@ class ImportanceMatrix:
         return {name: values / self.counts[name] for name, values in self.sums.items()}
 
     def save(self, path: Path, *, dataset: str) -> None:
-        """Write the GGUF form that llama-quantize and `convert --imatrix` read, first as ``PATH.part``."""
-        part = path.with_name(f"{path.name}.part")
-        try:
+        """Write the GGUF form that llama-quantize and `convert --imatrix` read, whole or not at all."""
+        with replacing(path) as part:
             writer = gguf.GGUFWriter(part, "imatrix")
             writer.kv_data[0].pop("general.architecture")  # llama-imatrix writes none either: it is no model
             writer.add_type("imatrix")
@@ -59,11 +58,6 @@ class ImportanceMatrix:
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class _Collector:

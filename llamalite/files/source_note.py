@@ -14,6 +14,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamalite.files.replacing import replacing
+
 _SUFFIXES_READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".jinja"}  # of files that a conversion reads
 
 
@@ -45,7 +47,8 @@ class SourceNote:
     def write(self, model: Path) -> None:
         """Write the note beside `model`."""
         facts = {"made": _stamp(model), "plain": self.plain, "qtype": self.qtype, "folder": self.folder}
-        path_of(model).write_text(json.dumps(facts | {"files": self.files}, indent=1) + "\n", encoding="utf-8")
+        with replacing(path_of(model)) as part:
+            part.write_text(json.dumps(facts | {"files": self.files}, indent=1) + "\n", encoding="utf-8")
 
     def changed_files(self, now: SourceNote) -> list[str]:
         """Return the names of the files that were changed, added or removed between this note and `now`."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError
+from llamalite.files.replacing import replacing
 
 _MAGIC = b"LLAMALITE-SESSION 1\n"
 _DIGEST_BYTES = 32
@@ -67,24 +68,18 @@ def check_place(path: Path) -> None:
 
 
 def write(path: Path, session: SavedSession) -> None:
-    """Write `session` to `path`: to ``PATH.part`` first, flushed, then renamed."""
+    """Write `session` to `path`, whole or not at all."""
     import hashlib
 
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             digest = hashlib.sha256()
             for block in _blocks(session):
                 digest.update(block)
                 file.write(block)
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:  # the system's error, of a full disk for instance, does not name the file
-        raise OSError(error.errno, error.strerror, str(part)) from None
-    finally:
-        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _blocks(session: SavedSession) -> Iterable[bytes | memoryview]:

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from llamalite.files.replacing import replacing
 from llamalite.files.user_folders import cache_folder
 from llamalite.native.processor import identity
 
@@ -249,9 +250,8 @@ def install() -> str:
 def keep(wheel: Path, folder: Path) -> None:
     """Copy `wheel` into `folder`, whole or not at all, and remove the oldest folders beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{wheel.name}.{os.getpid()}.part"
-    shutil.copyfile(wheel, part)
-    part.replace(folder / wheel.name)
+    with replacing(folder / wheel.name) as part:
+        shutil.copyfile(wheel, part)
     for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_N_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -36,6 +36,7 @@ from llamalite.quant_types import TENSOR_TYPES, TensorType
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+# With another step here, raise `llamalite.native.verdict._VERSION`: else libraries that have a verdict skip it.
 # A row of 256 weights is a whole number of blocks of every type. AMX takes matrices whose rows are a multiple of 32,
 # other extra buffers a multiple of 8. 37 tokens fill whole tiles of every kernel, and leave a remainder.
 _N_EMBD, _N_VOCAB, _N_PROMPT = 256, 64, 37

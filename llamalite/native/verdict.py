@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from llamalite.errors import ModelLoadError
+from llamalite.files.replacing import replacing
 from llamalite.files.user_folders import cache_folder
 from llamalite.native import building, installed, processor
 from llamalite.quant_types import WEIGHT_TYPES
@@ -195,15 +196,12 @@ def _read(path: Path) -> LibraryVerdict | None:
 
 
 def _keep(verdict: LibraryVerdict, path: Path) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
     except OSError as error:
         _logger.info("the verdict on llama.cpp cannot be saved for the next run: %s", error)
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _tried(path: Path) -> LibraryVerdict:

@@ -25,9 +25,9 @@ import numpy as np
 from llamalite import store
 from llamalite.gguf_check import Header, checked_header
 from llamalite.hardware import physical_cores
+from llamalite.hardware.process_memory import peak_resident_bytes
 from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
-from llamalite.native.memory import peak_resident_bytes
 from llamalite.native.model import NativeModel
 from llamalite.performance.bandwidth import memory_bandwidth
 from llamalite.performance.forecast import bytes_per_token

@@ -31,10 +31,10 @@ from faults import write_endless  # noqa: E402
 
 from llamalite.chat import ChatSession  # noqa: E402
 from llamalite.generation.completion import Completion  # noqa: E402
+from llamalite.hardware.process_memory import resident_bytes  # noqa: E402
 from llamalite.model import Model  # noqa: E402
 from llamalite.native.context import NativeContext  # noqa: E402
 from llamalite.native.context_options import ContextOptions  # noqa: E402
-from llamalite.native.memory import resident_bytes  # noqa: E402
 
 WITHIN = 0.05  # of the largest logit
 GROWTH = 0.05  # of the memory held after the warm-up

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from llamalite.converters.kernels.fast.contractions import PLAIN, Contraction, by_likelihood
 from llamalite.converters.kernels.fast.recipes import RECIPES, Settings
-from llamalite.converters.kernels.fast.trial import N_COLUMNS, held_as, trial_rows
+from llamalite.converters.kernels.fast.trial_rows import N_COLUMNS, held_as, trial_rows
 from llamalite.errors import QuantizationError
 from llamalite.native.quantize import quantize_rows
 from llamalite.quant_types import TensorType
