@@ -224,7 +224,7 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
 def test_a_link_to_a_neighbour_with_the_same_beginning_is_refused(tmp_path: Path) -> None:
     folder, neighbour = folder_of(tmp_path / "model"), folder_of(tmp_path / "model-2", model=W)
     (folder / "model.safetensors").symlink_to(neighbour / "model.safetensors")
-    refused(folder, "outside of its folder")
+    refused(folder, "outside its folder")
 
 
 @links
@@ -254,7 +254,7 @@ def test_the_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -
     open_checkpoint(snapshot / "original").close()
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
-    refused(snapshot, "outside of its folder")
+    refused(snapshot, "outside its folder")
 
 
 # -- safetensors ------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "heads that turn in part": (
         lambda folder: _edit_config(folder, partial_rotary_factor=0.5),
-        "partial_rotary_factor is 0.5, supported is 1",
+        "partial_rotary_factor is 0.5, but only 1 is supported",
     ),
     "a number beyond float32": (
         lambda folder: _edit_config(folder, rms_norm_eps=1e300),

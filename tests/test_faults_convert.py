@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_names_the_file(source: Path, made: Path) -> None:
 @needs_mount
 def test_a_disk_that_is_too_small_is_told_with_the_numbers_before_anything_is_written(source: Path, made: Path) -> None:
     done = command(["convert", source, "-o", made / "out.gguf"], mounted=("size=256k", made))
-    assert_one_line(done, str(made), "MB free, needed are", "make room, or write elsewhere (convert -o)")
+    assert_one_line(done, str(made), "MB free, but the conversion needs", "make room, or write elsewhere (convert -o)")
 
 
 @posix

@@ -20,7 +20,7 @@ from llamalite import cli, errors
 from llamalite.model_options import ModelKeywords, ModelOptions
 from llamalite.sampling import SamplingKeywords, SamplingParams
 
-# Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
+# Each room may import from the rooms of the lines above it, of its own line (without a cycle), and from itself.
 LEVELS = (
     {"_version", "errors", "files", "quant_types"},
     {"gguf_check", "native", "sampling", "templates"},
@@ -159,7 +159,7 @@ def test_only_the_command_line_prints(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_file_can_be_read_in_one_sitting_and_says_what_it_is(name: str) -> None:
     lines = MODULES[name].read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: it is two rooms"
+    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: split it"
     assert not lines or ast.get_docstring(tree(name)), f"{name} does not say what it is"
     assert not set(name.split(".")) & FORBIDDEN_NAMES
 

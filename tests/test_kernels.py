@@ -247,7 +247,7 @@ def test_what_ggml_would_abort_on_is_refused_alike(mode: str) -> None:
         kernels.quantize(q4_k, np.zeros((1, 300), np.float32))
     with pytest.raises(ValueError, match=r"C-contiguous"):
         kernels.quantize(q4_k, np.zeros((256, 256), np.float32).T[:, ::1])
-    with pytest.raises(ValueError, match=r"out holds 5 bytes, needed are 144"):
+    with pytest.raises(ValueError, match=r"out holds 5 bytes, and 144 are needed"):
         kernels.quantize(q4_k, np.zeros((1, 256), np.float32), np.empty(5, np.uint8))
     with pytest.raises(ValueError, match=r"importance must be float32 \[256\]"):
         kernels.quantize(q4_k, np.zeros((1, 256), np.float32), None, np.zeros(255, np.float32))

@@ -119,7 +119,7 @@ def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name:
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
     assert [str(difference) for difference in report.differences] == []
     assert report.n_texts > len(sample) > 250
-    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
+    assert {difference.reason for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 def test_a_wrong_name_is_caught_and_shown_by_the_shortest_text(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> 
     config = toys.write_tokenizer(tmp_path, tokenizer)
     report = proved(tmp_path, config)
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} == {probe.SPACE_PREFIX}
+    assert {difference.reason for difference in report.known} == {probe.SPACE_PREFIX}
     assert probe.SPACE_PREFIX in report.describe()
     report.raise_for_differences()
 
@@ -204,7 +204,7 @@ def test_text_that_llama_cpp_does_not_normalize_is_known_and_no_fault(tmp_path: 
     tokenizer["normalizer"] = {"type": "NFC"}
     report = proved(tmp_path, toys.write_tokenizer(tmp_path, tokenizer))
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} == {probe.NOT_NORMALIZED}
+    assert {difference.reason for difference in report.known} == {probe.NOT_NORMALIZED}
 
 
 def test_a_normalizer_that_changes_words_is_a_difference(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_vocabularies_of_real_sizes_are_proved(name: str, shared: Path, tmp_path
     sample = probe_texts.texts()[::5]
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
+    assert {difference.reason for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 @pytest.mark.reference
