@@ -54,7 +54,7 @@ OVERRIDES: dict[str, tuple[list[str], str | None]] = {
 
 
 @pytest.mark.parametrize("case", OVERRIDES)
-def test_an_override_that_changes_nothing_is_said_in_one_line(
+def test_an_override_that_changes_nothing_is_reported_in_one_line(
     case: str, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words, warning = OVERRIDES[case]
