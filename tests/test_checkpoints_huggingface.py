@@ -217,7 +217,7 @@ links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 def test_links_in_a_loop_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     (folder / "model.safetensors").symlink_to("model.safetensors")
-    refused(folder, "model.safetensors is a link that leads (in a circle|nowhere)")
+    refused(folder, "model.safetensors is a link that leads (back to itself|nowhere)")
 
 
 @links
