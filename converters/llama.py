@@ -240,7 +240,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     if name not in ARCHITECTURES:
         shown = name or "unknown"
         raise UnsupportedArchitectureError(
-            f"this checkpoint has the architecture {shown!s:.80}; supported are {' and '.join(ARCHITECTURES)}"
+            f"this checkpoint has the architecture {shown!s:.80}; llamalite supports {' and '.join(ARCHITECTURES)}"
         )
     return cast(str, name)
 
@@ -268,8 +268,8 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
     if quantization:
         method = quantization.get("quant_method") or "some method" if isinstance(quantization, dict) else quantization
         raise UnsupportedArchitectureError(
-            f"this checkpoint is already quantized by {method!s:.80}; supported are F64, F32, F16 and BF16 weights: "
-            "convert the original model"
+            f"this checkpoint is already quantized by {method!s:.80}; llamalite supports F64, F32, F16 and BF16 "
+            "weights: convert the original model"
         )
 
 
@@ -305,7 +305,7 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise UnsupportedArchitectureError(
             f"config.json: rope scaling of type {kind!r:.40} cannot be expressed in GGUF for this architecture; "
-            "supported are linear, llama3 and yarn"
+            "only linear, llama3 and yarn can"
         )
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope["rope_theta"] = _number(rope, "rope_theta", minimum=_ABOVE_ONE, kind="a number above 1")

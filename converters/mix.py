@@ -163,7 +163,7 @@ def overrides_without_effect(tensors: Sequence[TensorShape], overrides: Sequence
         elif i not in deciding:
             first = overrides[min(deciding)]
             messages.append(
-                f"{source}={kind.name} matches only what earlier ones decide, such as {first[0]}={first[1].name}"
+                f"{source}={kind.name} matches only what earlier patterns match, such as {first[0]}={first[1].name}"
             )
     return messages
 

@@ -196,7 +196,7 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
         if tensor.dtype not in DTYPE_BYTES:
             raise UnsupportedArchitectureError(
                 f"{rule.source} has dtype {tensor.dtype}: the checkpoint is already quantized; "
-                f"supported are {', '.join(DTYPE_BYTES)}"
+                f"llamalite supports {', '.join(DTYPE_BYTES)}"
             )
         if tensor.shape != rule.shape:
             problems.append(f"{rule.source} has shape {list(tensor.shape)}, config.json implies {list(rule.shape)}")

@@ -148,7 +148,7 @@ def test_other_architectures_and_experts_are_refused_by_name(tmp_path: Path) -> 
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(
-        UnsupportedArchitectureError, match=r"phi\.gguf is of the architecture phi3; supported are dense"
+        UnsupportedArchitectureError, match=r"phi\.gguf is of the architecture phi3; llamalite supports dense"
     ):
         plan_of(tmp_path / "phi.gguf")
 

@@ -136,21 +136,25 @@ def test_a_model_in_this_folder_is_called_after_it(tmp_path: Path, monkeypatch: 
 def test_quantized_weights_are_recognized_by_their_tensors(tmp_path: Path, tensor: str, method: str) -> None:
     folder = folder_of(tmp_path, model=W | {tensor: random_weights((2, 2))})
     refused(
-        folder, rf"is already quantized \({method}, as {tensor} shows\); supported are", UnsupportedArchitectureError
+        folder,
+        rf"is already quantized \({method}, as {tensor} shows\); llamalite supports",
+        UnsupportedArchitectureError,
     )
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors"])
 def test_quantized_weights_are_recognized_by_their_config(tmp_path: Path, method: str) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, quantization_config={"quant_method": method})
-    with pytest.raises(UnsupportedArchitectureError, match=f"already quantized by {method}; supported are F64, F32"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=f"already quantized by {method}; llamalite supports F64, F32"
+    ):
         plan_of(folder)
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "BertModel"])
 def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, architecture: str) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, architectures=[architecture])
-    message = f"architecture {architecture}; supported are LlamaForCausalLM and MistralForCausalLM"
+    message = f"architecture {architecture}; llamalite supports LlamaForCausalLM and MistralForCausalLM"
     with pytest.raises(UnsupportedArchitectureError, match=message):
         plan_of(folder)
 

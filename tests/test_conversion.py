@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "expected an object"),
     "another architecture": (
         lambda folder: _edit_config(folder, architectures=["GPT2LMHeadModel"]),
-        "GPT2LMHeadModel; supported are LlamaForCausalLM",
+        "GPT2LMHeadModel; llamalite supports LlamaForCausalLM",
     ),
     "already quantized": (
         lambda folder: _edit_config(folder, quantization_config={"quant_method": "gptq"}),

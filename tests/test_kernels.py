@@ -387,7 +387,7 @@ def test_an_empty_choice_of_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "numba")
-    with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; known are auto, fast, ggml"):
+    with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; expected one of auto, fast, ggml"):
         kernels.quantize(TENSOR_TYPES["Q8_0"], np.zeros((1, 32), np.float32))
 
 

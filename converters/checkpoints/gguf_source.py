@@ -80,11 +80,11 @@ def open_file(path: Path) -> Checkpoint:
             "a mixture of experts" if header.architecture == "llama" else f"of the architecture {header.architecture}"
         )
         raise UnsupportedArchitectureError(
-            f"{path} is {description}; supported are dense models of the architecture llama"
+            f"{path} is {description}; llamalite supports dense models of the architecture llama"
         )
     content = header.metadata.get("general.type", "model")
     if content != "model":
-        raise UnsupportedArchitectureError(f"{path} holds a {content!r:.40}; supported are whole models")
+        raise UnsupportedArchitectureError(f"{path} holds a {content!r:.40}; llamalite supports whole models")
     tensors: dict[str, SourceTensor] = {}
     with contextlib.ExitStack() as on_error:
         files = []

@@ -116,7 +116,7 @@ def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None
         method = next((method for suffix, method in _QUANTIZED.items() if name.endswith(suffix)), None)
         if method:
             raise UnsupportedArchitectureError(
-                f"{folder} is already quantized ({method}, as {name} shows); supported are F64, F32, F16 and BF16 "
+                f"{folder} is already quantized ({method}, as {name} shows); llamalite supports F64, F32, F16 and BF16 "
                 "weights: convert the original model"
             )
 

@@ -195,7 +195,9 @@ def _number(path: Path, params: Mapping[str, Any], key: str, default: float) -> 
 def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> dict[str, Any]:
     """Return what Hugging Face's config.json would say (transformers, ``convert_llama_weights_to_hf.py``)."""
     if "moe" in params or "moe_args" in params:
-        raise UnsupportedArchitectureError(f"{path} describes a mixture of experts; supported are dense LLaMA models")
+        raise UnsupportedArchitectureError(
+            f"{path} describes a mixture of experts; llamalite supports dense LLaMA models"
+        )
     if "quantization_args" in params:
         raise UnsupportedArchitectureError(
             f"{path} describes weights that are already quantized: convert the original model"

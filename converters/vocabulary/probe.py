@@ -128,13 +128,13 @@ def compare(
         corpus = [*texts(), *_tokens(model)] if plain is None else [*plain]
         if original.parses_specials:
             corpus += special_texts(original.specials)
-        theirs = original.encode(corpus)
-        ours = finished(corpus, special=original.parses_specials)
+        original_ids = original.encode(corpus)
+        file_ids = finished(corpus, special=original.parses_specials)
         if not original.parses_specials:
             corpus += original.specials
-            theirs += [[original.ids[text]] for text in original.specials]
-            ours += finished(original.specials)
-        differing = [Difference(t, a, b) for t, a, b in zip(corpus, theirs, ours, strict=True) if a != b]
+            original_ids += [[original.ids[text]] for text in original.specials]
+            file_ids += finished(original.specials)
+        differing = [Difference(t, a, b) for t, a, b in zip(corpus, original_ids, file_ids, strict=True) if a != b]
         if original.adds is not None:
             differing += _ends(original.adds, model)
         differing.sort(key=lambda difference: (len(difference.text), difference.text))
@@ -268,8 +268,8 @@ def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
 def _ends(adds: tuple[str, list[int]], model: NativeModel) -> list[Difference]:
     """Compare the tokens that the tokenizers add around a text: BOS and EOS."""
     text, ids = adds
-    ours = model.tokenize(text, add_special=True, parse_special=True).tolist()
-    return [] if ours == ids else [Difference(text, ids, ours)]
+    file_ids = model.tokenize(text, add_special=True, parse_special=True).tolist()
+    return [] if file_ids == ids else [Difference(text, ids, file_ids)]
 
 
 def _known_reason(difference: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
@@ -288,8 +288,10 @@ def _known_reason(difference: Difference, original: _Original, finished: _Finish
         pieces = [piece for piece in original.finder.split(text) if piece]
         if all(_same_but_for_a_space(piece, original, finished) for piece in pieces):
             specials = set(original.ids.values())
-            theirs, ours = ([i for i in ids if i in specials] for ids in (difference.original, difference.finished))
-            if theirs == ours:
+            original_ids, file_ids = (
+                [i for i in ids if i in specials] for ids in (difference.original, difference.finished)
+            )
+            if original_ids == file_ids:
                 return SPACE_PREFIX
             if any(special in text for special in original.normalized_specials):
                 return HIDDEN_TOKEN
@@ -310,9 +312,9 @@ def _shortened(difference: Difference, original: _Original, finished: _Finished)
         return difference  # the difference is in the tokens added around the text, or in a special token alone
     while len(text) > 1:
         shorter = [text[1:], text[:-1]]
-        ours, theirs = finished(shorter), original.encode(shorter)
-        left = [t for t, a, b in zip(shorter, theirs, ours, strict=True) if a != b]
-        if not left:
+        file_ids, original_ids = finished(shorter), original.encode(shorter)
+        still_differing = [t for t, a, b in zip(shorter, original_ids, file_ids, strict=True) if a != b]
+        if not still_differing:
             break
-        text = left[0]
+        text = still_differing[0]
     return Difference(text, original.encode([text])[0], finished([text])[0])

@@ -115,7 +115,7 @@ def chosen_mode() -> str:
     """Return the value of ``LLAMALITE_KERNELS``: auto, fast or ggml; ``ValueError`` for any other."""
     mode = (os.environ.get("LLAMALITE_KERNELS") or "auto").lower()
     if mode not in _MODES:
-        raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; known are {', '.join(_MODES)}")
+        raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; expected one of {', '.join(_MODES)}")
     return mode
 
 
