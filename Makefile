@@ -24,10 +24,10 @@ help:
 	@echo 'make arm             kernels, a conversion and an answer on emulated ARM64'
 	@echo 'make x86-levels      the same on emulated x86-64 without AVX, with AVX2 only, and older than the installed llama.cpp'
 	@echo 'make lint            only ruff and mypy'
-	@echo 'make docs            write docs/cli.md anew from --help'
-	@echo 'make fuzz            give the readers of files mutated ones for about two hours (FUZZ_FILES=1000 FUZZ_SECONDS=10: less)'
-	@echo 'make soak            hours of use in half an hour, and 200 conversions killed on their way (SOAK_SCALE=0.1: less)'
-	@echo 'make audit           look the packages in constraints.txt up in the database of known faults (needs the network)'
+	@echo 'make docs            rewrite docs/cli.md from --help'
+	@echo 'make fuzz            feed mutated files to every reader for two hours (FUZZ_FILES=1000 FUZZ_SECONDS=10: less)'
+	@echo 'make soak            hours of use in half an hour, and 200 conversions killed midway (SOAK_SCALE=0.1: less)'
+	@echo 'make audit           look up known vulnerabilities of the packages in constraints.txt (needs the network)'
 	@echo 'make clean           remove .venv and what the tools left behind (models stay)'
 	@echo
 	@echo 'PYTHON=python3.12    another Python (3.10 to 3.13) for a new .venv'
@@ -44,7 +44,7 @@ lint: .venv/.package .venv/.test $(if $(PARITY),.venv/.parity)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy llamalite tests
 
-# What they need is fetched and compiled once and kept in the user's cache folder; what is missing is told.
+# What they need is fetched and compiled once and kept in the user's cache folder; they name what is missing.
 arm: EMULATED_MACHINES := arm64
 x86-levels: EMULATED_MACHINES := x86-64
 arm x86-levels: .venv/.package .venv/.test
@@ -54,7 +54,7 @@ arm x86-levels: .venv/.package .venv/.test
 docs: .venv/.package
 	$(BIN)/python docs/write_cli.py
 
-# Each target in both ways: mutations of its own format, then guided by coverage where atheris can be installed.
+# Each target in two ways: mutations of its own format, then guided by coverage where atheris can be installed.
 FUZZ_FILES ?= 25000
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS := gguf safetensors pickle tokenizer tokenizer_config sentencepiece config session template
@@ -93,7 +93,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# A step of its own, before pip could take a wheel from its cache that another compiler or processor made.
+# A separate step, before pip can take from its cache a wheel built by another compiler or for another processor.
 .venv/.llama-cpp: .venv/.created pyproject.toml llamalite/native/building.py
 	@command -v c++ >/dev/null || command -v clang++ >/dev/null || \
 	  echo 'No C++ compiler on the PATH: if the build fails, docs/install.md says how to get one.'

@@ -1,4 +1,4 @@
-"""llamalite beside transformers on the CPU: the speed of answers and of reading prompts, and peak memory.
+"""llamalite against transformers on the CPU: the speed of answers and of reading prompts, and peak memory.
 
     python benchmarks/beside_transformers.py CHECKPOINT MODEL.gguf [--pairs 3]
 

@@ -1,4 +1,4 @@
-"""Did anything become slower? A minute of small measurements beside peers, compared with the ratios in reference.json.
+"""Did anything become slower? A minute of small measurements against peers, compared with the ratios in reference.json.
 
     python benchmarks/check.py                    # exit code 1 if a ratio is more than 25% worse than the reference
     python benchmarks/check.py --write            # record this machine's ratios
@@ -7,7 +7,7 @@ The peers are in every installation: `llama_model_quantize` and ggml's kernels o
 llama-cpp-python's `Llama`, and Python itself. Both sides run on one thread and are measured in CPU time, which is
 nearly the same on a busy machine as on a quiet one. A figure whose median is worse is measured again, with more pairs,
 and then judged by the best quarter of all pairs: a real slowdown shows in every pair. Ratios depend on the processor:
-on another one than the reference's, a figure may be twice as bad.
+on one that differs from the reference's, a figure may be twice as bad.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""`llamalite convert` beside llama.cpp's two steps, in turns: time and peak memory, for files of the same bytes.
+"""`llamalite convert` against llama.cpp's two steps, in turns: time and peak memory, for files of the same bytes.
 
     python benchmarks/conversion.py CHECKPOINT --llama-cpp FOLDER [-t Q4_K_M -t Q8_0] [--pairs 3]
 
 llama.cpp's converter needs torch and transformers. A step is a process, timed from start to exit; memory is its peak
 RSS, including mapped files. Both sides flush their files to the disk (ours by itself, theirs by `sync`), with the
-checkpoint in the page cache. With several types, one run for all of them is also measured beside the sum of their
+checkpoint in the page cache. With several types, one run for all of them is also measured against the sum of their
 two-step conversions.
 """
 

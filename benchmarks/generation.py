@@ -1,11 +1,11 @@
-"""Generation speed and memory beside peers on one machine, in turns.
+"""Generation speed and memory against peers on one machine, in turns.
 
     python benchmarks/generation.py MODEL.gguf --llama-cpp FOLDER [--pairs 7] [--only tg,pp,batch,rss]
 
-- tg128, pp512: llamalite's token loop and prompt reading beside ``llama-bench -n 128`` and ``-p 512``.
-- batch: 16 prompts of about 24 tokens with 32 and 128 new tokens, `Model.generate_batch` beside llama-cpp-python's
+- tg128, pp512: llamalite's token loop and prompt reading against ``llama-bench -n 128`` and ``-p 512``.
+- batch: 16 prompts of about 24 tokens with 32 and 128 new tokens, `Model.generate_batch` against llama-cpp-python's
   `Llama`, one prompt after another.
-- rss: the peak memory of a loaded model beside that of ``llama-completion`` with the same context.
+- rss: the peak memory of a loaded model against that of ``llama-completion`` with the same context.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure_single(path: Path, n_threads: int, pairs: int, peers: Peers, only: C
 def measure_batch(
     path: Path, n_threads: int, pairs: int, sizes: Sequence[int], prompts: Sequence[str] = PROMPTS
 ) -> Iterator[Figure]:
-    """Yield, for each of `sizes` new tokens, all prompts at once beside `llama_cpp.Llama` one after another."""
+    """Yield, for each of `sizes` new tokens, all prompts at once against `llama_cpp.Llama` one after another."""
     import llama_cpp
 
     from llamalite.model import Model

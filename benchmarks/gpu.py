@@ -5,7 +5,7 @@
 For each number of layers: prompt and generation speed as llama-bench defines them, and how far the logits of a fixed
 text are from the CPU's: the largest difference, the mean KL divergence, and the share of positions with the same most
 likely token. Both use exact mode (F32 cache, no flash attention), so that only the kernels differ. If the installed
-llama-cpp-python has no GPU, it says so, measures nothing, and ends with exit code 0.
+llama-cpp-python cannot use a GPU, it says so, measures nothing, and ends with exit code 0.
 """
 
 from __future__ import annotations

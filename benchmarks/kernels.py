@@ -1,4 +1,4 @@
-"""The fast kernels beside ggml's, on one core: the same rows, interleaved, the same bytes.
+"""The fast kernels against ggml's, on one core: the same rows, interleaved, the same bytes.
 
     python benchmarks/kernels.py [-t Q4_K ...] [--dtype BF16] [--pairs 9] [--json FILE] [--cold]
 

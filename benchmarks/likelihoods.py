@@ -1,4 +1,4 @@
-"""Multiple choice as in the evaluation harness: all requests together beside one request at a time.
+"""Multiple choice as in the evaluation harness: all requests together against one request at a time.
 
     python benchmarks/likelihoods.py MODEL.gguf [--questions 6] [--pairs 3]
 

@@ -143,7 +143,7 @@ def convert(folder: Path, qtype: str) -> tuple[float, int, int]:
 
 
 def measure(qtype: str, shapes: Sequence[str], forms: Sequence[str], scratch: Path | None = None) -> Iterator[Figure]:
-    """Yield, for each form, the peak of each shape beside that of the first one."""
+    """Yield, for each form, the peak of each shape against that of the first one."""
     for form in forms:
         first: float | None = None
         for size in shapes:

@@ -1,4 +1,4 @@
-"""Wall time and peak memory of `llamalite perplexity` beside llama-perplexity, in turns, for the same result.
+"""Wall time and peak memory of `llamalite perplexity` against llama-perplexity, in turns, for the same result.
 
     python benchmarks/perplexity.py model-Q4_K_M.gguf wiki.test.raw --llama-cpp FOLDER [--chunks 8]
 

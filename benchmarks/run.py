@@ -1,7 +1,7 @@
 """Measures everything that this project claims about speed and memory, resumably, and writes the tables.
 
     python benchmarks/run.py --checkpoint FOLDER --llama-cpp FOLDER --work FOLDER [--only conversion,generation]
-    python benchmarks/run.py --quick --llama-cpp FOLDER --work FOLDER          # a small model: a test of some minutes
+    python benchmarks/run.py --quick --llama-cpp FOLDER --work FOLDER          # a small model: takes a few minutes
     python benchmarks/run.py --tables benchmarks/README.md README.md --work FOLDER
 
 Every figure is a ratio to a peer that takes turns with llamalite: llama.cpp's own tools, llama-cpp-python's `Llama`,
@@ -44,7 +44,7 @@ TEXT = DEMO / "heldout.txt"
 
 @dataclass(frozen=True)
 class Bench:
-    """What the groups measure with: checkpoint, peers, folder, threads, and the number of pairs."""
+    """The groups' settings: checkpoint, peers, folder, threads, and the number of pairs."""
 
     checkpoint: Path
     peers: Peers
@@ -100,7 +100,7 @@ def measure_perplexity(on: Bench) -> Iterator[Figure]:
 
 
 def measure_compare(on: Bench) -> Iterator[Figure]:
-    """Yield perplexity and divergence of Q4_K_M against Q8_0: in lockstep, beside two runs with logits on the disk."""
+    """Yield perplexity and divergence of Q4_K_M against Q8_0: in lockstep, and in two runs with logits on disk."""
     chunks = 2 if on.quick else 4
     reference, candidate, logits = on.model("Q8_0"), on.model("Q4_K_M"), on.work / "logits.kld"
     shared = ["-f", TEXT, "--chunks", chunks]
@@ -149,7 +149,7 @@ def measure_types(on: Bench) -> Iterator[Figure]:
 
 
 def measure_verify(on: Bench) -> Iterator[Figure]:
-    """Yield all checks of a file against its checkpoint, beside the minute and the 2 GiB promised for 1.1B."""
+    """Yield all checks of a file against its checkpoint, compared with the minute and 2 GiB promised for 1.1B."""
     command = bench.llamalite("-q", "verify", on.model("Q4_K_M"), "--against", on.checkpoint, "--threads", on.n_threads)
     ran = bench.process(command)
     yield Figure("verify a file against its checkpoint", "the promised minute", "s", [ran.seconds], [60.0], 1.0)

@@ -1,4 +1,4 @@
-"""Several types in one read beside a run for each: time and peak memory of `llamalite convert`.
+"""Several types in one read against a run for each: time and peak memory of `llamalite convert`.
 
     python benchmarks/several_types.py CHECKPOINT [-t F16 -t Q8_0 -t Q4_0] [--pairs 5]
 

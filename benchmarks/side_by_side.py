@@ -5,7 +5,7 @@
     print(figure)          # convert to Q4_K_M: 0.200 of llama.cpp's two steps (0.191 to 0.208 of 5), 9.2 and 46 s
 
 A machine's speed drifts with its temperature and its load. Both halves of a pair, at most minutes apart, share that
-drift, so that their ratio is reliable where a time is not. The side that goes first alternates.
+drift, so their ratio is reliable even if a time is not. The side that goes first alternates.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOWER_IS_BETTER = {"s", "s of CPU", "MiB", "ns a weight"}
 
 @dataclass(frozen=True)
 class Figure:
-    """llamalite beside `peer`: the values of each pair, in `unit`. `ratio` is the median of ours over theirs.
+    """llamalite against `peer`: the values of each pair, in `unit`. `ratio` is the median of ours over theirs.
 
     `target` is the promised ratio: an upper bound if less is better (time, memory), else a lower bound.
     """
@@ -83,7 +83,7 @@ class Figure:
         )
 
 
-TABLE_HEAD = """| what | beside | llamalite | the other | ratio | spread | promised |
+TABLE_HEAD = """| what | compared with | llamalite | the other | ratio | spread | target |
 | --- | --- | ---: | ---: | ---: | --- | --- |"""
 
 
@@ -97,7 +97,7 @@ def table(figures: Iterable[Figure]) -> str:
 
 def short_table(figures: Iterable[Figure]) -> str:
     """Return a table of the ratios alone, without their spread."""
-    lines = ["| | llamalite | the other | ratio | beside |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = ["| | llamalite | the other | ratio | compared with |", "| --- | ---: | ---: | ---: | --- |"]
     for figure in figures:
         mine, other = _short(statistics.median(figure.ours)), _short(statistics.median(figure.theirs))
         cells = [figure.name, f"{mine} {figure.unit}", f"{other} {figure.unit}", f"{figure.ratio:.2f}", figure.peer]

@@ -1,4 +1,4 @@
-"""Tokens guessed ahead beside one token per decode, on the same model, in turns.
+"""Tokens guessed ahead against one token per decode, on the same model, in turns.
 
     python benchmarks/speculation.py MODEL.gguf -f TEXT [--tokens 200] [--pairs 3]
     python benchmarks/speculation.py DEMO.gguf --asked models/demo/heldout.jsonl [--draft SMALL.gguf]
@@ -46,8 +46,8 @@ def measure_prescribed(path: Path, text: str, pairs: int, *, n_threads: int, n_t
         edited = [token if i % 20 else (token + 1000) % model.native.n_vocab for i, token in enumerate(given, 1)]
         for name, answer, target in (
             ("an answer that copies its input", given, HELPS),
-            ("one that edits each 20th token", edited, HELPS),
-            ("one that repeats nothing", following, HARMLESS),
+            ("an answer that edits every 20th token", edited, HELPS),
+            ("an answer that repeats nothing", following, HARMLESS),
         ):
 
             def speed(how: str, answer: Sequence[int] = answer) -> float:
@@ -62,7 +62,7 @@ def measure_prescribed(path: Path, text: str, pairs: int, *, n_threads: int, n_t
                 return completion.totals.tok_per_s
 
             times = bench.in_turns(pairs, lambda: speed("lookup"), lambda: speed("off"), name)
-            yield Figure(f"{name}, lookup", "one token a decode", "tok/s", *times, target)
+            yield Figure(f"{name}, lookup", "one token per decode", "tok/s", *times, target)
 
 
 def measure_asked(
@@ -98,7 +98,7 @@ def measure_asked(
             times = bench.in_turns(pairs, lambda speed=speed: speed(how), lambda speed=speed: speed("off"), kind)
             same = sum(a == b for a, b in zip(answers[how], answers["off"], strict=True))
             note = f"{counts[1]} of {counts[0]} guesses right, {same} of {len(answers[how])} answers the same"
-            yield Figure(f"{kind}, {how}", "one token a decode", "tok/s", *times, HARMLESS, note)
+            yield Figure(f"{kind}, {how}", "one token per decode", "tok/s", *times, HARMLESS, note)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""How long a user waits for the first output: `llamalite --help` beside `python -c pass`, and the first token.
+"""How long a user waits for the first output: `llamalite --help` against `python -c pass`, and the first token.
 
     python benchmarks/startup.py [MODEL LLAMA_COMPLETION] [--runs 20]
 
 Medians of interleaved runs: seconds from the start of the process to its first byte of output, and the CPU seconds of
 the whole process, which other programs disturb less. With MODEL (a GGUF file) and llama.cpp's llama-completion, the
-first byte is also that of the first token of `llamalite run MODEL -n 1`, beside
+first byte is also that of the first token of `llamalite run MODEL -n 1`, against
 `llama-completion -m MODEL -n 1 --no-display-prompt`.
 """
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of `llamalite verify` of a file against its checkpoint, beside the promise for 1.1B.
+"""Time and peak memory of `llamalite verify` of a file against its checkpoint, compared with the promise for 1.1B.
 
     python benchmarks/verification.py CHECKPOINT [-t Q4_K_M] [--runs 3]
 

@@ -1,7 +1,7 @@
 """From a checkpoint to finished files: preflight, headers, the one pass over the weights, and a rename at the end.
 
-OUT is written as ``OUT.part`` and renamed when it is complete and on the disk, so that OUT is either absent or whole.
-While the weights are converted, the file's tokenizer is compared with the original one (`vocabulary.probe`).
+OUT is written as ``OUT.part`` and renamed once it is complete and on disk, so OUT is either absent or complete. While
+the weights are converted, the file's tokenizer is compared with the original one (`vocabulary.probe`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _DEFAULT_PARAMS = QuantizeParams()
 
 @dataclass(frozen=True)
 class OutputReport:
-    """One finished output; for a split model, `path` is its first shard and `n_bytes` the size of all shards.
+    """A finished output; for a split model, `path` is its first shard and `n_bytes` the size of all shards.
 
-    `bits_per_weight` counts tensors only; `bits_without_fallbacks` is what it would be if all rows filled the blocks of
-    their types. `fallbacks` maps each tensor whose rows do not to a text such as ``"Q5_0 instead of Q4_K"``.
+    `bits_per_weight` counts tensors only; `bits_without_fallbacks` is the figure if all rows filled the blocks of their
+    types. `fallbacks` maps each tensor whose rows do not fill them to a text such as ``"Q5_0 instead of Q4_K"``.
     """
 
     path: Path
@@ -90,7 +90,7 @@ def preview(
     file_types = _file_types(qtype)
     with open_checkpoint(Path(source)) as checkpoint, tempfile.TemporaryDirectory() as scratch:
         plan = make_plan(checkpoint, file_types, params)
-        preflight.warn_of_idle_overrides(plan, params)
+        preflight.warn_of_overrides_without_effect(plan, params)
         vocabulary = None
         if checkpoint.carried is None:
             vocabulary = read_vocabulary(checkpoint.tokenizer_folder, checkpoint.config)
@@ -119,18 +119,19 @@ def convert(
 ) -> ConversionReport:
     """Convert the checkpoint at `source` to the GGUF file `out`, or to one file per type in the folder `out`.
 
-    `source` is a Hugging Face folder, one of Meta's, or a GGUF file (the first of a split model). Several types
-    (``qtype=["Q4_K_M", "Q8_0"]``) are made in one read of the weights, as ``NAME-TYPE.gguf`` in the folder `out`, which
-    is created if it does not exist. An existing file is replaced only with `force`. A file in the models folder gets a
-    note of its source, ``FILE.source``, beside it (`llamalite.files.source_note`). `params` hold what else decides the
-    tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes` the tensors go into
-    shards of at most that size, which llama.cpp loads as one model. `progress` is called in this thread with the source
-    bytes done and their total; an exception from it cancels the conversion, which then leaves nothing behind.
+    `source` is a folder in Hugging Face's or Meta's format, or a GGUF file (the first of a split model). Several types
+    (``qtype=["Q4_K_M", "Q8_0"]``) are made in one pass over the weights, as ``NAME-TYPE.gguf`` in the folder `out`,
+    which is created if it does not exist. An existing file is replaced only with `force`. A file in the models folder
+    gets a note of its source, ``FILE.source``, beside it (`llamalite.files.source_note`). `params` holds everything
+    else that decides the tensors' types, `metadata` is a JSON file of ``general.*`` keys, and with `split_max_bytes`
+    the tensors go into shards of at most that size, which llama.cpp loads as one model. `progress` is called in this
+    thread with the number of source bytes done and the total; an exception from it cancels the conversion, which then
+    leaves nothing behind.
 
-    While the weights are converted, a few thousand texts go through the original tokenizer and the file's: a
-    difference is a `VocabularyError`, unless `allow_token_mismatch`, which is then recorded in the file. Raises
-    `CheckpointError`, `VocabularyError` and `QuantizationError` for what cannot be converted, before anything is
-    written where that can be known, ``FileExistsError`` if `out` exists, ``ValueError`` for an unknown type.
+    While the weights are converted, a few thousand texts go through the original tokenizer and the file's: a difference
+    raises `VocabularyError`; with `allow_token_mismatch` it is recorded in the file instead. Raises `CheckpointError`,
+    `VocabularyError` and `QuantizationError` for input that cannot be converted, if possible before anything is
+    written; ``FileExistsError`` if `out` exists, ``ValueError`` for an unknown type.
     """
     started = time.perf_counter()
     file_types = _file_types(qtype)
@@ -191,7 +192,7 @@ def _write(
             try:
                 pipeline.run(ready.plan, places, n_threads=n_threads, progress=watch)
             except LlamaliteError:
-                checkpoint.check_unchanged()  # a file that ends early or holds NaN may still be being written
+                checkpoint.check_unchanged()  # another program may still be writing a file that ends early or holds NaN
                 raise
             if comparison is not None:
                 tokens = comparison.result()
@@ -229,7 +230,7 @@ def _file_types(qtype: str | Sequence[str]) -> list[FileType]:
     names = [qtype] if isinstance(qtype, str) else list(qtype)
     file_types = [file_type(name) for name in names]
     if not file_types or len({kind.name for kind in file_types}) != len(names):
-        raise ValueError(f"expected one or several different types, found {', '.join(names) or 'none'}")
+        raise ValueError(f"expected one or more different types, found {', '.join(names) or 'none'}")
     return file_types
 
 
@@ -239,7 +240,7 @@ def _compare_tokens(checkpoint: Checkpoint, part: Path, stop: threading.Event | 
 
 @contextlib.contextmanager
 def _vocabulary_file(files: output.PartFiles, keys: header.Keys) -> Iterator[Path]:
-    """Yield a file whose vocabulary llama.cpp loads: the output, or a scratch file if that is split.
+    """Yield a file from which llama.cpp can load the vocabulary: the output, or a scratch file if the output is split.
 
     llama.cpp refuses a shard that does not have its final name.
     """

@@ -3,8 +3,8 @@
     magic  version  n_tensors  n_keys | key  type  value | ... | name  dims  type  offset | ... | zeros up to the data
 
 The keys are those of llama.cpp's two steps: first those of its converter, or of a GGUF source, and then the two that
-llama-quantize sets anew (src/llama-quant.cpp, ``llama_model_quantize_impl``). The first file of a split model has them
-all, the others only the ``split.*`` keys (tools/gguf-split/gguf-split.cpp).
+llama-quantize rewrites (src/llama-quant.cpp, ``llama_model_quantize_impl``). The first file of a split model has all of
+them, the others only the ``split.*`` keys (tools/gguf-split/gguf-split.cpp).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def write(
 ) -> int:
     """Write the header of a file with `tensors` to `path`, and return the offset at which the weights start.
 
-    The keys are `keys`, those that follow from `ftype`, and `last`; of a split model, only the first file has them.
+    The keys are `keys`, those that follow from `ftype`, and `last`; in a split model only the first file has them.
     """
     pairs: list[tuple[bytes, bytes]] = []
     if split is None or split.index == 0:
@@ -150,8 +150,8 @@ def _metadata(checkpoint: Checkpoint, writer: gguf.GGUFWriter) -> gguf.Metadata:
     except (
         ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, struct.error, yaml.YAMLError
     ) as error:  # fmt: skip
-        why = " ".join(str(error).split())
-        warn("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, why)
+        reason = " ".join(str(error).split())
+        warn("%s: model card or generation_config.json cannot be read, and is left out: %s", folder, reason)
         metadata = gguf.Metadata(name=checkpoint.name)
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(*counts)
@@ -171,8 +171,8 @@ def _load_metadata(checkpoint: Checkpoint, folder: Path, n_params: int) -> gguf.
     metadata = gguf.Metadata.load(None, folder, None, n_params)
     if folder.name != checkpoint.name:  # the hub's cache names folders after revisions
         config = gguf.Metadata.load_hf_parameters(folder)
-        named = folder.with_name(checkpoint.name)
-        renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named, n_params)
+        named_folder = folder.with_name(checkpoint.name)
+        renamed = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, named_folder, n_params)
         metadata = dataclasses.replace(
             metadata,
             **{field: value for field, value in vars(renamed).items() if not field.startswith("sampling_")},
@@ -198,7 +198,7 @@ def _refuse_unfolding(card: Mapping[str, Any]) -> None:
         value = stack.pop()
         n += 1
         if n > _MAX_CARD_VALUES:
-            raise ValueError(f"README.md unfolds to more than {_MAX_CARD_VALUES:,} values")
+            raise ValueError(f"README.md expands to more than {_MAX_CARD_VALUES:,} values")
         stack.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
@@ -237,7 +237,7 @@ def _packed_array(entry: Any) -> bytes | None:
 
 
 def _overridden(keys: Keys, path: Path) -> Keys:
-    """Return `keys` with the ``general.*`` keys of the JSON file at `path`: new ones follow the last of that kind."""
+    """Return `keys` with the ``general.*`` keys of the JSON file at `path`; new ones follow the last such key."""
     changed = list(keys)
     if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise CheckpointError(f"{path} is a device or a folder, expected a JSON file of general.* keys")
@@ -272,4 +272,4 @@ def _packed_value(path: Path, name: str, value: Any) -> bytes:
         return string(value)
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(_text(text.encode()) for text in value)
-    raise CheckpointError(f"{path}: {name} is {value!r}, expected a text, a number, true, false or a list of texts")
+    raise CheckpointError(f"{path}: {name} is {value!r}, expected a string, a number, true, false or a list of strings")

@@ -54,9 +54,9 @@ class Importance:
 def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
     header = gguf_check.read_header(path)
     keys = header.metadata
-    lacking = [key for key in ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size") if key not in keys]
-    if lacking:
-        raise GGUFError(f"{path} lacks the key {lacking[0]}: it is a GGUF file, but not an importance matrix")
+    missing = [key for key in ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size") if key not in keys]
+    if missing:
+        raise GGUFError(f"{path} lacks the key {missing[0]}: it is a GGUF file, but not an importance matrix")
     values = {}
     with path.open("rb") as file:
         for tensor in header.tensors:
@@ -68,7 +68,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Floats], str | None, int]:
     for name in sorted({key.rpartition(".")[0] for key in values}):
         sums, counts = values.get(f"{name}.in_sum2"), values.get(f"{name}.counts")
         if sums is None or counts is None or counts.size != 1:
-            raise GGUFError(f"{path}: {name} lacks in_sum2 or counts, or is of a mixture of experts")
+            raise GGUFError(f"{path}: {name} lacks in_sum2 or counts, or belongs to a mixture of experts")
         rows[name] = sums / counts[0] if counts[0] > 0 else np.ones_like(sums)
     datasets = keys["imatrix.datasets"]
     return rows, str(datasets[0]) if len(datasets) else None, int(keys["imatrix.chunk_count"])
@@ -79,18 +79,18 @@ def _read_dat(path: Path) -> tuple[dict[str, Floats], str | None, int]:
         raise GGUFError(f"{path} has {path.stat().st_size:,} bytes: too large for an importance matrix")
     data, at = path.read_bytes(), 0
 
-    def refuse(what: str) -> NoReturn:
-        raise GGUFError(f"{path} is not an importance matrix, neither GGUF nor .dat: {what} at byte {at}")
+    def refuse(item: str) -> NoReturn:
+        raise GGUFError(f"{path} is not an importance matrix, neither GGUF nor .dat: {item} at byte {at}")
 
-    def take(n: int, what: str) -> bytes:
+    def take(n: int, item: str) -> bytes:
         nonlocal at
         if not 0 <= n <= len(data) - at:
-            refuse(f"{what} of {n} bytes")
+            refuse(f"{item} of {n} bytes")
         at += n
         return data[at - n : at]
 
-    def number(what: str) -> int:
-        return int(struct.unpack("<i", take(4, what))[0])
+    def number(item: str) -> int:
+        return int(struct.unpack("<i", take(4, item))[0])
 
     n_entries = number("the number of tensors")
     if not 0 < n_entries <= len(data) // 16:
@@ -107,6 +107,6 @@ def _read_dat(path: Path) -> tuple[dict[str, Floats], str | None, int]:
         return rows, None, 0
     n_chunks = number("the number of chunks")
     dataset = None
-    if len(data) - at > 4 and (length := number("the text's name's length")) > 0:
+    if len(data) - at > 4 and (length := number("the length of the text's name")) > 0:
         dataset = take(length, "the text's name").split(b"\0")[0].decode("utf-8", "replace")
     return rows, dataset, n_chunks

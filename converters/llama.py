@@ -79,34 +79,36 @@ class LlamaConfig:
         """
         architecture = _architecture(config)
         _refuse_quantized(config)
-        known = {**_DEFAULTS[architecture], **{key: value for key, value in config.items() if value is not None}}
-        n_embd, n_head = _size(known, "hidden_size"), _size(known, "num_attention_heads")
-        n_head_kv = _size(known, "num_key_value_heads", n_head)
+        values = {**_DEFAULTS[architecture], **{key: value for key, value in config.items() if value is not None}}
+        n_embd, n_head = _size(values, "hidden_size"), _size(values, "num_attention_heads")
+        n_head_kv = _size(values, "num_key_value_heads", n_head)
         if n_head % n_head_kv:
             raise CheckpointError(
                 f"config.json: {n_head} attention heads cannot share {n_head_kv} key-value heads: "
                 "num_attention_heads must be a multiple of num_key_value_heads"
             )
-        if "head_dim" not in known and n_embd % n_head:
+        if "head_dim" not in values and n_embd % n_head:
             raise CheckpointError(f"config.json: hidden_size {n_embd} is not a multiple of {n_head} attention heads")
-        head_dim = _size(known, "head_dim", n_embd // n_head)
+        head_dim = _size(values, "head_dim", n_embd // n_head)
         if head_dim % 2:
             raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number for rotary positions")
-        _warn_of_window(architecture, known)
-        activation = known.get("hidden_act", "silu")
+        _warn_of_window(architecture, values)
+        activation = values.get("hidden_act", "silu")
         if activation != "silu":
-            raise UnsupportedArchitectureError(f"config.json: hidden_act is {activation!r:.40}, supported is 'silu'")
+            raise UnsupportedArchitectureError(
+                f"config.json: hidden_act is {activation!r:.40}, but only 'silu' is supported"
+            )
         return cls(
-            n_vocab=_size(known, "vocab_size", most=MAX_TOKENS),
+            n_vocab=_size(values, "vocab_size", maximum=MAX_TOKENS),
             n_embd=n_embd,
-            n_ff=_size(known, "intermediate_size"),
-            n_layer=_size(known, "num_hidden_layers", most=MAX_LAYERS),
+            n_ff=_size(values, "intermediate_size"),
+            n_layer=_size(values, "num_hidden_layers", maximum=MAX_LAYERS),
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
-            n_ctx_train=_size(known, "max_position_embeddings"),
-            rms_norm_eps=_number(known, "rms_norm_eps"),
-            rope=_rope_parameters(known),
+            n_ctx_train=_size(values, "max_position_embeddings"),
+            rms_norm_eps=_number(values, "rms_norm_eps"),
+            rope=_rope_parameters(values),
         )
 
     def tensor_rules(self, *, permuted: bool = True) -> Iterator[TensorRule]:
@@ -121,7 +123,7 @@ class LlamaConfig:
             source, target = f"model.layers.{i}.", f"blk.{i}."
             yield TensorRule(source + "input_layernorm.weight", target + "attn_norm.weight", (embd,))
             yield TensorRule(source + "post_attention_layernorm.weight", target + "ffn_norm.weight", (embd,))
-            for theirs, ours, n_out, n_in, heads in (
+            for source_name, target_name, n_out, n_in, heads in (
                 ("self_attn.q_proj", "attn_q", q, embd, q_heads),
                 ("self_attn.k_proj", "attn_k", kv, embd, k_heads),
                 ("self_attn.v_proj", "attn_v", kv, embd, None),
@@ -130,8 +132,10 @@ class LlamaConfig:
                 ("mlp.up_proj", "ffn_up", ff, embd, None),
                 ("mlp.down_proj", "ffn_down", embd, ff, None),
             ):
-                yield TensorRule(f"{source}{theirs}.weight", f"{target}{ours}.weight", (n_out, n_in), heads)
-                yield TensorRule(f"{source}{theirs}.bias", f"{target}{ours}.bias", (n_out,), heads, optional=True)
+                yield TensorRule(f"{source}{source_name}.weight", f"{target}{target_name}.weight", (n_out, n_in), heads)
+                yield TensorRule(
+                    f"{source}{source_name}.bias", f"{target}{target_name}.bias", (n_out,), heads, optional=True
+                )
 
     def write_keys(self, writer: gguf.GGUFWriter) -> None:
         """Add the ``llama.*`` keys, in the order of llama.cpp's converter, without file type and tokenizer."""
@@ -168,15 +172,15 @@ class LlamaConfig:
             ):
                 if rope.get(key) is not None:
                     add(rope[key])
-            usual = 0.1 * math.log(rope["factor"]) + 1
-            if rope.get("attention_factor") not in (None, usual):
+            default = 0.1 * math.log(rope["factor"]) + 1
+            if rope.get("attention_factor") not in (None, default):
                 # Whatever yarn_attn_factor says, llama.cpp uses the usual factor (src/llama-context.cpp), times the
                 # value of this key, which its own converter never writes.
-                writer.add_rope_scaling_attn_factors(rope["attention_factor"] / usual)
+                writer.add_rope_scaling_attn_factors(rope["attention_factor"] / default)
 
     @property
     def _has_own_ramp(self) -> bool:
-        """Whether YaRN's ramp has unusual ends, which llama.cpp reads for other families only."""
+        """Whether YaRN's ramp has unusual ends; llama.cpp reads them only for other families."""
         ends = self.rope.get("beta_fast", 32.0), self.rope.get("beta_slow", 1.0)
         return self.rope["rope_type"] == "yarn" and ends != (32.0, 1.0)
 
@@ -185,8 +189,8 @@ class LlamaConfig:
         width, base = self.head_dim, math.log(self.rope["rope_theta"])
         n_ctx_old = self.rope["original_max_position_embeddings"]
         low, high = (
-            width * (math.log(n_ctx_old) - math.log(2 * math.pi * self.rope.get(key, usual))) / (2 * base)
-            for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))
+            width * (math.log(n_ctx_old) - math.log(2 * math.pi * self.rope.get(key, default))) / (2 * base)
+            for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
         )
         low, high = max(math.floor(low), 0), min(math.ceil(high), width - 1)
         ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
@@ -196,11 +200,11 @@ class LlamaConfig:
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
         """Return the divisor of each rotary frequency, float32 [head_dim / 2], for the tensor ``rope_freqs.weight``.
 
-        Llama 3's scaling has them, and so has YaRN's with an unusual ramp; None for any other.
+        Llama 3's scaling has them, and so does YaRN's with an unusual ramp; None for any other.
 
-        They are transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of llama.cpp's
-        converter (``generate_extra_tensors``), where PyTorch divides a scalar by a tensor as a product with its
-        reciprocal: so that the tensor is the same to the bit.
+        They follow transformers' ``_compute_llama3_parameters``, in float32 and in the order of operations of
+        llama.cpp's converter (``generate_extra_tensors``). PyTorch divides a scalar by a tensor by multiplying with the
+        reciprocal; so does this, to get the same bits.
         """
         if self._has_own_ramp:
             return self._yarn_factors()
@@ -227,8 +231,8 @@ class LlamaConfig:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    listed = config.get("architectures")
-    name = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
     if name == "llama":
         name = "LlamaForCausalLM"
     if name == "mistral":
@@ -236,7 +240,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     if name not in ARCHITECTURES:
         shown = name or "unknown"
         raise UnsupportedArchitectureError(
-            f"this checkpoint has the architecture {shown!s:.80}; supported are {' and '.join(ARCHITECTURES)}"
+            f"this checkpoint has the architecture {shown!s:.80}; llamalite supports {' and '.join(ARCHITECTURES)}"
         )
     return cast(str, name)
 
@@ -264,13 +268,13 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
     if quantization:
         method = quantization.get("quant_method") or "some method" if isinstance(quantization, dict) else quantization
         raise UnsupportedArchitectureError(
-            f"this checkpoint is already quantized by {method!s:.80}; supported are F64, F32, F16 and BF16 weights: "
-            "convert the original model"
+            f"this checkpoint is already quantized by {method!s:.80}; llamalite supports F64, F32, F16 and BF16 "
+            "weights: convert the original model"
         )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = MAX_CONTEXT) -> int:
-    return whole_number(config, key, "config.json", default, most=most)
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, *, maximum: int = MAX_CONTEXT) -> int:
+    return whole_number(config, key, "config.json", default, maximum=maximum)
 
 
 def _number(config: Mapping[str, Any], key: str, default: float | None = None, **bound: Any) -> float:
@@ -280,12 +284,12 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None, *
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read what transformers 5 (``rope_parameters``) or 4 (``rope_scaling`` and ``rope_theta``) writes.
 
-    All numbers that the kind of scaling uses are checked against their bounds.
+    All numbers that this kind of scaling uses are checked against their bounds.
     """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise CheckpointError(f"config.json: rope scaling is {given!r:.40}, expected an object")
-    rope = {key: value for key, value in given.items() if value is not None}
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"config.json: rope scaling is {settings!r:.40}, expected an object")
+    rope = {key: value for key, value in settings.items() if value is not None}
     if any(isinstance(value, dict) for value in rope.values()):
         raise UnsupportedArchitectureError(
             "config.json: rope parameters that differ by layer cannot be expressed in GGUF for this architecture"
@@ -293,23 +297,26 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
     if partial != 1:
         raise UnsupportedArchitectureError(
-            f"config.json: partial_rotary_factor is {partial!r:.40}, supported is 1: the LLaMA family turns whole heads"
+            f"config.json: partial_rotary_factor is {partial!r:.40}, but only 1 is supported: the LLaMA family rotates "
+            "whole heads"
         )
     kind = str(rope.get("rope_type", rope.get("type", "default"))).lower()
     rope["rope_type"] = kind
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise UnsupportedArchitectureError(
             f"config.json: rope scaling of type {kind!r:.40} cannot be expressed in GGUF for this architecture; "
-            "supported are linear, llama3 and yarn"
+            "only linear, llama3 and yarn can"
         )
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    rope["rope_theta"] = _number(rope, "rope_theta", least=_ABOVE_ONE, kind="a number above 1")
+    rope["rope_theta"] = _number(rope, "rope_theta", minimum=_ABOVE_ONE, kind="a number above 1")
     if kind != "default":
-        # A factor below 1 would shorten the context: transformers warns of it, and no such model is known.
-        usual = 8.0 if kind == "llama3" else None
-        rope["factor"] = _number(rope, "factor", usual, least=1.0, kind="a number of at least 1")
+        # A factor below 1 would shorten the context: transformers warns about it, and no such model is known.
+        default = 8.0 if kind == "llama3" else None
+        rope["factor"] = _number(rope, "factor", default, minimum=1.0, kind="a number of at least 1")
     if kind == "llama3":
-        low, high = (_number(rope, key, usual) for key, usual in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)))
+        low, high = (
+            _number(rope, key, default) for key, default in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+        )
         if not np.float32(low) < np.float32(high):
             raise CheckpointError(
                 f"config.json: low_freq_factor is {low} and high_freq_factor {high}, expected the former to be smaller"
@@ -328,11 +335,13 @@ def _read_yarn(rope: dict[str, Any]) -> None:
     if rope.get("truncate", True) is not True:
         raise UnsupportedArchitectureError(
             f"config.json: a YaRN ramp with truncate = {rope['truncate']!r:.40} cannot be expressed in GGUF for this "
-            "architecture; supported is true"
+            "architecture; only true is supported"
         )
     if "attn_factor" in rope:
         rope.setdefault("attention_factor", rope["attn_factor"])
-    mscale, mscale_all = (_number(rope, key, 0.0, least=0.0, kind="0 or more") for key in ("mscale", "mscale_all_dim"))
+    mscale, mscale_all = (
+        _number(rope, key, 0.0, minimum=0.0, kind="0 or more") for key in ("mscale", "mscale_all_dim")
+    )
     if mscale and mscale_all and "attention_factor" not in rope:
         logarithm = 0.1 * math.log(rope["factor"])
         rope["attention_factor"] = (mscale * logarithm + 1) / (mscale_all * logarithm + 1)
@@ -340,4 +349,4 @@ def _read_yarn(rope: dict[str, Any]) -> None:
         if key in rope:
             rope[key] = _number(rope, key)
     if "extrapolation_factor" in rope:
-        rope["extrapolation_factor"] = _number(rope, "extrapolation_factor", least=0.0, kind="0 or more")
+        rope["extrapolation_factor"] = _number(rope, "extrapolation_factor", minimum=0.0, kind="0 or more")

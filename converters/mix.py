@@ -75,7 +75,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Choice:
-    """A tensor's type, and the type that it should have had if its row length ruled that out."""
+    """A tensor's type; and the intended type, if the tensor's row length ruled that out."""
 
     type: TensorType
     instead_of: TensorType | None = None
@@ -93,7 +93,7 @@ def allows_quantization(tensor: TensorShape) -> bool:
 
 
 def requires_importance(name: str, chosen: TensorType, file_type: FileType) -> bool:
-    """Whether llama.cpp refuses to quantize so without an importance matrix (``tensor_requires_imatrix``)."""
+    """Whether llama.cpp refuses this type without an importance matrix (``tensor_requires_imatrix``)."""
     if name in ("token_embd.weight", "output.weight"):
         return False
     return chosen.name in _NEEDS_IMPORTANCE or (chosen.name == "Q2_K" and file_type.name == "Q2_K_S")
@@ -110,8 +110,8 @@ def choose_types(
 ) -> dict[str, Choice]:
     """Return the type of every tensor of a file of type `file_type`, in llama.cpp's order of tensors.
 
-    `overrides` are pairs of a pattern (`name_pattern`) and a type; the first pattern that is found in a tensor's name
-    replaces the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
+    `overrides` are pairs of a pattern (`name_pattern`) and a type; the first pattern found in a tensor's name replaces
+    the rules (llama-quantize's ``--tensor-type``). With `pure` every tensor gets the file type's default.
     """
     rules = _Rules(file_type, model, has_importance, tensors)
     patterns = [(name_pattern(pattern), kind) for pattern, kind in overrides]
@@ -147,8 +147,8 @@ def name_pattern(source: str) -> re.Pattern[str]:
         raise ValueError(str(error)) from None
 
 
-def idle_overrides(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str, TensorType]]) -> list[str]:
-    """Return a message for each override that changes no tensor: it matches none, or earlier ones match all of them."""
+def overrides_without_effect(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str, TensorType]]) -> list[str]:
+    """Return a message for each override that changes no tensor: nothing matches, or earlier ones decide."""
     patterns = [name_pattern(pattern) for pattern, _ in overrides]
     matches = [  # for each matrix, the patterns that match it, in the order given
         [i for i, pattern in enumerate(patterns) if pattern.search(tensor.name)]
@@ -163,7 +163,7 @@ def idle_overrides(tensors: Sequence[TensorShape], overrides: Sequence[tuple[str
         elif i not in deciding:
             first = overrides[min(deciding)]
             messages.append(
-                f"{source}={kind.name} matches only what earlier ones decide, such as {first[0]}={first[1].name}"
+                f"{source}={kind.name} matches only what earlier patterns match, such as {first[0]}={first[1].name}"
             )
     return messages
 
@@ -260,7 +260,7 @@ class _Rules:
         elif ftype in ("Q4_K_M", "Q5_K_M") and _wants_more_bits(i, self.n_attn_v):
             kind = "Q6_K"
         if self.model.is_70b and kind in ("Q3_K", "Q4_K"):
-            # Eight query heads share one value head there, so that more bits cost almost nothing.
+            # Eight query heads share one value head there, so more bits cost almost nothing.
             kind = "Q5_K"
         return kind
 

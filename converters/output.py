@@ -72,16 +72,16 @@ def lay_out(plan: ConversionPlan, i_output: int, path: Path, split_max_bytes: in
     return Layout(plan, i_output, tuple(paths), tuple(tuple(part) for part in parts))
 
 
-def old_shards(path: Path, wanted: Collection[Path]) -> list[Path]:
-    """Return the shards of an older split model of the name `path`, in another number of files than `wanted`.
+def old_shards(path: Path, new_paths: Collection[Path]) -> list[Path]:
+    """Return the shards of an older split model named `path` that has a different number of files than `new_paths`.
 
-    Beside the new files they would be a second model of that name. ``FileExistsError`` for a file that has a shard's
-    name but not its keys: it may be somebody else's, and is not removed.
+    Next to the new files they would be a second model of that name. ``FileExistsError`` for a file that has a shard's
+    name but not its keys: it may belong to something else, and is not removed.
     """
     old = []
     for file in shards.lying_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
         shard = shards.parse(file.stem)
-        if file in wanted or shard is None:
+        if file in new_paths or shard is None:
             continue
         try:
             metadata = read_header(file).metadata
@@ -103,13 +103,13 @@ def remove_old(files: Iterable[Path]) -> None:
     for path in files:
         try:
             path.unlink()
-        except OSError as error:  # noqa: PERF203 - each for itself
+        except OSError as error:  # noqa: PERF203 - each on its own
             warn("%s belongs to the replaced model, but cannot be removed: %s", path, error.strerror)
 
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Name `path` in an ``OSError`` of the block (a full disk, say): the system's error does not."""
+    """Add `path` to an ``OSError`` from the block (disk full, say): the system's error does not name it."""
     try:
         yield
     except OSError as error:
@@ -119,8 +119,8 @@ def named_errors(path: Path) -> Iterator[None]:
 class OutputFile:
     """A file of known size that several threads can write at once, each at its own position.
 
-    On Linux each piece starts to go to the disk as soon as it is written, so that `flush` has little left to wait for;
-    an error of such a write is raised by `flush`.
+    On Linux the system starts to write each piece to disk at once, so `flush` has little left to wait for; `flush`
+    raises the errors of such writes.
     """
 
     def __init__(self, path: Path, data_start: int) -> None:
@@ -143,7 +143,7 @@ class OutputFile:
                 offset += n
                 view = view[n:]
         if sys.platform == "linux":  # starts to write these pages, and drops none before it is written (mm/fadvise.c)
-            with contextlib.suppress(OSError):  # it is a hint, and a file system may refuse it
+            with contextlib.suppress(OSError):  # this is a hint, which a file system may refuse
                 os.posix_fadvise(self._file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
 
     def reserve(self, n_bytes: int) -> None:
@@ -188,7 +188,7 @@ class PartFiles:
         return places
 
     def finish(self) -> None:
-        """Flush the files to the disk and give them their final names; an interrupt does not leave them half renamed.
+        """Flush the files to disk and give them their final names. An interrupt does not stop the renaming.
 
         The first shard is the one that is opened: an old one is removed first, and the new one gets its name last, so
         that files of two conversions are never taken for one model.
@@ -230,7 +230,7 @@ def part_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def part_files(layout: Layout) -> Iterator[PartFiles]:
-    """Open and lock ``PATH.part`` for each path of `layout`, and remove those that are left at the end."""
+    """Open and lock ``PATH.part`` for each path of `layout`; at the end, remove those that were not renamed."""
     parts = [part_path(path) for path in layout.paths]
     files = PartFiles(layout, parts)
     with contextlib.ExitStack() as stack:
@@ -239,10 +239,10 @@ def part_files(layout: Layout) -> Iterator[PartFiles]:
                 raise FileExistsError(
                     f"{part} is in the way and is not a plain file: remove it, or write elsewhere (convert -o)"
                 )
-            is_left = part.exists()
+            is_leftover = part.exists()
             handle = stack.enter_context(part.open("ab"))
             _lock(handle.fileno(), part)
-            if is_left:
+            if is_leftover:
                 warn("%s is left over from a conversion that was stopped; it is replaced", part)
             stack.callback(files.remove, part)
         stack.callback(files.close)

@@ -1,13 +1,13 @@
-"""The one pass: every tensor is read once, brought into llama.cpp's layout, quantized and written, chunk by chunk.
+"""The one pass: every tensor is read once, converted to llama.cpp's layout, quantized and written, chunk by chunk.
 
     worker 1   read rows 0-511 of blk.0.attn_q   widen   regroup   quantize   write at its place
     worker 2   read rows 512-1023                widen   regroup   quantize   write at its place
     ...
 
 A chunk is some rows of one tensor. The size of every tensor is known in advance, so a worker writes each chunk to its
-final place and no worker waits for another. Chunks are handed out in the file's order, so that writes move forward
-through the file. Each worker owns its buffers: memory depends on the number of workers, not on the model. The result
-does not depend on how a tensor is cut, as quantization never looks beyond a row.
+final place and no worker waits for another. Chunks are handed out in the file's order, so writes move forward through
+the file. Each worker owns its buffers: memory depends on the number of workers, not on the model. The result does not
+depend on how a tensor is cut, as quantization never looks beyond a row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 _F32 = TENSOR_TYPES["F32"]
 _EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # mask of the exponent's bits
 _EXPONENTS_OF_2_15 = {"F32": 142 << 23, "F16": 30 << 10, "BF16": 142 << 7}
-# Without importance, the 16-bit floats in these are never larger than twice the largest weight.
+# In these types, without importance, 16-bit floats are never larger than twice the largest weight.
 _NEVER_LARGER = frozenset({"F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"})
 
 
@@ -72,8 +72,8 @@ def run(
 ) -> None:
     """Write the tensors of `plan`; for each file type, `places` says where each tensor goes.
 
-    Raises `QuantizationError` for NaN, infinity or overflow, which llama.cpp refuses too, and whatever reading, writing
-    or `progress` raises, once the workers have ended.
+    Raises `QuantizationError` for NaN, infinity or overflow, which llama.cpp refuses too, and passes on errors from
+    reading, writing and `progress`, once the workers have ended.
     """
     chunks = _chunks(plan, places)
     kernels.expect(plan.n_params)
@@ -143,16 +143,16 @@ class _Worker:
         tensor = chunk.tensor
         rows, n_read = self._rows(chunk)
         are_small = self._check_finite(chunk, rows)
-        made: dict[TensorType, Bytes] = {tensor.stored: rows}
+        bytes_by_type: dict[TensorType, Bytes] = {tensor.stored: rows}
         if isinstance(tensor.source, QuantizedTensor):
-            made[tensor.source.type] = self._blocks(tensor.source, chunk)
+            bytes_by_type[tensor.source.type] = self._blocks(tensor.source, chunk)
         for choice, place in zip(tensor.types, chunk.places, strict=True):
-            if choice.type not in made:
-                made[choice.type] = self._pack(chunk, choice.type, rows)
+            if choice.type not in bytes_by_type:
+                bytes_by_type[choice.type] = self._pack(chunk, choice.type, rows)
                 if not are_small or choice.type.name not in _NEVER_LARGER or tensor.name in self._importance:
-                    self._check_overflow(tensor, choice.type, made[choice.type])
+                    self._check_overflow(tensor, choice.type, bytes_by_type[choice.type])
             skipped = chunk.first * choice.type.row_bytes(tensor.shape[-1])
-            place.file.write_at(place.offset + skipped, made[choice.type])
+            place.file.write_at(place.offset + skipped, bytes_by_type[choice.type])
         return n_read
 
     def _rows(self, chunk: _Chunk) -> tuple[Bytes, int]:
@@ -206,9 +206,9 @@ class _Worker:
         largest, all_ones = self._largest_exponent(rows, stored), _EXPONENTS[stored.name]
         if largest == all_ones:
             values = kernels.widen(rows, stored.name, np.empty(rows.size // stored.block_bytes, np.float32))
-            what = "NaN" if np.isnan(values).any() else f"infinity, or a value beyond {stored.name},"
+            content = "NaN" if np.isnan(values).any() else f"infinity, or a value beyond {stored.name},"
             raise QuantizationError(
-                f"{tensor.source.name} holds {what} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
+                f"{tensor.source.name} holds {content} in rows {chunk.first} to {chunk.first + chunk.n_rows - 1}: "
                 "the checkpoint is damaged, or its training went wrong"
             )
         return largest < _EXPONENTS_OF_2_15[stored.name]

@@ -53,10 +53,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class QuantizeParams:
-    """What decides the tensors' types beside the file type.
+    """What decides the tensors' types, besides the file type.
 
     `importance` is an importance matrix. `overrides` are pairs of a regular expression and a type; the first one whose
-    expression is found in a tensor's name decides (llama-quantize's ``--tensor-type``). With `pure` every tensor gets
+    expression matches in a tensor's name decides (llama-quantize's ``--tensor-type``). With `pure` every tensor gets
     the file type's default. Weights that are already quantized in a GGUF source change their type only with
     `allow_requantize`.
     """
@@ -95,7 +95,7 @@ class ConversionPlan:
         return sum(tensor.n_bytes(i_output) for tensor in self.tensors)
 
     def bits_per_weight(self, i_output: int) -> float:
-        """The average bits of a weight in one output file, counting tensors only, as llama-quantize prints it."""
+        """The average number of bits per weight in one output file, tensors only, as llama-quantize prints it."""
         return 8 * self.tensor_bytes(i_output) / self.n_params
 
     def bits_without_fallbacks(self, i_output: int) -> float:
@@ -156,8 +156,8 @@ def make_plan(checkpoint: Checkpoint, file_types: Sequence[FileType], params: Qu
         types = tuple(chosen[shape.name] for chosen in choices)
         if shape.name in by_name:
             rule, source = by_name[shape.name]
-            through = TENSOR_TYPES["F32"] if isinstance(source, QuantizedTensor) else shape.stored
-            planned = PlannedTensor(shape.name, shape.shape, through, types, source, n_head=rule.n_head)
+            stored_type = TENSOR_TYPES["F32"] if isinstance(source, QuantizedTensor) else shape.stored
+            planned = PlannedTensor(shape.name, shape.shape, stored_type, types, source, n_head=rule.n_head)
         else:
             planned = PlannedTensor(shape.name, shape.shape, shape.stored, types, values=factors)
         tensors.append(planned)
@@ -196,7 +196,7 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
         if tensor.dtype not in DTYPE_BYTES:
             raise UnsupportedArchitectureError(
                 f"{rule.source} has dtype {tensor.dtype}: the checkpoint is already quantized; "
-                f"supported are {', '.join(DTYPE_BYTES)}"
+                f"llamalite supports {', '.join(DTYPE_BYTES)}"
             )
         if tensor.shape != rule.shape:
             problems.append(f"{rule.source} has shape {list(tensor.shape)}, config.json implies {list(rule.shape)}")
@@ -259,7 +259,7 @@ def _refuse_missing_importance(
     ]
     if missing:
         others = f" and {len(missing) - 4} more tensors" if len(missing) > 4 else ""
-        lacking = f", which {importance.file} lacks" if importance else ": pass one with --imatrix"
+        advice = f", which {importance.file} lacks" if importance else ": pass one with --imatrix"
         raise QuantizationError(
-            f"{file_type.name} needs an importance matrix for {', '.join(missing[:4])}{others}{lacking}"
+            f"{file_type.name} needs an importance matrix for {', '.join(missing[:4])}{others}{advice}"
         )

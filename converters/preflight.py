@@ -3,7 +3,7 @@
     ready = prepare(checkpoint, file_types, params, [Path("tiny.Q4_K_M.gguf")], None, force=False)
     ready.plan, ready.vocabulary, ready.layouts
 
-All problems are reported at once, so that nobody mends one only to meet the next.
+All problems are reported at once, so that nobody fixes one only to meet the next.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prepare(
     try:
         plan = make_plan(checkpoint, file_types, params)
         layouts = [output.lay_out(plan, i, path, split_max_bytes) for i, path in enumerate(paths)]
-        warn_of_idle_overrides(plan, params)
+        warn_of_overrides_without_effect(plan, params)
     except LlamaliteError as error:
         problems.append(error)
     try:
@@ -95,16 +95,16 @@ def prepare(
     return Preparation(plan, vocabulary, layouts, replaced)
 
 
-def warn_of_idle_overrides(plan: ConversionPlan, params: QuantizeParams) -> None:
-    """Warn of each ``--tensor-type`` that changes nothing: a mistyped name. llama-quantize is silent about it."""
+def warn_of_overrides_without_effect(plan: ConversionPlan, params: QuantizeParams) -> None:
+    """Warn about each ``--tensor-type`` that changes nothing: a mistyped name. llama-quantize says nothing about it."""
     if not params.overrides:
         return
     if not any(file_type.tensor_type.is_quantized for file_type in plan.file_types):
         warn("--tensor-type changes nothing in %s", " or ".join(file_type.name for file_type in plan.file_types))
         return
     shapes = [mix.TensorShape(tensor.name, tensor.shape, tensor.stored) for tensor in plan.tensors]
-    if idle := mix.idle_overrides(shapes, params.overrides):
-        warn("--tensor-type: %s", "; ".join(idle))
+    if messages := mix.overrides_without_effect(shapes, params.overrides):
+        warn("--tensor-type: %s", "; ".join(messages))
 
 
 def _warn_of_template(vocabulary: Vocabulary) -> None:
@@ -138,13 +138,13 @@ def _write_problem(paths: Sequence[Path], checkpoint: Checkpoint, *, force: bool
 
 
 def _is_of_source(path: Path, checkpoint: Checkpoint) -> bool:
-    """Whether writing `path` would destroy a file of `checkpoint`: any file in its folder, but for GGUF files."""
+    """Whether writing `path` would destroy a file of `checkpoint`: any file in its folder except GGUF files."""
     if not path.exists():
         return False
     if any(path.samefile(file.path) for file in checkpoint.files):
         return True
-    beside = checkpoint.folder.is_dir() and path.parent.samefile(checkpoint.folder)
-    return beside and path.suffix not in (".gguf", ".part")
+    in_its_folder = checkpoint.folder.is_dir() and path.parent.samefile(checkpoint.folder)
+    return in_its_folder and path.suffix not in (".gguf", ".part")
 
 
 def _check_disk(folder: Path, needed: int) -> None:
@@ -153,6 +153,6 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{folder} has {free / 1e6:,.1f} MB free, needed are {needed / 1e6:,.1f} MB: make room, or write elsewhere "
-            "(convert -o)"
+            f"{folder} has {free / 1e6:,.1f} MB free, but the conversion needs {needed / 1e6:,.1f} MB: make room, "
+            "or write elsewhere (convert -o)"
         )

@@ -3,7 +3,7 @@
     notes = SourceNotes(source, folder, plain=True)     # before anything is read, so that later changes are noticed
     notes.write({folder / "toy-Q8_0.gguf": "Q8_0"})     # when the files are complete
 
-In other folders no notes are written: users move and delete files there without knowing of notes.
+In other folders no notes are written: users move and delete files there without knowing about notes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class SourceNotes:
         self._is_models_folder = is_models_folder(folder)
         self._note: SourceNote | None = None
         if self._is_models_folder and source.is_dir():
-            with contextlib.suppress(OSError):  # opening the checkpoint reports it better
+            with contextlib.suppress(OSError):  # opening the checkpoint gives a better error
                 self._note = SourceNote.of(source, "", plain=plain)
 
     def write(self, models: Mapping[Path, str], replaced: Iterable[Path] = ()) -> None:
         """Write a note for each of `models` (type by path), and remove the notes of the files `replaced`.
 
-        A file made from a GGUF source has no note, and loses that of the file it replaced. A note that cannot be
-        written is only a warning, as the models are complete.
+        A file made from a GGUF source has no note, and the note of the file it replaced is removed. If a note cannot be
+        written, that is only a warning, as the models are complete.
         """
         if not self._is_models_folder:
             return

@@ -4,9 +4,9 @@
         logits = forward(checkpoint, [1, 9038, 2501])              # float32 [3, n_vocab]
 
 One sequence, float32 throughout, from the checkpoint's own weights in their own row order: none of the converter's
-changes to names, rows or types is used here. Weights are read layer by layer and dropped, so that memory holds one
-layer and the activations. It covers RMSNorm, rotary positions (plain, linear, llama3 and yarn scaling), grouped
-key-value heads, SwiGLU, biases, tied embeddings (transformers, modeling_llama.py and modeling_rope_utils.py).
+changes to names, rows or types is used here. Weights are read layer by layer and dropped, so memory holds one layer and
+the activations. It covers RMSNorm, rotary positions (plain, linear, llama3 and yarn scaling), grouped key-value heads,
+SwiGLU, biases, tied embeddings (transformers, modeling_llama.py and modeling_rope_utils.py).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 def silu(x: Floats) -> Floats:
     """``x · sigmoid(x)``."""
-    with np.errstate(over="ignore"):  # exp(-x) overflows for a very negative x, and the quotient is rightly 0
+    with np.errstate(over="ignore"):  # exp(-x) overflows for a very negative x, and the quotient is correctly 0
         share = 1 / (1 + np.exp(-x))
     return np.multiply(x, share, dtype=np.float32)
 
@@ -145,7 +145,7 @@ def _frequencies(rope: Mapping[str, Any], width: int) -> tuple[npt.NDArray[np.fl
 
 
 def _yarn_share(rope: Mapping[str, Any], width: int) -> npt.NDArray[np.float64]:
-    """Return each frequency's share that is kept, not divided by the factor: 0 to 1 (arXiv:2309.00071, section 3.2)."""
+    """Return the share (0 to 1) of each frequency that is not divided by the factor (arXiv:2309.00071, section 3.2)."""
 
     def dimension(turns: float) -> float:
         n_ctx = rope["original_max_position_embeddings"]

@@ -4,7 +4,7 @@
 
 Each model's figures are written to ``OUT/NAME.json`` as soon as they are measured. A restart skips models that are done
 with the same file (by size and time), reference and settings. A model that fails is reported and does not stop the
-others. After each model ``OUT/report.md`` and ``OUT/report.csv`` are written anew, with the best model first.
+others. After each model ``OUT/report.md`` and ``OUT/report.csv`` are rewritten, with the best model first.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def evaluate(reference: Path, model: Path, text: bytes, settings: dict[str, Any]
     """Return the figures of `model`, those of an earlier run if nothing has changed since."""
     digest = hashlib.sha256(text).hexdigest()
     key = [identity(reference), identity(model), digest, json.dumps(settings, sort_keys=True), llamalite.__version__]
-    place = out / f"{model.stem}.json"
-    if place.exists():
-        known = json.loads(place.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            return dict(known["figures"])
+    saved_path = out / f"{model.stem}.json"
+    if saved_path.exists():
+        saved = json.loads(saved_path.read_text(encoding="utf-8"))
+        if saved["key"] == key:
+            return dict(saved["figures"])
     try:
         comparison = llamalite.compare(reference, [model], text, **settings)
         figures = comparison.candidates[0].to_json()
     except llamalite.LlamaliteError as error:
         # Not saved: a model that failed is tried again next time.
         return {"name": model.stem, "error": str(error)}
-    part = place.with_name(f"{place.name}.part")
+    part = saved_path.with_name(f"{saved_path.name}.part")
     part.write_text(json.dumps({"key": key, "figures": figures}, indent=2), encoding="utf-8")
-    part.replace(place)  # a restart finds a complete file or none
+    part.replace(saved_path)  # a restart finds a complete file or none
     return figures
 
 

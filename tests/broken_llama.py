@@ -2,7 +2,7 @@
 
     environment = broken_llama.install(tmp_path, "dies with extra buffers")     # for a child's env
 
-`FAULTS` says what each kind does. It stands in for what compilers and processors do that are not at hand.
+`FAULTS` says what each kind does. It simulates the effects of compilers and processors that are not at hand.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def llama_backend_init():
 
 
 def install(folder: Path, fault: str) -> dict[str, str]:
-    """Lay a package ``llama_cpp`` into `folder`, and return the environment in which it is the one that is imported."""
+    """Put a package ``llama_cpp`` into `folder`, and return the environment in which Python imports that one."""
     real = Path(str(installed.package().__file__)).parent
     package = folder / "broken" / "llama_cpp"
     package.mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""Checkpoints as torch, safetensors and Meta write them, made here, so that the default tests need none of them.
+"""Checkpoints like those of torch, safetensors and Meta, written here so that the default tests need none of them.
 
     save_torch(tmp_path / "pytorch_model.bin", {"w": Weights("F32", np.ones((2, 3), np.float32))})
 
-Pickles are put together instruction by instruction, hostile ones too.
+Pickles, including hostile ones, are built instruction by instruction.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Weights], header: Mapping
 
 
 def load_safetensors(path: Path) -> dict[str, Weights]:
-    """Read a safetensors file whole."""
+    """Read a whole safetensors file."""
     raw = path.read_bytes()
     n_header = struct.unpack_from("<Q", raw)[0]
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -208,7 +208,7 @@ def pad_vocabulary(folder: Path, multiple: int) -> None:
 
 
 def as_pickles(folder: Path, out: Path, n_shards: int = 1, *, legacy: bool = False) -> Path:
-    """The checkpoint in `folder` once more in `out`, its weights in ``pytorch_model*.bin``."""
+    """Copy the checkpoint in `folder` to `out`, with its weights in ``pytorch_model*.bin``."""
     shutil.copytree(folder, out)
     (out / "model.safetensors").unlink()
     tensors = load_safetensors(folder / "model.safetensors")
@@ -243,7 +243,7 @@ _META_NAMES = {
 
 
 def as_meta(folder: Path, out: Path, n_shards: int = 1, *, embedding_rows: bool = False, **params: Any) -> Path:
-    """The checkpoint in `folder` once more in `out`, as Meta publishes it: split over `n_shards`, q and k in pairs.
+    """Copy the checkpoint in `folder` to `out`, as Meta publishes it: split over `n_shards`, q and k in pairs.
 
     `embedding_rows` splits the embedding as Llama 3 does; `params` adds to params.json or replaces what is there.
     """

@@ -1,4 +1,4 @@
-"""What several test files share: the real data beside the checkout, the command line, and who is skipped why."""
+"""What several test files share: the real data beside the checkout, the command line, and what is skipped and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fail at once where `make test` would silently test something else than it says."""
+    """Fail at once if `make test` would silently test something other than it says."""
     # A job in the background of a shell starts with SIGINT ignored, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     package = Path(llamalite.__file__).resolve()
@@ -55,7 +55,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A models folder of each test's own, so that no test writes into the user's."""
+    """A separate models folder for each test, so that none writes into the user's."""
     folder = tmp_path / "models-folder"
     monkeypatch.setenv("LLAMALITE_MODELS", str(folder))
     return folder
@@ -81,7 +81,7 @@ def llamalite_command(tmp_path: Path) -> Run:
 
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
-    """The command line sets log levels (-v, -q); the next test starts from what this one found."""
+    """Restore the log levels that the command line sets (-v, -q), for the next test."""
     loggers = [logging.getLogger(name) for name in ("llamalite", "llamalite.llama_cpp")]
     levels = [logger.level for logger in loggers]
     yield

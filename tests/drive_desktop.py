@@ -1,6 +1,7 @@
 """Drives the window of examples/desktop.py, offscreen: ``drive_desktop.py EXAMPLE [SCREENSHOT]``.
 
-The models folder holds one model. It loads it, asks, waits for text, stops the answer, and says so on its last line.
+The models folder holds one model. The script loads it, asks a question, waits for text, stops the answer, and says so
+on its last line.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A decoder that can be read in a minute: it keeps what was decoded, and says a token that follows from it.
+"""A decoder that can be read in a minute: it keeps what was decoded, and derives the next token from it.
 
     context, vocabulary = FakeContext(n_ctx=64), FakeVocabulary()
     engine = Engine(context, vocabulary, fake_sampler)
 
-The likeliest next token of a sequence is `next_token` of its tokens, so that what a generation should say can be worked
-out without the decoder. Positions that do not go on where a sequence ends are an AssertionError.
+The likeliest next token of a sequence is `next_token` of its tokens, so the expected answer can be computed without the
+decoder. Positions that do not continue a sequence raise AssertionError.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ N_VOCAB, EOG = 128, 0
 
 
 def next_token(tokens: Sequence[int]) -> int:
-    """The token that the fake says after `tokens`: a letter that depends on all of them."""
+    """The token that the fake generates after `tokens`: a letter that depends on all of them."""
     return 97 + (7 * sum(tokens) + 3 * len(tokens)) % 26
 
 
 def story(prompt: Sequence[int], n: int) -> list[int]:
-    """The `n` tokens that the fake says after `prompt`."""
+    """The `n` tokens that the fake generates after `prompt`."""
     tokens = list(prompt)
     for _ in range(n):
         tokens.append(next_token(tokens))

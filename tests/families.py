@@ -1,4 +1,4 @@
-"""A toy of each family of models that llamalite converts, in its publisher's form, and llama.cpp's file made from it.
+"""A toy of each model family that llamalite converts, in its publisher's format, and the file llama.cpp makes of it.
 
 ``data/families.json`` holds what convert_hf_to_gguf.py of llama-cpp-python 0.3.36 wrote for each of `FAMILIES`: every
 key in order (short values as they are, long ones as a SHA-256 of their GGUF bytes), and a SHA-256 of all tensors. It

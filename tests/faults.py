@@ -1,4 +1,4 @@
-"""What the tests of faults share: the command with something done to its process first, and a file system of its own.
+"""What the tests of faults share: running the command after a prelude, and on a file system of its own.
 
     done = command(["convert", folder, "-o", out], prelude="import resource; ...")
     done = command([...], mounted=("size=2m", tmp_path / "small"))          # on a file system of 2 MiB
@@ -73,7 +73,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Assert that the command ended with exit code 1 and one line that has all of `words`."""
+    """Assert that the command ended with exit code 1 and one line that contains all of `words`."""
     assert done.returncode == 1, (done.returncode, done.stderr[-2000:])
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr[-2000:]

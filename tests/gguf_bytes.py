@@ -1,4 +1,4 @@
-"""GGUF files taken apart and put together again byte by byte, so that a test can make any fault.
+"""Takes GGUF files apart and puts them together byte by byte, so that a test can make any fault.
 
     file = GgufBytes.of(toy_path)
     file.set("llama.block_count", UINT32, 7)
@@ -21,7 +21,7 @@ F32, F16, Q8_0, Q4_K = 0, 1, 8, 12  # ggml types
 
 @dataclass
 class Array:
-    """The value of an array key; `claimed` is the number of elements written into the file, if it is to be a lie."""
+    """The value of an array key; `claimed` is the number of elements written into the file, if that should be false."""
 
     type: int
     values: list[Any]
@@ -105,7 +105,7 @@ class GgufBytes:
 
     @classmethod
     def of(cls, path: Path) -> GgufBytes:
-        """Take a good file apart."""
+        """Parse a valid file."""
         raw = path.read_bytes()
         at = 4
 

@@ -28,9 +28,9 @@ class Repo:
     others: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
     status: int = 200
-    """What every request for it is answered with, when it is not 200: a hub that is broken."""
+    """The status of every answer about it, if not 200: a broken hub."""
     cuts: int = 0
-    """How many transfers of a file still break off in the middle."""
+    """How many more transfers of a file will break off in the middle."""
 
     def commit(self, revision: str) -> str | None:
         for name in ("main", *self.others):

@@ -1,4 +1,4 @@
-"""`llamalite batch`: answers to a file of prompts, bad lines told, a stopped run taken up again."""
+"""`llamalite batch`: answers to a file of prompts, bad lines reported, a stopped run continued."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_raw_prompt_is_continued_as_it_is(model: Model, tmp_path: Path) -> Non
     assert answers(tmp_path / "out.jsonl")[1]["text"] == model.generate("once upon a time", PARAMS).text
 
 
-def test_a_stopped_run_goes_on_where_it_was(model: Model, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_where_it_was(model: Model, tmp_path: Path) -> None:
     source, target = write(tmp_path, LINES), tmp_path / "out.jsonl"
     answer_file(model, source, target, params=PARAMS)
     whole = target.read_bytes()
@@ -110,7 +110,7 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
         pytest.param('{"prompt": "a", "id": %s}' % ("[" * 900 + "]" * 900), '"id" has|too deep', id="deep id"),
     ],
 )
-def test_a_bad_line_is_told_with_its_number_and_stops_nothing(
+def test_a_bad_line_is_reported_with_its_number_and_stops_nothing(
     model: Model, tmp_path: Path, line: str, message: str
 ) -> None:
     import re
@@ -143,7 +143,7 @@ def test_a_foreign_file_is_left_as_it_is(model: Model, tmp_path: Path, held: str
     assert (tmp_path / "notes").read_text() == held
 
 
-def test_half_an_answer_is_kept_until_the_others_are_known_to_be_ours(model: Model, tmp_path: Path) -> None:
+def test_half_an_answer_is_kept_until_the_file_is_known_to_be_ours(model: Model, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     answer_file(model, write(tmp_path, LINES), target, params=PARAMS)
     held = target.read_bytes()[:-9]
@@ -153,7 +153,7 @@ def test_half_an_answer_is_kept_until_the_others_are_known_to_be_ours(model: Mod
     assert target.read_bytes() == held
 
 
-def test_the_prompts_are_no_place_for_answers(model: Model, tmp_path: Path) -> None:
+def test_answers_cannot_be_written_into_the_prompts_file(model: Model, tmp_path: Path) -> None:
     source = write(tmp_path, LINES)
     source.write_text('{"prompt": "once"}')
     (tmp_path / "link").hardlink_to(source)
@@ -165,7 +165,7 @@ def test_the_prompts_are_no_place_for_answers(model: Model, tmp_path: Path) -> N
         answer_file(model, source, Path(os.devnull), params=PARAMS)
 
 
-def test_the_command_answers_and_tells_bad_lines(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
+def test_the_command_answers_and_reports_bad_lines(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
     write(tmp_path, [*LINES, "nonsense"])
     ran = llamalite_command(
         "batch", path, "-i", "in.jsonl", "-o", "out.jsonl", "-n", "3", "--temp", "0", "--threads", "1"

@@ -79,7 +79,7 @@ def test_the_end_of_a_generation_frees_its_cells() -> None:
     assert not context.sequences
 
 
-def test_what_may_come_to_be_held_never_exceeds_the_cells() -> None:
+def test_answers_in_progress_never_need_more_cells_than_there_are() -> None:
     batch_jobs = jobs(30, 30, 30, 30)
     completions, context, _ = run(batch_jobs, n_slots=4, n_ctx=70)
     assert [len(completion.tokens) for completion in completions] == [30] * 4
@@ -97,7 +97,7 @@ def test_long_prompts_are_read_beside_the_answers_being_written() -> None:
     assert {seq_id for seq_id, _ in context.calls[2]} == {1, 2}  # the answer goes on while the prompt is read
 
 
-def test_no_limit_ends_where_the_context_does() -> None:
+def test_an_answer_without_a_limit_ends_with_the_context() -> None:
     completions, _, _ = run([Job(0, [5, 6], SamplingParams())], n_ctx=12)
     assert (completions[0].finish_reason, len(completions[0].tokens)) == ("context", 11)
 
@@ -128,6 +128,6 @@ def test_the_engine_takes_turns_with_a_batch() -> None:
     assert list(Completion.of(engine.stream([5], SamplingParams(max_tokens=2))).tokens) == fake.story([5], 2)
 
 
-def test_the_cells_wanted_are_those_of_the_largest_slots() -> None:
+def test_the_cells_needed_are_those_of_the_largest_slots() -> None:
     assert cells_wanted(jobs(5, 9, 2), 2, 100) == (1 + 9) + (1 + 5)
     assert cells_wanted([Job(0, [1], SamplingParams())], 4, 100) == 100

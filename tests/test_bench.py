@@ -1,4 +1,4 @@
-"""bench: its tests are llama-bench's, its arithmetic is that of its samples, its formats say the same."""
+"""bench: its tests are llama-bench's, its figures follow from its samples, its formats agree."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_bytes_per_token_leave_the_embedding_out(path: Path) -> None:
     assert bytes_per_token(header) == header.tensor_bytes - embedding.nbytes
 
 
-def test_memory_is_told_in_bytes() -> None:
+def test_memory_is_reported_in_bytes() -> None:
     before = resident_bytes()
     block = bytearray(64 << 20)
     block[::4096] = b"1" * len(block[::4096])
@@ -100,7 +100,9 @@ def test_the_command_prints_markdown_csv_or_json(path: Path) -> None:
     assert [(row["test"], row["n_batch"]) for row in rows] == [(t, n) for n in (8, 16) for t in ("pp16", "tg2")]
 
 
-def test_several_models_are_measured_in_a_process_each(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
+def test_each_of_several_models_is_measured_in_its_own_process(
+    llamalite_command: Run, path: Path, tmp_path: Path
+) -> None:
     both = llamalite_command("bench", path, path, "-p", "16", "-n", "0", "-r", "1", "--threads", "1", "--json")
     assert (both.returncode, both.stderr) == (0, "")
     assert [row["n_threads"] for row in json.loads(both.stdout)["rows"]] == [1, 1]
@@ -120,6 +122,6 @@ def test_on_a_narrow_terminal_the_table_becomes_two(path: Path) -> None:
         assert "pp16: a prompt of 16 tokens is read; tg2: 2 tokens generated" in " ".join(lines)
 
 
-def test_the_command_tells_a_failure(path: Path) -> None:
+def test_the_command_reports_a_failure(path: Path) -> None:
     assert CliRunner().invoke(cli, ["bench", str(path), "--threads", "many"], obj={}).exit_code == 2
     assert CliRunner().invoke(cli, ["bench", str(path), "--kv-type", "Q9"], obj={}).exit_code == 2

@@ -1,4 +1,4 @@
-"""llama-cpp-python is built with the flags that its AMX code needs; a wheel is taken only where it was built alike."""
+"""llama-cpp-python is built with the flags that its AMX code needs; a kept wheel is used only for the same build."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_a_build_without_amx_sets_nothing(compiler: Compiler) -> None:
     assert building.environment(own | {"SOURCE_DATE_EPOCH": "0"}, AMX) == {}  # ggml then builds for any processor
 
 
-def test_a_build_for_other_machines_is_mended_where_it_may_have_amx(compiler: Compiler) -> None:
+def test_a_build_for_other_machines_is_fixed_where_it_may_have_amx(compiler: Compiler) -> None:
     own = {"CC": "cc", "CXX": compiler("gcc 12"), "CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_CPU_ALL_VARIANTS=ON"}
     assert building.environment(own, PLAIN) == {"CXXFLAGS": STORES}
     assert building.environment(own | {"CXX": compiler("clang 14")}, PLAIN) == {}
 
 
-def test_the_flags_of_the_user_stay_and_ours_stand_after_them(compiler: Compiler) -> None:
+def test_the_users_flags_stay_and_ours_follow(compiler: Compiler) -> None:
     own = {"CC": "cc", "CXX": compiler("gcc 12"), "CXXFLAGS": "-g -fdse", "CMAKE_ARGS": "-DGGML_CUDA=on"}
     assert building.environment(own, AMX) == {"CXXFLAGS": f"-g -fdse {STORES}"}
     own = {"CC": "cc", "CXX": compiler("clang 14"), "CFLAGS": "-g"}
@@ -80,13 +80,13 @@ def test_flags_in_cmake_args_are_added_to_there_since_cmake_then_reads_no_cxxfla
     assert shlex.split(added)[-1] == f'-DCMAKE_CXX_FLAGS=-g -DX="a b" {STORES}'
 
 
-def test_the_compiler_of_cmake_args_is_the_one_that_is_asked(compiler: Compiler, tmp_path: Path) -> None:
+def test_the_compiler_in_cmake_args_is_the_one_that_is_probed(compiler: Compiler, tmp_path: Path) -> None:
     own = {"CXX": compiler("gcc 12"), "CMAKE_ARGS": f"-DCMAKE_CXX_COMPILER={tmp_path / 'clang++'}"}
     assert building.compiler_of("CXX", own) == [str(tmp_path / "clang++")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="CMake looks for Microsoft's compiler there")
-def test_a_compiler_is_named_where_the_one_that_python_was_built_with_is_not_installed(tmp_path: Path) -> None:
+def test_a_compiler_is_named_if_the_one_that_built_python_is_not_installed(tmp_path: Path) -> None:
     for name in ("c++", "cc"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
@@ -98,7 +98,7 @@ def test_a_compiler_is_named_where_the_one_that_python_was_built_with_is_not_ins
 # ── the key ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_key_is_the_same_for_the_same_build_and_another_for_any_other(
+def test_the_key_is_the_same_for_the_same_build_and_differs_for_any_other(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"CC": compiler("gcc 14"), "CXX": compiler("gcc 12"), "CMAKE_ARGS": "-DGGML_CUDA=on"}
@@ -116,7 +116,7 @@ def test_the_key_is_the_same_for_the_same_build_and_another_for_any_other(
     assert all(key.isalnum() for key in keys)
 
 
-def test_wheels_are_kept_whole_and_the_oldest_go(tmp_path: Path) -> None:
+def test_wheels_are_kept_complete_and_the_oldest_are_removed(tmp_path: Path) -> None:
     wheel = tmp_path / "llama_cpp_python.whl"
     wheel.write_bytes(b"wheel")
     for age in range(6):
@@ -162,7 +162,7 @@ def test_the_command_is_one_line_for_the_shell_of_the_system(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the shell is sh")
-def test_the_command_that_mends_amx_gives_the_compiler_what_the_build_gives_it(
+def test_the_command_that_fixes_amx_passes_the_same_flags_as_the_build(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "pip").write_text('#!/bin/sh\nprintf "%s|%s" "$CXXFLAGS" "$*"\n')
@@ -193,7 +193,7 @@ def at_hand(name: str) -> str:
 
 
 def not_stored(command: list[str]) -> list[str]:
-    """The bytes, of the 64 that are loaded as tiles, that the compiler did not store before."""
+    """Which of the 64 bytes that are loaded as tiles the compiler had not stored before."""
     names = [f"byte_{i:02}" for i in range(64)]
     source = (
         "#include <immintrin.h>\n#include <cstdint>\n#ifdef __AMX_INT8__\n"
@@ -208,7 +208,7 @@ def not_stored(command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["g++", "clang++"])
 def test_all_64_bytes_are_stored_before_they_are_loaded_as_tiles(name: str) -> None:
-    """The pattern of ``ggml_tile_config_init``: right with the flags that were found, and wrong without them."""
+    """The pattern of ``ggml_tile_config_init``: correct with the flags that were found, and wrong without them."""
     target = [at_hand(name), "-mamx-tile", "-mamx-int8"]
     flags = building.fewest_flags([name], target[1:])
     assert flags != "-U__AMX_INT8__"

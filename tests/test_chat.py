@@ -68,7 +68,7 @@ def test_undo_and_retry_and_reset(model: Model) -> None:
         chat.retry()
 
 
-def test_the_last_piece_makes_the_turn_history_though_nobody_asks_for_more(model: Model) -> None:
+def test_the_last_piece_adds_the_turn_to_the_history_even_if_nobody_asks_for_more(model: Model) -> None:
     chat = session(model)
     stream = chat.stream("tell me")
     while next(stream).totals is None:
@@ -78,7 +78,7 @@ def test_the_last_piece_makes_the_turn_history_though_nobody_asks_for_more(model
     assert len(chat.messages) == 2
 
 
-def test_an_answer_closed_midway_stays_as_far_as_it_came(model: Model) -> None:
+def test_an_answer_closed_midway_stays_up_to_that_point(model: Model) -> None:
     chat = session(model)
     stream = chat.stream("tell me")
     shown = next(stream).text + next(stream).text
@@ -115,7 +115,7 @@ def test_without_being_asked_nothing_is_dropped(model: Model) -> None:
     assert chat.n_dropped == 0
 
 
-def test_asyncio_has_its_turns_too(model: Model) -> None:
+def test_turns_work_in_asyncio_too(model: Model) -> None:
     chat = session(model)
 
     async def go() -> str:
@@ -138,7 +138,7 @@ def test_an_overflow_policy_that_does_not_exist_is_refused(model: Model) -> None
         session(model, overflow="silently")
 
 
-def test_a_conversation_goes_on_in_another_process(model: Model, path: Path, tmp_path: Path) -> None:
+def test_a_conversation_continues_in_another_process(model: Model, path: Path, tmp_path: Path) -> None:
     chat = session(model, system="tell me")
     for _ in range(4):
         chat.ask("once upon a time")

@@ -1,4 +1,4 @@
-"""Folders with something else in the place of a file that is read: links, pipes, files that are too long."""
+"""Folders in which a file is replaced by a link, a pipe, or a file that is too long."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     outside, folder = whole_checkpoint(tmp_path / "outside"), whole_checkpoint(tmp_path / "model")
     (folder / name).unlink()
     (folder / name).symlink_to(outside / name)
-    assert_refused(folder, f"{name} is a link to .*outside.*{name}, outside of its folder")
+    assert_refused(folder, f"{name} is a link to .*outside.*{name}, outside its folder")
 
 
 @links
@@ -67,7 +67,7 @@ def test_a_folder_of_templates_elsewhere_is_refused(tmp_path: Path) -> None:
     outside, folder = whole_checkpoint(tmp_path / "outside"), whole_checkpoint(tmp_path / "model")
     shutil.rmtree(folder / "additional_chat_templates")
     (folder / "additional_chat_templates").symlink_to(outside / "additional_chat_templates")
-    assert_refused(folder, "additional_chat_templates is a link to .*, outside of its folder")
+    assert_refused(folder, "additional_chat_templates is a link to .*, outside its folder")
 
 
 @links
@@ -82,7 +82,7 @@ def test_links_that_nothing_needs_do_not_matter(tmp_path: Path, target: str) -> 
 
 @links
 @pytest.mark.parametrize("name", [file for file in READ if not file.startswith("model.")])
-def test_a_link_to_nothing_where_a_file_is_read_is_named(tmp_path: Path, name: str) -> None:
+def test_a_broken_link_in_place_of_a_file_that_is_read_is_named(tmp_path: Path, name: str) -> None:
     folder = whole_checkpoint(tmp_path / "model")
     (folder / name).unlink()
     (folder / name).symlink_to("nothing")
@@ -92,7 +92,7 @@ def test_a_link_to_nothing_where_a_file_is_read_is_named(tmp_path: Path, name: s
 
 @pytest.fixture
 def impatient() -> Iterator[None]:
-    """Raise where a test waits for a pipe to which nobody writes."""
+    """Raise if a test waits for a pipe to which nobody writes."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError("waited for a pipe")

@@ -39,7 +39,7 @@ def test_pickles_become_the_same_file_as_safetensors(tmp_path: Path, dtype: str,
     assert converted(pickles, tmp_path / "b.gguf").read_bytes() == expected
 
 
-def test_a_tied_embedding_that_a_pickle_names_twice_is_written_once(tmp_path: Path) -> None:
+def test_a_tied_embedding_named_twice_by_a_pickle_is_written_once(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "a" / "toy", tied=True)
     pickles = as_pickles(folder, tmp_path / "b" / "toy")
     tensors = load_safetensors(folder / "model.safetensors")
@@ -83,7 +83,7 @@ def test_metas_llama_3_is_converted_with_its_own_tokenizer(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("n_shards", "n_head_kv"), [(1, 8), (2, 8), (4, 2), (8, 8), (16, 8)])
-def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_shards: int, n_head_kv: int) -> None:
+def test_metas_format_gives_the_same_tensors_as_hugging_faces(tmp_path: Path, n_shards: int, n_head_kv: int) -> None:
     folder = write_checkpoint(
         tmp_path / "hf", n_embd=256, n_head=max(8, n_shards), n_head_kv=n_head_kv, n_ff=704, dtype="F16"
     )
@@ -104,7 +104,7 @@ def test_metas_form_becomes_the_same_tensors_as_hugging_faces(tmp_path: Path, n_
 
 @pytest.mark.parity
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_transformers_and_torch_save_of_one_model_becomes_one_file(tmp_path: Path, tied: bool) -> None:
+def test_a_model_saved_by_transformers_and_by_torch_gives_the_same_file(tmp_path: Path, tied: bool) -> None:
     import torch
     import transformers
 

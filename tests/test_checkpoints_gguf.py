@@ -33,7 +33,7 @@ def by_llama_cpp(source: Path, target: Path, qtype: str, **options: bool) -> byt
 
 @pytest.mark.parametrize("source_type", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("qtype", ["Q4_K_M", "F16", "BF16", "F32"])
-def test_a_file_becomes_what_llama_quantize_makes_of_it(
+def test_a_file_becomes_what_llama_quantize_makes_from_it(
     folder: Path, tmp_path: Path, source_type: str, qtype: str
 ) -> None:
     source = convert(folder, tmp_path / "source.gguf", qtype=source_type).path
@@ -41,7 +41,7 @@ def test_a_file_becomes_what_llama_quantize_makes_of_it(
     assert convert(source, tmp_path / "ours.gguf", qtype=qtype).path.read_bytes() == expected
 
 
-def test_two_steps_give_the_file_of_one(folder: Path, tmp_path: Path) -> None:
+def test_two_steps_give_the_same_file_as_one(folder: Path, tmp_path: Path) -> None:
     once = convert(folder, tmp_path / "once.gguf", qtype="Q4_K_M").path
     between = convert(folder, tmp_path / "between.gguf", qtype="BF16").path
     assert convert(between, tmp_path / "twice.gguf", qtype="Q4_K_M").path.read_bytes() == once.read_bytes()
@@ -85,7 +85,7 @@ def test_tensors_that_keep_their_type_keep_their_bytes(folder: Path, tmp_path: P
     assert convert(source, tmp_path / "copy.gguf", qtype="Q4_K_M").path.read_bytes() == source.read_bytes()
 
 
-def test_the_command_asks_for_it_by_name(folder: Path, tmp_path: Path, llamalite_command) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_names_the_option_that_allows_it(folder: Path, tmp_path: Path, llamalite_command) -> None:  # type: ignore[no-untyped-def]
     source = convert(folder, tmp_path / "toy-Q8_0.gguf", qtype="Q8_0").path
     refused = llamalite_command("convert", source, "-t", "Q4_0", "-o", "again.gguf")
     assert refused.returncode == 1
@@ -128,7 +128,7 @@ def test_a_split_model_becomes_one_file(folder: Path, tmp_path: Path) -> None:
     assert convert(first, tmp_path / "ours.gguf", qtype="Q4_K_M").path.read_bytes() == expected
 
 
-def test_a_split_model_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_incomplete_split_model_is_refused(folder: Path, tmp_path: Path) -> None:
     first, second, _ = split(convert(folder, tmp_path / "whole.gguf", qtype="F16").path, "toy", 3)
     with pytest.raises(GGUFError, match="not the first"):
         plan_of(second)
@@ -148,7 +148,7 @@ def test_other_architectures_and_experts_are_refused_by_name(tmp_path: Path) -> 
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(
-        UnsupportedArchitectureError, match=r"phi\.gguf is of the architecture phi3; supported are dense"
+        UnsupportedArchitectureError, match=r"phi\.gguf is of the architecture phi3; llamalite supports dense"
     ):
         plan_of(tmp_path / "phi.gguf")
 
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_refused_before_anything_is_written(folder: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.gguf"]
 
 
-def test_a_file_that_is_no_gguf_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(struct.pack("<4sI", b"GGML", 3))
     with pytest.raises(CheckpointError, match="is not a GGUF file: pass one, or the folder"):
         open_checkpoint(tmp_path / "model.gguf")

@@ -44,14 +44,14 @@ def refused(folder: Path, message: str, kind: type[CheckpointError] = Checkpoint
 # -- which files are read ---------------------------------------------------------------------------------------------
 
 
-def test_safetensors_are_read_where_pickles_stand_beside_them(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_to_pickles(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     (folder / "pytorch_model.bin").write_bytes(b"never opened")
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.tensors.keys() == W.keys()
 
 
-def test_what_stands_beside_the_weights_is_not_taken_for_weights(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_not_taken_for_weights(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W, consolidated={"x": random_weights((1,))})
     for name in ("training_args.bin", "optimizer.bin", "scheduler.pt"):
         (folder / name).write_bytes(b"a pickle of a trainer")
@@ -70,7 +70,7 @@ def test_pickles_are_found_with_and_without_an_index(tmp_path: Path, n_shards: i
         assert len(checkpoint.files) == n_shards
 
 
-def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_reported_with_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*nowhere"):
         open_checkpoint(tmp_path / "nowhere")
     refused(tmp_path, r"neither config.json nor params.json \(found nothing\)")
@@ -81,7 +81,7 @@ def test_no_checkpoint_is_told_with_what_was_found(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\*.safetensors and no pytorch_model\*.bin \(found config.json, notes.txt\)")
 
 
-def test_a_git_lfs_pointer_is_told_from_weights(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
     for name in ("model.safetensors", "pytorch_model.bin"):
         folder = folder_of(tmp_path / name)
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
@@ -133,29 +133,33 @@ def test_a_model_in_this_folder_is_called_after_it(tmp_path: Path, monkeypatch: 
         ("model.layers.0.mlp.up_proj.weight_packed", "compressed-tensors"),
     ],
 )
-def test_weights_that_others_have_quantized_are_told_by_their_tensors(tmp_path: Path, tensor: str, method: str) -> None:
+def test_quantized_weights_are_recognized_by_their_tensors(tmp_path: Path, tensor: str, method: str) -> None:
     folder = folder_of(tmp_path, model=W | {tensor: random_weights((2, 2))})
     refused(
-        folder, rf"is already quantized \({method}, as {tensor} shows\); supported are", UnsupportedArchitectureError
+        folder,
+        rf"is already quantized \({method}, as {tensor} shows\); llamalite supports",
+        UnsupportedArchitectureError,
     )
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors"])
-def test_weights_that_others_have_quantized_are_told_by_their_config(tmp_path: Path, method: str) -> None:
+def test_quantized_weights_are_recognized_by_their_config(tmp_path: Path, method: str) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, quantization_config={"quant_method": method})
-    with pytest.raises(UnsupportedArchitectureError, match=f"already quantized by {method}; supported are F64, F32"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=f"already quantized by {method}; llamalite supports F64, F32"
+    ):
         plan_of(folder)
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "BertModel"])
 def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, architecture: str) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, architectures=[architecture])
-    message = f"architecture {architecture}; supported are LlamaForCausalLM and MistralForCausalLM"
+    message = f"architecture {architecture}; llamalite supports LlamaForCausalLM and MistralForCausalLM"
     with pytest.raises(UnsupportedArchitectureError, match=message):
         plan_of(folder)
 
 
-def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+def test_an_adapter_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, r"is an adapter \(LoRA\), not a whole model: merge it", UnsupportedArchitectureError)
 
@@ -214,17 +218,17 @@ links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Wi
 
 
 @links
-def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+def test_links_in_a_loop_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     (folder / "model.safetensors").symlink_to("model.safetensors")
-    refused(folder, "model.safetensors is a link that leads (in a circle|nowhere)")
+    refused(folder, "model.safetensors is a link that leads (back to itself|nowhere)")
 
 
 @links
 def test_a_link_to_a_neighbour_with_the_same_beginning_is_refused(tmp_path: Path) -> None:
     folder, neighbour = folder_of(tmp_path / "model"), folder_of(tmp_path / "model-2", model=W)
     (folder / "model.safetensors").symlink_to(neighbour / "model.safetensors")
-    refused(folder, "outside of its folder")
+    refused(folder, "outside its folder")
 
 
 @links
@@ -254,7 +258,7 @@ def test_the_links_of_the_hub_cache_are_followed_and_no_others(tmp_path: Path) -
     open_checkpoint(snapshot / "original").close()
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
-    refused(snapshot, "outside of its folder")
+    refused(snapshot, "outside its folder")
 
 
 # -- safetensors ------------------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ HEADERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("fault", HEADERS)
-def test_a_safetensors_header_is_held_against_the_file(tmp_path: Path, fault: str) -> None:
+def test_a_safetensors_header_is_checked_against_the_file(tmp_path: Path, fault: str) -> None:
     header, message = HEADERS[fault]
     folder = folder_of(tmp_path)
     save_safetensors(folder / "model.safetensors", SIX, header)
@@ -314,13 +318,13 @@ def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path, n_header: int
 
 
 @pytest.mark.parametrize("text", [b'{"w": NaN}', b'{"w": 1, "w": 2}', b"[" * 100_000, b"{", b"\xff\xfe", b""])
-def test_a_header_that_is_no_json_is_refused(tmp_path: Path, text: bytes) -> None:
+def test_a_header_that_is_not_json_is_refused(tmp_path: Path, text: bytes) -> None:
     folder = folder_of(tmp_path)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     refused(folder, "header of .* (is not valid JSON|holds NaN|key 'w' twice|nested too deeply)")
 
 
-def test_a_file_that_ends_early_is_told_wherever_it_ends(tmp_path: Path) -> None:
+def test_a_file_that_ends_early_is_reported_wherever_it_ends(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -333,13 +337,13 @@ def test_a_file_that_ends_early_is_told_wherever_it_ends(tmp_path: Path) -> None
     ("text", "found"),
     [("null", "null"), ("[]", "a list"), ('"a"', "a text"), ("3", "a number"), ("true", "true or false")],
 )
-def test_json_that_is_no_object_is_told_in_jsons_words(tmp_path: Path, text: str, found: str) -> None:
+def test_json_that_is_not_an_object_is_reported_in_jsons_terms(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "config.json").write_text(text)
     refused(tmp_path, f"config.json holds {found}, expected an object")
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_an_output_matrix_of_its_own_is_kept_and_told_where_the_config_ties_it(
+def test_a_separate_output_matrix_is_kept_with_a_warning_if_the_config_ties_it(
     tmp_path: Path, same: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1)
@@ -357,7 +361,7 @@ def test_an_output_matrix_of_its_own_is_kept_and_told_where_the_config_ties_it(
     ("family", "window", "is_told"),
     [("mistral", 64, True), ("mistral", None, False), ("mistral", 4096, False), ("llama", 64, False)],
 )
-def test_a_window_that_llama_cpp_does_not_have_is_told(
+def test_a_window_that_llama_cpp_does_not_have_is_a_warning(
     tmp_path: Path, family: str, window: int | None, is_told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     architectures = ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"]
@@ -382,7 +386,7 @@ def test_weights_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> 
             checkpoint.check_unchanged()
 
 
-def test_a_file_cut_short_after_it_was_opened_is_told(tmp_path: Path) -> None:
+def test_a_file_cut_short_after_it_was_opened_is_reported(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, model=W)
     with open_checkpoint(folder) as checkpoint:
         os.truncate(folder / "model.safetensors", 100)

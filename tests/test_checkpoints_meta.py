@@ -59,7 +59,7 @@ def read_all(checkpoint: Checkpoint, name: str, step: int) -> bytes:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_shards_are_joined_to_the_tensors_of_the_hugging_face_form(tmp_path: Path, layout: str) -> None:
+def test_shards_are_joined_to_hugging_faces_tensors(tmp_path: Path, layout: str) -> None:
     folder, meta = write_pair(tmp_path, layout)
     whole = load_safetensors(folder / "model.safetensors")
     with open_checkpoint(meta) as checkpoint:
@@ -76,7 +76,7 @@ def test_shards_are_joined_to_the_tensors_of_the_hugging_face_form(tmp_path: Pat
 
 
 @pytest.mark.parametrize("layout", ["7B", "65B", "2-70B", "3-70B"])
-def test_the_config_is_that_of_the_hugging_face_form(tmp_path: Path, layout: str) -> None:
+def test_the_config_is_hugging_faces(tmp_path: Path, layout: str) -> None:
     folder, meta = write_pair(tmp_path, layout)
     expected = json.loads((folder / "config.json").read_text())
     params = LAYOUTS[layout][4]
@@ -137,7 +137,7 @@ def save_hollow(path: Path, shape: tuple[int, int]) -> None:
     os.truncate(path, path.stat().st_size + 2 * n)
 
 
-def test_a_tied_embedding_that_stands_twice_is_written_once(tmp_path: Path) -> None:
+def test_a_tied_embedding_stored_twice_is_written_once(tmp_path: Path) -> None:
     folder, _ = write_pair(tmp_path, "7B")
     tensors = load_safetensors(folder / "model.safetensors")
     with open_checkpoint(tmp_path / "meta") as checkpoint:
@@ -176,7 +176,7 @@ def test_shards_whose_copies_of_a_head_differ_are_refused(tmp_path: Path) -> Non
         open_checkpoint(meta)
 
 
-def test_params_may_stand_under_model(tmp_path: Path) -> None:
+def test_params_may_be_nested_under_model(tmp_path: Path) -> None:
     _, meta = write_pair(tmp_path, "7B")
     with open_checkpoint(meta) as checkpoint:
         expected = checkpoint.config

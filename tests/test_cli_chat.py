@@ -69,7 +69,8 @@ class Terminal:
         os.write(self.fd, text.encode())
 
     def interrupt(self, pattern: str) -> str:
-        """Type Ctrl-C, and return what `until` does; one that comes just before readline waits is heard by nobody."""
+        """Type Ctrl-C, and return what `until` does; a Ctrl-C just before readline waits has no effect, so try
+        again."""
         for _ in range(12):
             self.type("\x03")
             with contextlib.suppress(AssertionError):

@@ -1,4 +1,4 @@
-"""list, inspect and remove: what lies in the models folder, what a file is without loading it, and what is deleted."""
+"""list, inspect and remove: what is in the models folder, what a file is without loading it, and what is deleted."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_list_as_json_says_the_same_and_nothing_else(llamalite_command: Run, fol
     assert "the file is damaged or incomplete" in models["broken-Q4_K_M"]["problem"]
 
 
-def test_what_the_free_memory_does_not_hold_does_not_fit(folder: Path) -> None:
+def test_a_model_larger_than_the_free_memory_does_not_fit(folder: Path) -> None:
     inspection = inspect(folder / "base-F32.gguf")
     assert inspection.fits(2**40) is True
     assert inspection.fits(1000) is False
@@ -124,7 +124,7 @@ def on_terminal(*args: str | Path, colour: bool = True, typed: str = "", columns
 # ── inspect ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_inspect_tells_a_model_without_loading_it(llamalite_command: Run, folder: Path) -> None:
+def test_inspect_describes_a_model_without_loading_it(llamalite_command: Run, folder: Path) -> None:
     ran = llamalite_command("inspect", "chat")
     assert (ran.returncode, ran.stderr) == (0, "")
     for part in (
@@ -186,7 +186,7 @@ def other_file(path: Path, arch: str, **keys: object) -> Path:
     return path
 
 
-def test_inspect_tells_other_families_and_what_is_no_model(llamalite_command: Run, tmp_path: Path) -> None:
+def test_inspect_describes_other_families_and_files_that_are_not_models(llamalite_command: Run, tmp_path: Path) -> None:
     other = other_file(tmp_path / "other.gguf", "qwen2", qwen2__block_count=1, qwen2__context_length=4096)
     ran = llamalite_command("inspect", other)
     assert (ran.returncode, "qwen2 (GGUF 3)" in ran.stdout) == (0, True), ran.stderr
@@ -208,7 +208,7 @@ def test_inspect_refuses_what_has_no_header(llamalite_command: Run, folder: Path
         assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (1, "", 1)
 
 
-def test_what_a_file_says_does_not_steer_the_terminal(llamalite_command: Run, tmp_path: Path) -> None:
+def test_text_in_a_file_cannot_control_the_terminal(llamalite_command: Run, tmp_path: Path) -> None:
     toy.write_toy(
         tmp_path / "evil.gguf", metadata={"general.description": "\x1b[2J\x07gone", "general.version": "a\nb"}
     )
@@ -240,9 +240,7 @@ def test_remove_deletes_all_files_of_a_model_and_no_others(llamalite_command: Ru
     assert [path.name for path in folder.iterdir()] == ["broken-Q4_K_M.gguf"]
 
 
-def test_remove_takes_what_lies_beside_a_conversion_along(
-    llamalite_command: Run, tmp_path: Path, models_folder: Path
-) -> None:
+def test_remove_also_deletes_a_conversions_note(llamalite_command: Run, tmp_path: Path, models_folder: Path) -> None:
     write_checkpoint(tmp_path / "mine", n_layer=1, n_embd=64, n_ff=192)
     llamalite_command("convert", "mine", "-t", "F32")
     assert len(list(models_folder.iterdir())) == 2

@@ -1,4 +1,4 @@
-"""Every option of every verb: what it can never take is wrong usage, one line and exit code 2, alike everywhere.
+"""Every option of every verb: a value that it can never take is wrong usage, always one line and exit code 2.
 
 What this model or this machine cannot do is exit code 1, in one line too.
 """
@@ -21,7 +21,7 @@ from llamalite.native.context_options import KV_TYPES
 from llamalite.quant_types import file_type
 from llamalite.store import hub
 
-# What each verb wants beside options. The model is not there: an absurd value that were taken would end in exit code 1.
+# What each verb needs besides options. The model does not exist: an absurd value that is accepted gives exit code 1.
 NEEDED = {
     "convert": ["nowhere"],
     "verify": ["nowhere.gguf", "--against", "nowhere"],
@@ -83,7 +83,7 @@ def test_every_verb_is_here() -> None:
 
 
 @pytest.mark.parametrize(("verb", "option"), sorted(numbers()))
-def test_what_an_option_can_never_take_is_wrong_usage(
+def test_a_value_that_an_option_can_never_take_is_wrong_usage(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, option: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_a_model_that_is_not_there_is_one_line_and_exit_code_1(
         ["bench", "MODEL", "-p", "0", "-n", "0"],
     ],
 )
-def test_what_this_model_or_machine_cannot_do_is_one_line_and_exit_code_1(
+def test_a_request_that_this_model_or_machine_cannot_meet_is_one_line_and_exit_code_1(
     llamalite_command: Run, tmp_path: Path, args: list[str]
 ) -> None:
     path = toy.write_toy(tmp_path / "toy.gguf")
@@ -175,7 +175,7 @@ def test_names_that_llama_quantize_takes_for_a_type_mean_the_same(capsys: pytest
 @pytest.mark.parametrize(
     ("typed", "meant"), [("Q4", "Q4_K_M"), ("q4km", "Q4_K_M"), ("Q6_K_M", "Q6_K"), ("Q3", "Q3_K_M"), ("Q8", "Q8_0")]
 )
-def test_a_type_that_there_is_not_names_the_one_that_was_meant(
+def test_an_unknown_type_suggests_the_one_that_was_meant(
     capsys: pytest.CaptureFixture[str], typed: str, meant: str
 ) -> None:
     assert f"unknown type {typed!r}; did you mean {meant}? (" in outcome(capsys, "convert", "nowhere", "-t", typed)[2]
@@ -184,13 +184,13 @@ def test_a_type_that_there_is_not_names_the_one_that_was_meant(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_file_that_may_not_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "mine").touch(mode=0o400)
     with pytest.raises(PermissionError, match="mine cannot be written"):
         _options.check_writable(tmp_path / "mine")
 
 
-def test_a_place_for_a_file_is_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_folder_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _options.check_writable(tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere to write new into"):
         _options.check_writable(tmp_path / "nowhere" / "new")

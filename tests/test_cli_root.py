@@ -21,7 +21,7 @@ from llamalite.errors import CheckpointError
 
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Add a verb ``probe`` that calls the given function: how the root treats what a verb does."""
+    """Add a verb ``probe`` that calls the given function, to see how the root treats what a verb does."""
 
     def add(do: Any) -> None:
         @click.command("probe")
@@ -92,7 +92,7 @@ def test_a_traceback_is_shown_only_with_vv(verb: Any, capsys: pytest.CaptureFixt
     assert "Traceback" not in outcome(capsys, "probe", "-v")[2]
 
 
-def test_verbosity_may_stand_before_or_after_the_verb(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbosity_options_work_before_and_after_the_verb(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[dict[str, Any]] = []
     verb(lambda ctx: seen.append(dict(ctx.obj)))
     for args in (("-v", "probe", "-v"), ("-q", "probe"), ("probe", "-q"), ("probe",)):
@@ -223,8 +223,8 @@ def test_an_unsupported_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str])
     assert outcome(capsys, "completion", "tcsh")[0] == 2
 
 
-# Modules that `llamalite --help` may import beside those that click needs for any program's help. More of them is time
-# that everyone waits: add one only with a reason, and measure with benchmarks/startup.py.
+# Modules that `llamalite --help` may import besides those that click needs for any program's help. Each makes everyone
+# wait longer: add one only with a reason, and measure with benchmarks/startup.py.
 OWN = {"llamalite", "llamalite.__main__", "llamalite._version", "llamalite.cli", "llamalite.errors"}
 
 

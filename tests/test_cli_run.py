@@ -100,7 +100,7 @@ def test_a_failure_is_one_line_and_its_exit_code(
         assert ran.stderr.count("\n") == 1
 
 
-def test_a_broken_model_is_told_in_llama_cpps_words(llamalite_command: Run, base: Path, tmp_path: Path) -> None:
+def test_a_broken_model_is_reported_in_llama_cpps_words(llamalite_command: Run, base: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(base.read_bytes()[:-5000])
     ran = llamalite_command("run", "cut.gguf", "hi")
     assert ran.returncode == 1
@@ -166,7 +166,7 @@ def test_a_schema_a_grammar_and_stop_texts_hold(llamalite_command: Run, base: Pa
     assert ran.stdout.rstrip("\n") == whole[: whole.index(stop)].rstrip("\n")
 
 
-def test_a_session_is_taken_up_again(llamalite_command: Run, instruct: Path) -> None:
+def test_a_session_is_resumed(llamalite_command: Run, instruct: Path) -> None:
     first = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", "talk.session", "--json")
     assert first.returncode == 0, first.stderr
     second = llamalite_command("run", instruct, "and then", *GREEDY, "--session", "talk.session", "--json")
@@ -194,7 +194,7 @@ def test_a_session_that_cannot_be_saved_is_refused_before_the_first_word(
 
 
 @pytest.mark.parametrize("given", ["argument", "file", "pipe"])
-def test_an_empty_prompt_is_told(given: str, llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
+def test_an_empty_prompt_is_reported(given: str, llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     words = {"argument": [""], "file": ["-f", str(tmp_path / "empty.txt")]}.get(given, [])
     ran = llamalite_command("run", instruct, *words, *GREEDY, stdin=subprocess.DEVNULL)
@@ -202,7 +202,7 @@ def test_an_empty_prompt_is_told(given: str, llamalite_command: Run, instruct: P
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", message)
 
 
-def test_two_systems_are_one_too_many(llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
+def test_two_system_messages_are_wrong_usage(llamalite_command: Run, instruct: Path, tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief.")
     ran = llamalite_command("run", instruct, "hi", "--system", "Be kind.", "--system-file", tmp_path / "system.txt")
     assert ran.returncode == 2
@@ -210,7 +210,7 @@ def test_two_systems_are_one_too_many(llamalite_command: Run, instruct: Path, tm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes and closed streams are of POSIX")
-def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: Path) -> None:
+def test_a_closed_standard_input_counts_as_empty(llamalite_command: Run, base: Path) -> None:
     empty = llamalite_command("run", base, *GREEDY, stdin=subprocess.DEVNULL)
     closed = llamalite_command("run", base, *GREEDY, preexec_fn=lambda: os.close(0))
     assert (closed.returncode, closed.stdout, closed.stderr) == (empty.returncode, empty.stdout, empty.stderr)
@@ -225,7 +225,7 @@ def test_a_closed_standard_input_is_an_empty_one(llamalite_command: Run, base: P
     ],
 )
 @pytest.mark.parametrize("option", ["-f", "--system-file", "--grammar", "--schema"])
-def test_a_file_that_is_no_utf_8_is_named_with_the_byte(
+def test_a_file_that_is_not_utf_8_is_named_with_the_byte(
     llamalite_command: Run, instruct: Path, tmp_path: Path, option: str, raw: bytes, message: str
 ) -> None:
     (tmp_path / "text").write_bytes(raw)
@@ -240,7 +240,7 @@ def test_a_file_of_another_editor_is_the_same_text(llamalite_command: Run, base:
     assert "schema is not JSON: " in llamalite_command("run", base, "hi", "--schema", "schema").stderr
 
 
-def test_a_session_says_what_was_taken_up_and_what_was_kept(llamalite_command: Run, instruct: Path) -> None:
+def test_a_session_says_what_was_resumed_and_what_was_saved(llamalite_command: Run, instruct: Path) -> None:
     talk = ("--session", "talk.session")
     first = llamalite_command("run", instruct, "tell me", *GREEDY, *talk)
     match = re.fullmatch(r"Saved 1 turn, (\d+) tokens to talk.session\n", first.stderr)

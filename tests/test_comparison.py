@@ -1,4 +1,4 @@
-"""compare: lockstep equals separate runs, passes equal one, what is written can be read, the budget names a type."""
+"""compare: lockstep equals separate runs, passes equal one, the reports can be read, the budget names a type."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_models_that_do_not_fit_together_are_compared_in_passes(
     assert sum("this will be slow" in record.message for record in caplog.records) == 2
 
 
-def test_what_stands_can_be_asked_at_any_time(base: Path, quantized: list[Path]) -> None:
+def test_results_so_far_can_be_read_at_any_time(base: Path, quantized: list[Path]) -> None:
     run = iter_compare(base, quantized, TEXT, PROTOCOL, free_bytes=0)
     first = next(run)
     early = first.comparison()
@@ -141,14 +141,14 @@ def test_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
         compare(base, [], TEXT, **SETTINGS)
 
 
-def test_a_checkpoint_gives_a_reference_in_its_own_type_and_a_candidate_a_type(tmp_path: Path) -> None:
+def test_a_checkpoint_gives_a_reference_in_its_own_type_and_a_candidate_for_each_type(tmp_path: Path) -> None:
     source = toy_checkpoint.write_checkpoint(tmp_path / "checkpoint")
     reference, made = make_candidates(source, ["Q8_0", "Q4_0"], tmp_path / "made")
     assert reference.stem.rpartition("-")[2] in ("F32", "F16", "BF16")
     assert [path.stem.rpartition("-")[2] for path in made] == ["Q8_0", "Q4_0"]
 
 
-def test_the_budget_chooses_the_smallest_that_keeps_it_and_fits(comparison: Comparison) -> None:
+def test_the_budget_chooses_the_smallest_file_that_meets_it_and_fits(comparison: Comparison) -> None:
     eight, four = (candidate.divergence.mean_kld for candidate in comparison.candidates if candidate.divergence)
     assert eight < four
     names = {"base-Q8_0": eight, "base-Q4_0": four}
@@ -263,7 +263,7 @@ def test_the_command_studies_a_checkpoint(llamalite_command: Run, tmp_path: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are of POSIX")
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_them(
+def test_the_tables_keep_to_the_terminals_width_and_end_with_a_conclusion(
     columns: int, base: Path, quantized: list[Path], tmp_path: Path
 ) -> None:
     text = tmp_path / "text.txt"
@@ -286,7 +286,7 @@ def test_the_tables_keep_to_the_terminals_width_and_end_with_what_to_take_from_t
     assert "lower is better" not in quiet
 
 
-def test_the_recommendation_names_the_smallest_that_keeps_within_the_budget(comparison: Comparison) -> None:
+def test_the_recommendation_names_the_smallest_within_the_budget(comparison: Comparison) -> None:
     eight, four = (candidate.divergence.mean_kld for candidate in comparison.candidates if candidate.divergence)
     ratio = [comparison.reference.n_bytes / candidate.n_bytes for candidate in comparison.candidates]
     sentence = recommend(comparison, (eight + four) / 2)

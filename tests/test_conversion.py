@@ -1,4 +1,4 @@
-"""What a conversion promises beside its bytes: one clear line for bad input, and an OUT that is absent or whole."""
+"""What a conversion promises besides its bytes: one clear line for bad input, and an OUT that is absent or complete."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "expected an object"),
     "another architecture": (
         lambda folder: _edit_config(folder, architectures=["GPT2LMHeadModel"]),
-        "GPT2LMHeadModel; supported are LlamaForCausalLM",
+        "GPT2LMHeadModel; llamalite supports LlamaForCausalLM",
     ),
     "already quantized": (
         lambda folder: _edit_config(folder, quantization_config={"quant_method": "gptq"}),
@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "heads that turn in part": (
         lambda folder: _edit_config(folder, partial_rotary_factor=0.5),
-        "partial_rotary_factor is 0.5, supported is 1",
+        "partial_rotary_factor is 0.5, but only 1 is supported",
     ),
     "a number beyond float32": (
         lambda folder: _edit_config(folder, rms_norm_eps=1e300),
@@ -132,7 +132,7 @@ def test_a_bad_checkpoint_is_refused_in_one_line_before_anything_is_written(
     assert not list(tmp_path.glob("out.gguf*"))
 
 
-def test_the_command_tells_the_fault_in_one_line_and_exits_with_1(
+def test_the_command_reports_the_fault_in_one_line_and_exits_with_1(
     checkpoint: Path, tmp_path: Path, llamalite_command: Command
 ) -> None:
     _lose_a_shard(checkpoint)
@@ -146,7 +146,7 @@ def test_the_command_tells_the_fault_in_one_line_and_exits_with_1(
     assert "no checkpoint at" in missing.stderr
 
 
-def test_all_problems_are_told_at_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(checkpoint: Path, tmp_path: Path) -> None:
     _edit_config(checkpoint, intermediate_size=640, vocab_size=400)
     with pytest.raises(CheckpointError) as caught:
         plan_of(checkpoint)
@@ -154,7 +154,7 @@ def test_all_problems_are_told_at_once(checkpoint: Path, tmp_path: Path) -> None
     assert "model.layers.1.mlp.down_proj.weight has shape" in str(caught.value)
 
 
-def test_problems_of_weights_vocabulary_and_output_are_told_together(checkpoint: Path, tmp_path: Path) -> None:
+def test_problems_of_weights_vocabulary_and_output_are_reported_together(checkpoint: Path, tmp_path: Path) -> None:
     _edit_config(checkpoint, intermediate_size=640)
     (checkpoint / "tokenizer.model").unlink()
     (tmp_path / "out.gguf").write_text("precious")
@@ -162,7 +162,7 @@ def test_problems_of_weights_vocabulary_and_output_are_told_together(checkpoint:
         convert(checkpoint, tmp_path / "out.gguf")
 
 
-def test_a_template_that_cannot_be_parsed_is_told_and_carried_over(
+def test_a_template_that_cannot_be_parsed_is_a_warning_and_is_copied(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
@@ -184,7 +184,7 @@ def test_a_report_has_the_warnings_of_its_own_conversion_alone(checkpoint: Path,
     assert convert(checkpoint, tmp_path / "again.gguf").warnings == ()
 
 
-def test_a_link_to_a_checkpoint_is_called_as_it_was_typed(
+def test_a_link_to_a_checkpoint_keeps_the_name_that_was_typed(
     checkpoint: Path, tmp_path: Path, models_folder: Path, llamalite_command: Command
 ) -> None:
     try:
@@ -204,7 +204,7 @@ def test_an_unknown_type_is_wrong_usage(checkpoint: Path, llamalite_command: Com
         plan_of(checkpoint, "Q9")
 
 
-def test_a_file_that_stands_is_replaced_only_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_text("precious")
     with pytest.raises(FileExistsError, match="pass --force"):
@@ -214,14 +214,14 @@ def test_a_file_that_stands_is_replaced_only_when_asked(checkpoint: Path, tmp_pa
     assert out.read_bytes()[:4] == b"GGUF"
 
 
-def test_every_file_that_stands_is_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_every_existing_file_is_named(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("toy-model-F16.gguf", "toy-model-Q8_0.gguf"):
         (tmp_path / name).write_text("precious")
     with pytest.raises(FileExistsError, match="toy-model-F16.gguf exists: .*; and .*toy-model-Q8_0.gguf exists: "):
         convert(checkpoint, tmp_path, qtype=["F16", "Q8_0", "Q4_0"])
 
 
-def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_failure_midway_leaves_the_old_file_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_text("precious")
 
@@ -258,7 +258,7 @@ def test_weights_that_the_type_cannot_hold_are_refused_by_name(
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("others", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_found_whatever_signs_it_stands_among(
+def test_nan_and_infinity_are_found_among_weights_of_any_sign(
     value: float, others: float, dtype: Dtype, tmp_path: Path
 ) -> None:
     weights = np.full((256, 256), others, np.float32)
@@ -271,7 +271,7 @@ def test_what_is_not_finite_is_found_whatever_signs_it_stands_among(
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that can be asked to write early")
 @pytest.mark.parametrize("refused", [False, True])
-def test_each_piece_is_sent_to_the_disk_at_once_where_the_file_system_takes_the_hint(
+def test_each_piece_goes_to_disk_at_once_if_the_file_system_takes_the_hint(
     refused: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(checkpoint, tmp_path / "before.gguf")
@@ -318,9 +318,7 @@ def test_several_types_do_not_go_into_one_file(checkpoint: Path, llamalite_comma
     assert "several types make several files: name a folder (-o converted), not x.gguf" in done.stderr
 
 
-def test_a_folder_for_several_types_is_made_and_removed_if_nothing_comes_of_it(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_folder_for_several_types_is_created_and_removed_on_failure(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     with pytest.raises(QuantizationError, match="importance matrix"):
         convert(checkpoint, out, qtype=["Q8_0", "IQ2_XXS"])
@@ -396,7 +394,7 @@ def test_a_source_that_changes_is_noticed(checkpoint: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("out.gguf*"))
 
 
-def test_a_second_conversion_to_the_same_file_is_told(
+def test_a_second_conversion_to_the_same_file_is_refused(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("fcntl")
@@ -476,7 +474,7 @@ def test_force_never_replaces_the_source(checkpoint: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_is_no_plain_file_is_neither_replaced_nor_written_through(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_special_file_is_neither_replaced_nor_written_through(checkpoint: Path, tmp_path: Path) -> None:
     pipe, precious = tmp_path / "pipe.gguf", tmp_path / "precious"
     os.mkfifo(pipe)
     with pytest.raises(FileExistsError, match="is a device, not a file"):
@@ -520,7 +518,7 @@ def test_a_pattern_that_fails_in_lower_case_is_wrong_usage(checkpoint: Path, lla
     assert "is not a regular expression" in done.stderr
 
 
-def test_float64_beyond_float32_is_told_in_one_line(tmp_path: Path, llamalite_command: Command) -> None:
+def test_float64_beyond_float32_is_reported_in_one_line(tmp_path: Path, llamalite_command: Command) -> None:
     folder = write_checkpoint(tmp_path / "toy", dtype="F64", n_layer=1, n_embd=64, n_ff=96)
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
@@ -593,7 +591,7 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     assert sorted(listed) == sorted(tensor.name for tensor in plan_of(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
-    fallback = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill, and so 21 more tensors: the file is"
+    fallback = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill; so are 21 more tensors: the file is"
     assert f"  token_embd.weight {fallback} " in done.stdout
 
 

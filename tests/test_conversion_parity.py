@@ -1,4 +1,4 @@
-"""The files are the same as llama.cpp's: its first step by recorded digests, its second by ``llama_model_quantize``."""
+"""The files equal llama.cpp's: recorded digests check its first step, ``llama_model_quantize`` its second."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def types_of(shape: str, *, matrix: bool = False) -> list[str]:
 
 
 def compared(shape: str, row: str) -> str:
-    """The cell of docs/converter.md's table: what these tests hold equal."""
+    """The cell of docs/converter.md's table: what these tests compare."""
     if row in RECIPES:
         return "= ≡" if shape in FULL else ""
     plain = row in types_of(shape)

@@ -1,4 +1,4 @@
-"""Shards: a set replaces an older set of its name as a whole, and nothing that is not such a set by its keys."""
+"""Shards: a set replaces a whole older set of its name, and no file whose keys do not make it part of one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_set_of_fewer_or_more_files_replaces_the_old_one(source: Path, made: P
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_an_interrupt_between_two_names_leaves_a_whole_set(
+def test_an_interrupt_between_two_renames_leaves_a_complete_set(
     number: int, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_files, real, calls = split(source, made / "toy.gguf", MANY), Path.replace, []
@@ -68,7 +68,9 @@ def test_an_interrupt_between_two_names_leaves_a_whole_set(
     one_set(made, n_files)
 
 
-def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_shard_that_cannot_be_removed_is_a_warning(
+    source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split(source, made / "toy.gguf", MANY)
     stays, real = sorted(made.iterdir())[1], Path.unlink
 
@@ -83,9 +85,7 @@ def test_an_old_shard_that_cannot_be_removed_is_told(source: Path, made: Path, m
     assert sorted(path.name for path in made.iterdir()) == [stays.name, "toy.gguf"]
 
 
-def test_a_file_that_has_its_name_no_longer_has_a_part(
-    source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renamed_file_no_longer_has_a_part(source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another conversion may write one of that name while the files of other types are still put on the disk."""
     real = output.PartFiles.finish
     others = made / "toy-Q8_0.gguf.part"
@@ -106,7 +106,7 @@ def test_one_file_replaces_the_set_that_its_size_no_longer_needs(source: Path, m
     assert [path.name for path in made.iterdir()] == ["toy.gguf"]
 
 
-def test_without_force_an_old_set_is_named_and_stays(source: Path, made: Path) -> None:
+def test_without_force_an_old_set_is_named_and_kept(source: Path, made: Path) -> None:
     split(source, made / "toy.gguf", MANY)
     before = snapshot(made)
     with pytest.raises(FileExistsError, match=r"toy-00001-of-\d{5}.gguf exists: pass --force to replace it"):
@@ -114,7 +114,7 @@ def test_without_force_an_old_set_is_named_and_stays(source: Path, made: Path) -
     assert snapshot(made) == before
 
 
-def test_a_conversion_that_fails_leaves_the_old_set_whole(source: Path, made: Path) -> None:
+def test_a_conversion_that_fails_leaves_the_old_set_complete(source: Path, made: Path) -> None:
     split(source, made / "toy.gguf", MANY)
     before = snapshot(made)
 
@@ -141,7 +141,7 @@ def of_another_place(path: Path, _whole: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [no_gguf, no_shard, of_another_place])
-def test_what_is_only_called_like_a_shard_is_never_removed(
+def test_a_file_that_only_has_a_shards_name_is_never_removed(
     write: Callable[[Path, Path], None], source: Path, made: Path, tmp_path: Path
 ) -> None:
     whole = convert(source, tmp_path / "whole.gguf", qtype="Q8_0").path
@@ -175,7 +175,7 @@ def test_a_set_that_is_the_source_is_not_replaced(source: Path, made: Path) -> N
 
 
 def test_one_file_of_a_set_joins_it_and_leaves_it(source: Path, made: Path) -> None:
-    """Without --split-max-size the files of a split model beside OUT are none of its business."""
+    """Without --split-max-size a conversion leaves the shards next to OUT alone."""
     split(source, made / "toy.gguf", MANY)
     before = snapshot(made)
     first = next(made.glob("toy-00001-of-*.gguf"))

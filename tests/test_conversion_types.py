@@ -39,22 +39,22 @@ OVERRIDES: dict[str, tuple[list[str], str | None]] = {
     "no matrix": (["_norm=Q8_0"], "--tensor-type: _norm=Q8_0 matches no matrix of this model"),
     "behind another": (
         ["attn=Q8_0", "attn_v=Q6_K"],
-        "--tensor-type: attn_v=Q6_K matches only what earlier ones decide, such as attn=Q8_0",
+        "--tensor-type: attn_v=Q6_K matches only what earlier patterns match, such as attn=Q8_0",
     ),
     "behind two": (
         ["attn_v=Q8_0", "attn_k=Q6_K", r"attn_[vk]=Q4_0"],
-        r"--tensor-type: attn_[vk]=Q4_0 matches only what earlier ones decide, such as attn_v=Q8_0",
+        r"--tensor-type: attn_[vk]=Q4_0 matches only what earlier patterns match, such as attn_v=Q8_0",
     ),
     "two": (
         ["a^=Q8_0", "ffn=Q8_0", "ffn=Q6_K"],
         "--tensor-type: a^=Q8_0 matches no matrix of this model; "
-        "ffn=Q6_K matches only what earlier ones decide, such as ffn=Q8_0",
+        "ffn=Q6_K matches only what earlier patterns match, such as ffn=Q8_0",
     ),
 }
 
 
 @pytest.mark.parametrize("case", OVERRIDES)
-def test_an_override_that_changes_nothing_is_said_in_one_line(
+def test_an_override_that_changes_nothing_is_reported_in_one_line(
     case: str, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words, warning = OVERRIDES[case]

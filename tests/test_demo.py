@@ -1,4 +1,5 @@
-"""``llamalite demo``: the whole job in one command, on what ships with the package and on a checkpoint of one's own."""
+"""``llamalite demo``: the whole job in one command, on the model that ships with llamalite and on another
+checkpoint."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_the_cpu_is_a_device_with_memory() -> None:
     assert "CPU" in devices.backends()
 
 
-def test_auto_takes_the_gpu_where_there_is_one() -> None:
+def test_auto_uses_the_gpu_if_there_is_one() -> None:
     assert devices.offload("auto") == (-1 if HAS_GPU else 0)
     assert devices.offload(0) == 0
     for wrong in ("some", -2, True, 1.5):

@@ -1,4 +1,4 @@
-"""README and docs are true: links lead somewhere, commands and snippets run, docs/cli.md is what --help shows."""
+"""README and docs are true: links have targets, commands and snippets run, docs/cli.md is what --help shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llamalite import store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if path.name != "cli.md")
-# What only a fresh machine can show; everything else that a page tells to type is run here.
+# Commands that only a fresh machine can test; every other command on a page is run here.
 SYSTEM = {"sudo", "xcode-select", "brew", "git", "cd", "python3", "export", "."}
 
 
@@ -44,7 +44,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_has_a_target(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     for target in targets:

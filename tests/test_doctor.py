@@ -1,4 +1,4 @@
-"""doctor: what the system tells of the processor, what follows for models, and threads that were measured."""
+"""doctor: what the system says about the processor, what follows for models, and measured thread counts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_instructions_are_used_missed_or_not_there() -> None:
     assert made(features=tuple(features.known_features(TOLD, "x86_64", has))).missed == ["AVX512", "AVX512_VNNI"]
 
 
-def test_what_a_system_does_not_tell_is_not_known() -> None:
+def test_facts_that_a_system_does_not_report_are_unknown() -> None:
     hidden = made(features=tuple(features.known_features(TOLD, "x86_64", processor.of_cpuinfo(""))))
     assert hidden.missed == []
     assert "AVX512" in hidden.unknown
@@ -116,7 +116,7 @@ def test_the_best_number_of_threads_is_the_smallest_that_is_as_fast_as_any() -> 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_doctor_tells_the_machine_and_what_follows(llamalite_command: Run) -> None:
+def test_doctor_describes_the_machine_and_what_it_can_run(llamalite_command: Run) -> None:
     ran = llamalite_command("doctor", "--ctx", "2048")
     assert (ran.returncode, ran.stderr) == (0, "")
     for part in ("processor", "cores", "GB/s measured with", "backends    CPU", "llama-cpp-python 0.3.36", "threads",
@@ -154,7 +154,9 @@ def test_doctor_measures_threads_on_a_model(llamalite_command: Run, models_folde
     assert document["threads"] in {row["n_threads"] for row in document["measured"]}
 
 
-def test_what_does_not_fit_is_said_and_no_context_is_longer_than_trained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_that_do_not_fit_are_named_and_no_context_is_longer_than_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     tiny = made(free_bytes=10**9)
     largest, usual = (what(tiny, n_ctx=8192) for what in (forecast.largest_that_fit, forecast.as_q4_k_m))
     assert {model.name: model.n_ctx for model in largest} == {model.name: model.n_ctx for model in usual}

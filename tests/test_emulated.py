@@ -1,4 +1,4 @@
-"""On emulated computers - ARM64, x86-64 without AVX and with AVX2 only - llamalite does what it does on this one.
+"""On emulated computers (ARM64, x86-64 without AVX and with AVX2 only) llamalite gives the same results as here.
 
 `make arm` and `make x86-levels` ask for these tests, EMULATED=quick for one of them, which with all that it compiles
 takes less than five minutes; tests/emulated/machines.py makes the computers.
@@ -16,8 +16,8 @@ from machines import MACHINES, Machine
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 MADE = [machine for machine in MACHINES.values() if machine.options is not None]
-# ggml rounds in one way only when it makes these. What searches for a scale sums products, which compilers for ARM64
-# contract to fused multiply-adds: other bytes are right there, those of the ggml at hand.
+# ggml rounds these the same way everywhere. A search for a scale sums products, which compilers for ARM64 contract to
+# fused multiply-adds: there the correct bytes are those of that machine's ggml.
 ALIKE_EVERYWHERE = ("Q8_0", "F16")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -50,7 +50,7 @@ async def post(port: int, body: bytes, path: str = "/generate") -> tuple[str, li
     return head.splitlines()[0], [json.loads(line) for line in rest.splitlines()]
 
 
-def test_the_service_streams_answers_and_tells_errors(root: Path, model: Model) -> None:
+def test_the_service_streams_answers_and_reports_errors(root: Path, model: Model) -> None:
     service = example(root, "service")
 
     async def go() -> None:
@@ -74,7 +74,7 @@ def test_the_service_streams_answers_and_tells_errors(root: Path, model: Model) 
     asyncio.run(go())
 
 
-def test_a_client_that_goes_away_ends_its_generation(root: Path, model: Model) -> None:
+def test_a_client_that_disconnects_ends_its_generation(root: Path, model: Model) -> None:
     service = example(root, "service")
     body = json.dumps({"prompt": "once", "logit_bias": {}, "max_tokens": 1500, "seed": 1}).encode()
 
@@ -114,8 +114,8 @@ def test_the_window_loads_chats_and_stops(root: Path, path: Path, models_folder:
     )
     models_folder.mkdir()
     (models_folder / "toy-F32.gguf").write_bytes(path.read_bytes())
-    # In a process of its own: PySide6 6.12 gives None and True one reference too few with each call, which in the end
-    # aborts Python.
+    # In a process of its own: with each call PySide6 6.12 drops a reference to None and True, which eventually aborts
+    # Python.
     settings = {"QT_QPA_PLATFORM": "offscreen", "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "1"}
     package = str(Path(llamalite.__file__).parents[1])
     ran = subprocess.run(

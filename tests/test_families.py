@@ -13,7 +13,7 @@ from llamalite.converters import convert
 from llamalite.native.model import NativeModel
 
 RECORDED: dict[str, Any] = json.loads(families.DATA.read_text(encoding="utf-8"))
-# Written by the first of llama.cpp's two steps only, or set anew by the second.
+# Written only by the first of llama.cpp's two steps, or rewritten by the second.
 _OF_STEPS = {"general.file_type", "general.quantization_version"}
 
 

@@ -1,4 +1,4 @@
-"""Commands that are stopped in the middle: within a second, with what was done kept, and the right exit code."""
+"""Commands that are stopped midway: they end within a second, keep their results, and have the right exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's signals
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 N_LINES = 400
-# Tells each answer of a batch, and each step of a measurement, on a line of standard error once it is dealt with.
+# Prints a line on standard error after each answer of a batch and each step of a measurement.
 TELL = """
 import os
 import llamalite.evaluation.comparison as comparison, llamalite.evaluation.perplexity as perplexity
@@ -77,7 +77,7 @@ def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str, floa
 
 
 def wait_for(process: subprocess.Popen[str], n_steps: int) -> list[str]:
-    """Read standard error until `n_steps` steps were told."""
+    """Read standard error until `n_steps` steps were reported."""
     assert process.stderr is not None
     lines: list[str] = []
     while sum(line.startswith("done") for line in lines) < n_steps:
@@ -88,7 +88,7 @@ def wait_for(process: subprocess.Popen[str], n_steps: int) -> list[str]:
 
 
 def three_times(once: Callable[[int], float]) -> None:
-    """Assert that the median of three ends takes less than two seconds: one, on a machine that does nothing else."""
+    """Assert that the median of three ends takes less than two seconds (one second on an idle machine)."""
     took = [once(attempt) for attempt in range(3)]
     sys.stdout.write(f"seconds to end: {sorted(took)}\n")  # pytest -rP shows it
     assert statistics.median(took) < 2, took
@@ -96,7 +96,7 @@ def three_times(once: Callable[[int], float]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_run_ends_within_a_second_and_has_printed_what_was_said(number: int, code: int, model: Path) -> None:
+def test_run_ends_within_a_second_and_has_printed_the_answer_so_far(number: int, code: int, model: Path) -> None:
     def once(_: int) -> float:
         process = start("run", model, "once", "--raw", "--temp", "0", "--threads", "1", "-n", "8000")
         assert process.stdout is not None
@@ -126,7 +126,7 @@ def test_run_keeps_the_conversation_that_a_signal_ends(number: int, code: int, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_batch_ends_within_a_second_and_goes_on_where_it_was(
+def test_batch_ends_within_a_second_and_continues_where_it_was(
     number: int, code: int, model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     def once(attempt: int) -> float:
@@ -165,7 +165,7 @@ def test_batch_loses_no_finished_answer_at_sigkill(model: Path, prompts: Path, t
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 @pytest.mark.parametrize("verb", ["perplexity", "compare"])
-def test_a_measurement_ends_within_a_second_and_prints_what_stands(
+def test_a_measurement_ends_within_a_second_and_prints_its_results_so_far(
     verb: str, number: int, code: int, model: Path, text: Path
 ) -> None:
     others = [model] if verb == "compare" else []

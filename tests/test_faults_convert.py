@@ -55,7 +55,7 @@ WRITE = "pwrite" if hasattr(os, "pwrite") else "write"
 
 
 @posix
-def test_killed_at_random_moments_it_leaves_the_old_file_or_the_whole_new_one(tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_leaves_the_old_file_or_the_complete_new_one(tmp_path: Path) -> None:
     counts = kill_conversions(tmp_path, 10, seed=5)
     assert counts.n_absent + counts.n_old + counts.n_whole == 10
     assert counts.n_parts_left > 0, "no kill fell into the writing: the test shows nothing"
@@ -74,7 +74,7 @@ def test_a_signal_ends_it_and_leaves_nothing(number: int, code: int, source: Pat
 
 @needs_mount
 def test_a_disk_that_fills_up_names_the_file(source: Path, made: Path) -> None:
-    """The room was there at the start; another program takes it while the weights are written."""
+    """There was enough space at the start; another program takes it while the weights are written."""
     before = snapshot(source)
     fill = (
         "def fill(real, *args):\n"
@@ -97,9 +97,11 @@ def test_a_disk_that_fills_up_names_the_file(source: Path, made: Path) -> None:
 
 
 @needs_mount
-def test_a_disk_that_is_too_small_is_told_with_the_numbers_before_anything_is_written(source: Path, made: Path) -> None:
+def test_a_disk_that_is_too_small_is_reported_with_the_numbers_before_anything_is_written(
+    source: Path, made: Path
+) -> None:
     done = command(["convert", source, "-o", made / "out.gguf"], mounted=("size=256k", made))
-    assert_one_line(done, str(made), "MB free, needed are", "make room, or write elsewhere (convert -o)")
+    assert_one_line(done, str(made), "MB free, but the conversion needs", "make room, or write elsewhere (convert -o)")
 
 
 @posix
@@ -140,7 +142,7 @@ CHANGES = {
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads at positions, as Linux has them")
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_source_that_changes_while_it_is_read_is_told_as_that(change: str, source: Path, made: Path) -> None:
+def test_a_source_that_changes_while_it_is_read_is_reported_as_changed(change: str, source: Path, made: Path) -> None:
     path = source / "model.safetensors"
     act = f"def act(real, *args):\n    path = {str(path)!r}\n    {CHANGES[change]}\n    return real(*args)\n"
     done = command(
@@ -152,7 +154,7 @@ def test_a_source_that_changes_while_it_is_read_is_told_as_that(change: str, sou
 
 
 @posix
-def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on(source: Path, made: Path) -> None:
+def test_the_second_of_two_conversions_to_one_file_is_refused_and_the_first_continues(source: Path, made: Path) -> None:
     out = made / "out.gguf"
     wait = (
         "import time\n"
@@ -181,14 +183,14 @@ def test_the_second_of_two_conversions_to_one_file_is_told_and_the_first_goes_on
 
 
 @needs_mount
-def test_a_read_only_file_system_is_told_before_anything_is_read(source: Path, made: Path) -> None:
+def test_a_read_only_file_system_is_reported_before_anything_is_read(source: Path, made: Path) -> None:
     done = command(["convert", source, "-o", made / "out.gguf"], mounted=("size=8m", made), read_only=True)
     assert_one_line(done, f"the folder {made} is not writable: write elsewhere (convert -o)")
 
 
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told(source: Path, made: Path) -> None:
+def test_a_folder_without_permission_is_reported(source: Path, made: Path) -> None:
     made.chmod(0o555)
     done = command(["convert", source, "-o", made / "out.gguf"])
     made.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A signal may come between any two bytecodes: none of them leaves a call running, or its end to wait for in vain."""
+"""A signal may come between any two bytecodes: it never leaves a call running, or anyone waiting for its end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(storm(400))
 
 
 def storm(n_calls: int) -> str:
-    """Interrupt `n_calls` calls at random moments, by SIGALRM; ``AssertionError`` where one still runs."""
+    """Interrupt `n_calls` calls at random moments, by SIGALRM; ``AssertionError`` if one keeps running."""
     thread, rng, running = DecodeThread(), random.Random(0), threading.Lock()
     stopped = threading.Event()
     interrupted = finished = 0

@@ -1,4 +1,5 @@
-"""A limit on memory is obeyed: what would not fit is refused with the numbers before it is loaded, never killed."""
+"""Memory limits are obeyed: a model that would not fit is refused with the numbers before loading; nothing is
+killed."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def commands(wide: Path, text: Path, folder: Path) -> dict[str, list[str | Path]
 
 
 @pytest.mark.parametrize("verb", ["run", "batch", "perplexity", "compare"])
-def test_an_address_space_that_is_too_small_is_told_with_the_numbers(
+def test_an_address_space_that_is_too_small_is_reported_with_the_numbers(
     verb: str, wide: Path, text: Path, tmp_path: Path
 ) -> None:
     done = command(commands(wide, text, tmp_path)[verb], prelude=limited(480))
@@ -123,7 +124,7 @@ def cgroup(n_bytes: int) -> Iterator[Path]:
         folder.rmdir()
 
 
-def test_a_cgroup_that_is_too_small_is_told_with_the_numbers_and_kills_nobody(wide: Path) -> None:
+def test_a_cgroup_that_is_too_small_is_reported_with_the_numbers_and_kills_nothing(wide: Path) -> None:
     with cgroup(150 << 20) as group:
         join = f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(__import__('os').getpid()))\n"
         done = subprocess.run(

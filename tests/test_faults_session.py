@@ -1,4 +1,4 @@
-"""A session file that is cut short, foreign or forged is refused in one line, and the model goes on without it."""
+"""A session file that is cut short, foreign or forged is refused in one line, and the model continues without it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ FORGED: dict[str, Callable[[bytearray], object]] = {
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_a_forged_state_with_a_right_digest_is_refused_and_nothing_of_it_stays(
+def test_a_forged_state_with_a_correct_digest_is_refused_and_nothing_of_it_remains(
     case: str, model: Model, held: SavedSession, tmp_path: Path
 ) -> None:
     before = model.generate("tell me the story", max_tokens=6, temperature=0).text
@@ -96,7 +96,7 @@ def test_tokens_that_are_not_those_of_the_state_are_refused(
     assert model.generate("once", max_tokens=1).finish_reason in ("length", "stop")
 
 
-def test_a_cache_of_nan_is_told_and_gone_when_cleared(model: Model, held: SavedSession, tmp_path: Path) -> None:
+def test_a_cache_of_nan_is_reported_and_gone_when_cleared(model: Model, held: SavedSession, tmp_path: Path) -> None:
     """What a forger can do: the cache's numbers are believed."""
     state = bytearray(held.state.tobytes())
     start = session_load.structure_bytes(len(held.tokens))

@@ -1,4 +1,4 @@
-"""No command asks the network, and nothing that lies in a model's folder is imported, compiled, executed or loaded.
+"""No command uses the network, and nothing in a model's folder is imported, compiled, executed or loaded.
 
 Every command runs under an audit hook (PEP 578), inside a model folder that is full of traps.
 """
@@ -18,7 +18,7 @@ from faults import environment
 
 from llamalite.cli import VERBS
 
-# What Python tells of, whoever does it: sockets and names, and what runs code from a file or as a program.
+# What Python's audit hook reports: sockets and name lookups, and everything that runs code from a file or a program.
 MAIN = """
 import os, sys
 log, folder = sys.argv[1:3]
@@ -123,8 +123,8 @@ def run(verb: str, args: list[str], folder: Path, scratch: Path) -> tuple[subpro
     return done, log.read_text().splitlines()
 
 
-def test_the_hook_sees_what_it_is_there_for(folder: Path, tmp_path: Path) -> None:
-    """A repository of the hub is asked for, and code of the folder is run: the tests above can fail."""
+def test_the_hook_sees_a_connection_and_code_that_runs(folder: Path, tmp_path: Path) -> None:
+    """A repository is requested from the hub, and code in the folder is run: the tests above can fail."""
     done, events = run("run", ["org/name-GGUF", "hi"], folder, tmp_path)
     assert done.returncode == 1
     assert any(event.startswith("network socket.getaddrinfo") for event in events), (events, done.stderr)

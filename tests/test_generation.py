@@ -73,7 +73,7 @@ def test_the_last_token_of_a_held_prompt_is_read_for_its_logits() -> None:
     assert context.calls[0] == [(0, 8)]
 
 
-def test_a_memory_that_cannot_rewind_is_read_anew_unless_it_goes_on() -> None:
+def test_a_state_that_cannot_rewind_is_rebuilt_unless_the_prompt_continues_it() -> None:
     context = fake.FakeContext(can_forget=False)
     engine = make_engine(context, can_rewind=False)
     said = run(engine, max_tokens=3)
@@ -81,7 +81,7 @@ def test_a_memory_that_cannot_rewind_is_read_anew_unless_it_goes_on() -> None:
     assert run(engine, [*PROMPT, 99], max_tokens=1).totals.n_cached == 0
 
 
-def test_reproducible_reads_everything_anew() -> None:
+def test_reproducible_reads_everything_again() -> None:
     context = fake.FakeContext()
     engine = make_engine(context)
     run(engine)
@@ -124,7 +124,7 @@ def test_held_text_is_the_text_up_to_the_first_stop_however_it_is_cut(text: str,
         assert shown == whole
 
 
-def test_a_character_that_never_became_whole_is_not_shown() -> None:
+def test_an_incomplete_character_is_not_shown() -> None:
     held = HeldText()
     assert held.push("a字".encode()[:3]) == "a"
     assert held.flush() == ""
@@ -146,7 +146,7 @@ def test_a_full_context_ends_the_answer_with_that_reason() -> None:
     assert (completion.finish_reason, completion.totals.n_generated) == ("context", 5)
 
 
-def test_too_long_is_told_with_numbers_before_anything_is_read() -> None:
+def test_a_prompt_that_is_too_long_is_reported_with_numbers_before_anything_is_read() -> None:
     context = fake.FakeContext(n_ctx=8)
     with pytest.raises(ContextOverflowError, match="4 tokens and max_tokens asks for 6 more, .* holds 8: 2 too many"):
         run(make_engine(context))
@@ -164,7 +164,7 @@ def test_an_abort_in_a_prompt_keeps_what_was_read() -> None:
     assert run(engine, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
 
 
-def test_cancelling_ends_with_that_reason_and_the_next_run_is_whole() -> None:
+def test_cancelling_ends_with_that_reason_and_the_next_run_is_complete() -> None:
     engine = make_engine()
     stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(stream)

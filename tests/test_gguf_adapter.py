@@ -98,7 +98,7 @@ def test_an_adapter_that_is_cut_short_is_refused(path: Path, tmp_path: Path) -> 
         check_adapter(tmp_path / "a.gguf", checked_header(path))
 
 
-def test_a_wrong_adapter_is_told_before_the_model_is_loaded(path: Path, tmp_path: Path) -> None:
+def test_a_wrong_adapter_is_reported_before_the_model_is_loaded(path: Path, tmp_path: Path) -> None:
     file = adapter()
     named(b"blk.9.attn_q.weight")(file)
     (tmp_path / "a.gguf").write_bytes(file.dump())
@@ -108,7 +108,7 @@ def test_a_wrong_adapter_is_told_before_the_model_is_loaded(path: Path, tmp_path
     assert loaded == []
 
 
-def test_what_passes_is_what_llama_cpp_loads(path: Path, tmp_path: Path) -> None:
+def test_llama_cpp_loads_every_adapter_that_passes(path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(adapter().dump())
     with Model(path, n_threads=1, lora=tmp_path / "a.gguf") as changed, Model(path, n_threads=1) as plain:
         both = [model.generate("once", max_tokens=8, temperature=0).text for model in (changed, plain)]

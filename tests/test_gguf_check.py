@@ -246,7 +246,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_refused_and_named(name: str, good: GgufBytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_and_the_fault_named(name: str, good: GgufBytes, tmp_path: Path) -> None:
     edit, expected = FAULTS[name]
     edit(good)
     path = tmp_path / "bad.gguf"
@@ -277,7 +277,7 @@ ALLOWED: dict[str, Edit] = {
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_llama_cpp_takes_is_let_through(name: str, good: GgufBytes, tmp_path: Path) -> None:
+def test_files_that_llama_cpp_accepts_pass(name: str, good: GgufBytes, tmp_path: Path) -> None:
     ALLOWED[name](good)
     path = tmp_path / "good.gguf"
     path.write_bytes(good.dump())
@@ -314,14 +314,14 @@ def test_a_string_longer_than_the_file(good: GgufBytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"GGML" + bytes(60), b"PK\3\4" + bytes(60), bytes(4096)])
-def test_what_is_no_gguf_file_is_called_so(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_reported_as_such(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(GGUFError, match="this is not a GGUF file"):
         read_header(path)
 
 
-def test_what_is_no_file_is_called_so(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         checked_header(tmp_path / "nothing.gguf")
     with pytest.raises(GGUFError, match="is a folder"):
@@ -342,7 +342,7 @@ def other_architecture(file: GgufBytes) -> GgufBytes:
     return file
 
 
-def test_another_architecture_is_held_to_its_frame_and_vocabulary(good: GgufBytes, tmp_path: Path) -> None:
+def test_another_architecture_is_checked_in_its_structure_and_vocabulary(good: GgufBytes, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     other_architecture(good)
     good.tensors.append(Tensor(b"something.of.its.own", [8], 26, bytes(32)))
@@ -453,7 +453,9 @@ SOME_BYTES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SOME_BYTES, max_size=30), st.integers(0, 3), st.binary(max_size=30), st.integers(0, 40))
-def test_strings_are_found_where_the_loop_finds_them(strings: list[bytes], start: int, tail: bytes, lost: int) -> None:
+def test_the_fast_search_finds_the_same_strings_as_the_loop(
+    strings: list[bytes], start: int, tail: bytes, lost: int
+) -> None:
     strings = strings * (300 // max(1, len(strings)))  # enough for the fast way
     buffer = bytes(start) + b"".join(struct.pack("<Q", len(s)) + s for s in strings) + tail
     buffer = buffer[: max(0, len(buffer) - lost)]
@@ -468,7 +470,7 @@ def test_strings_are_found_where_the_loop_finds_them(strings: list[bytes], start
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(SOME_BYTES, st.sampled_from([b"x" * 30, b"x" * 15 + b"y" + b"x" * 14])), min_size=1))
-def test_twins_are_found_where_a_dictionary_finds_them(strings: list[bytes]) -> None:
+def test_the_fast_search_finds_the_same_duplicates_as_a_dictionary(strings: list[bytes]) -> None:
     buffer = b"".join(struct.pack("<Q", len(s)) + s for s in strings)
     spans = packed_spans_slowly(buffer, 0, len(strings))
     assert spans is not None

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: says so where there is no GPU; its arithmetic, and its measurement of the CPU alone."""
+"""benchmarks/gpu.py: it says if there is no GPU; its arithmetic, and its measurement of the CPU alone."""
 
 from __future__ import annotations
 

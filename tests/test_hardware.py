@@ -63,7 +63,7 @@ def test_of_hybrid_processors_the_fast_cores_count(tmp_path: Path) -> None:
     assert linux_cores(machine(tmp_path / "arm", arm), range(4)) == 2
 
 
-def test_a_machine_that_tells_nothing_has_its_hardware_threads(tmp_path: Path) -> None:
+def test_a_machine_that_reports_nothing_uses_its_hardware_threads(tmp_path: Path) -> None:
     assert linux_cores(tmp_path, [0, 1, 2]) == 3
 
 

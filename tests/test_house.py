@@ -1,4 +1,4 @@
-"""The rules of docs/design.md, read from the source: who imports whom, who prints, names, sizes, help, exports."""
+"""The rules of docs/design.md, checked in the source: imports, printing, names, sizes, help, exports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llamalite import cli, errors
 from llamalite.model_options import ModelKeywords, ModelOptions
 from llamalite.sampling import SamplingKeywords, SamplingParams
 
-# Each room may import from the rooms of the lines above it, of its own line (without a circle), and from itself.
+# Each room may import from the rooms of the lines above it, of its own line (without a cycle), and from itself.
 LEVELS = (
     {"_version", "errors", "files", "quant_types"},
     {"gguf_check", "native", "sampling", "templates"},
@@ -64,7 +64,7 @@ def tree(name: str) -> ast.Module:
 
 
 def imports(name: str) -> list[tuple[str, int]]:
-    """What a module imports, wherever in it: absolute dotted names with their line."""
+    """Everything that a module imports, anywhere in it: absolute dotted names with their line."""
     found = []
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
@@ -100,13 +100,13 @@ def test_imports_go_downwards_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_no_room_imports_the_packages_face(name: str) -> None:
+def test_no_room_imports_the_package_itself(name: str) -> None:
     parts = [target.split(".") for target, _ in imports(name)]
     assert not [".".join(part) for part in parts if part[0] == "llamalite" and not set(part[1:2]) & set(LEVEL)]
 
 
 def circle(needs: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Return the names of `needs` that are on a circle or lead to one, with what they need of each other."""
+    """Return the names in `needs` that are on a cycle or lead to one, with what they need of each other."""
     left = {name: needed - {name} for name, needed in needs.items()}
     while ready := [name for name, needed in left.items() if not needed & set(left)]:
         for name in ready:
@@ -114,7 +114,7 @@ def circle(needs: dict[str, set[str]]) -> dict[str, set[str]]:
     return {name: needed & set(left) for name, needed in left.items()}
 
 
-def test_no_rooms_import_each_other_in_a_circle() -> None:
+def test_no_rooms_import_each_other_in_a_cycle() -> None:
     needs: dict[str, set[str]] = {room: set() for room in LEVEL}
     for name in KNOWN:
         parts = [target.split(".") for target, _ in imports(name)]
@@ -122,7 +122,7 @@ def test_no_rooms_import_each_other_in_a_circle() -> None:
     assert not circle(needs)
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     """Imports inside functions and under TYPE_CHECKING count too."""
     needs: dict[str, set[str]] = {}
     for name in MODULES:
@@ -147,7 +147,7 @@ def test_only_the_command_line_prints(name: str) -> None:
     if name.partition(".")[0] == "cli":
         return
     drawing = {target.partition(".")[0] for target, _ in imports(name)} & {"click", "tqdm"}
-    # lm-evaluation-harness asks its models to draw their bars, and says when not to.
+    # lm-evaluation-harness asks its models to draw progress bars, and tells them when not to.
     assert drawing <= ({"tqdm"} if name == "evaluation.harness" else set())
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Name):
@@ -159,7 +159,7 @@ def test_only_the_command_line_prints(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_file_can_be_read_in_one_sitting_and_says_what_it_is(name: str) -> None:
     lines = MODULES[name].read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: it is two rooms"
+    assert len(lines) <= MAX_LINES, f"{name} has {len(lines)} lines: split it"
     assert not lines or ast.get_docstring(tree(name)), f"{name} does not say what it is"
     assert not set(name.split(".")) & FORBIDDEN_NAMES
 
@@ -200,7 +200,7 @@ def test_all_is_exactly_what_is_visible(name: str) -> None:
         assert {one for one in own if not one.startswith("_")} <= names
 
 
-def test_what_a_public_call_returns_is_public() -> None:
+def test_public_calls_return_public_classes() -> None:
     public = [getattr(llamalite, name) for name in llamalite.__all__]
     members = [member for value in public if inspect.isclass(value) for member in vars(value).items()]
     called = [value for value in public if inspect.isfunction(value)]

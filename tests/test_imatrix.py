@@ -1,4 +1,4 @@
-"""imatrix: what it collects equals a twin in float64, and llama.cpp's quantizer and `convert` read what it writes."""
+"""imatrix: its sums equal a float64 computation, and llama.cpp's quantizer and `convert` read the file."""
 
 from __future__ import annotations
 

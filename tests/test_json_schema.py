@@ -1,4 +1,4 @@
-"""Text that a schema's grammar lets through parses and validates; what a grammar cannot hold is refused."""
+"""Text that a schema's grammar lets through parses and validates; what a grammar cannot enforce is refused."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_whole_numbers_between_two_bounds_are_exactly_those() -> None:
         (nested(400), r"at #/items/.*\.\.\..*: schemas nest more than 150 deep"),
     ],
 )
-def test_what_no_grammar_can_hold_is_refused_by_name(schema: Any, message: str) -> None:
+def test_keywords_that_no_grammar_can_enforce_are_refused_by_name(schema: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grammar_of(schema)
 

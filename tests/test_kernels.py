@@ -50,7 +50,7 @@ def kernel(name: str) -> fast.Kernel:
 
 
 def ggml_is_plain() -> bool:
-    """Whether ggml was surely compiled without fused multiply-add: for x86-64 as it is without further options."""
+    """Whether ggml was certainly compiled without fused multiply-add: for plain x86-64."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -241,13 +241,13 @@ def test_importance_is_used_or_ignored_as_ggml_does(mode: str) -> None:
         assert np.array_equal(made, expected), name
 
 
-def test_what_ggml_would_abort_on_is_refused_alike(mode: str) -> None:
+def test_input_that_ggml_would_abort_on_is_refused_by_both(mode: str) -> None:
     q4_k = TENSOR_TYPES["Q4_K"]
     with pytest.raises(ValueError, match=r"300 weights does not fill blocks of 256"):
         kernels.quantize(q4_k, np.zeros((1, 300), np.float32))
     with pytest.raises(ValueError, match=r"C-contiguous"):
         kernels.quantize(q4_k, np.zeros((256, 256), np.float32).T[:, ::1])
-    with pytest.raises(ValueError, match=r"out holds 5 bytes, needed are 144"):
+    with pytest.raises(ValueError, match=r"out holds 5 bytes, and 144 are needed"):
         kernels.quantize(q4_k, np.zeros((1, 256), np.float32), np.empty(5, np.uint8))
     with pytest.raises(ValueError, match=r"importance must be float32 \[256\]"):
         kernels.quantize(q4_k, np.zeros((1, 256), np.float32), None, np.zeros(255, np.float32))
@@ -358,7 +358,7 @@ def test_few_weights_are_left_to_ggml_and_many_are_not(monkeypatch: pytest.Monke
 
 
 @needs_numba
-def test_while_one_thread_loads_a_kernel_another_goes_on_with_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_one_thread_loads_a_kernel_another_continues_with_ggml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "auto")
     entered, leave = threading.Event(), threading.Event()
 
@@ -387,7 +387,7 @@ def test_an_empty_choice_of_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMALITE_KERNELS", "numba")
-    with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; known are auto, fast, ggml"):
+    with pytest.raises(ValueError, match=r"LLAMALITE_KERNELS is 'numba'; expected one of auto, fast, ggml"):
         kernels.quantize(TENSOR_TYPES["Q8_0"], np.zeros((1, 32), np.float32))
 
 
@@ -426,7 +426,7 @@ def test_asking_for_fast_kernels_without_numba_names_the_extra() -> None:
     assert said == f"{QuantizationError.__name__} LLAMALITE_KERNELS=fast needs Numba: pip install numba"
 
 
-def test_a_numba_that_does_not_work_is_said_once_and_ggml_used() -> None:
+def test_a_numba_that_does_not_work_is_reported_once_and_ggml_used() -> None:
     code = (
         "import importlib.util, logging, sys, types; logging.basicConfig(format='%(message)s', stream=sys.stdout)\n"
         "broken = types.ModuleType('numba'); broken.__spec__ = importlib.util.spec_from_loader('numba', None)\n"
@@ -461,7 +461,7 @@ def test_machine_code_is_kept_in_a_folder_of_the_users_and_found_again(tmp_path:
 
 
 @needs_numba
-def test_where_nothing_can_be_kept_kernels_are_compiled_anew(tmp_path: Path) -> None:
+def test_kernels_are_compiled_again_if_nothing_can_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     package = Path(fast.__file__).parent
     before = set(package.rglob("*.nb?"))

@@ -1,4 +1,4 @@
-"""Logits of converted F32 files in llama.cpp, beside those of the checkpoint in transformers."""
+"""Logits of converted F32 files in llama.cpp, compared with those of the checkpoint in transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`Model`, end to end on small files: text, messages, threads, asyncio, cancellation, and transformers' words."""
+"""`Model`, end to end on small files: text, messages, threads, asyncio, cancellation, and agreement with
+transformers."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def test_reproducible_gives_the_same_tokens_whatever_ran_before(model: Model) ->
     assert again.totals.seed == 0
 
 
-def test_a_seed_makes_the_same_draws_and_another_other_ones(path: Path) -> None:
+def test_a_seed_repeats_its_draws_and_another_seed_differs(path: Path) -> None:
     with Model(path, n_threads=1, seed=7) as seeded:
         options = {"max_tokens": 12, "temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "logit_bias": ENDLESS}
         first = seeded.generate("once", reproducible=True, **options)  # type: ignore[arg-type]
@@ -127,14 +128,14 @@ def test_logprobs_are_the_models_own_distribution(model: Model) -> None:
     assert sum(np.exp([logprob for _, logprob in every[0]])) == pytest.approx(1)
 
 
-def test_what_does_not_fit_the_context_says_by_how_much(model: Model) -> None:
+def test_a_prompt_that_does_not_fit_the_context_says_by_how_much(model: Model) -> None:
     with pytest.raises(ContextOverflowError, match=r"has 2 tokens and max_tokens asks for 4095 more.*4096: 1 too many"):
         model.stream("once", max_tokens=4095)
     with pytest.raises(ContextOverflowError, match=r"the prompt has 5000 tokens, and the context holds 4096: 905"):
         model.stream([5] * 5000)
 
 
-def test_a_context_beyond_what_the_model_was_trained_for_is_warned_of(
+def test_a_context_beyond_what_the_model_was_trained_for_is_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n_ctx in (4096, 8192):
@@ -150,7 +151,7 @@ def test_a_full_context_ends_the_answer_and_says_so(path: Path) -> None:
         assert completion.totals.n_generated == 7
 
 
-def test_an_empty_prompt_is_refused_where_nothing_would_be_read(tmp_path: Path) -> None:
+def test_an_empty_prompt_is_refused_if_nothing_would_be_read(tmp_path: Path) -> None:
     path = toy.write_toy(tmp_path / "toy.gguf", add_bos=False)
     with Model(path, n_threads=1) as model, pytest.raises(ValueError, match="the prompt has no tokens"):
         model.generate("")
@@ -292,7 +293,7 @@ def test_a_setting_that_no_model_can_have_is_refused_by_name(
 
 
 @pytest.mark.parametrize("wrong", [None, 5])
-def test_what_is_no_path_and_what_is_no_prompt_is_named(model: Model, wrong: object) -> None:
+def test_arguments_that_are_not_a_path_or_a_prompt_are_named(model: Model, wrong: object) -> None:
     with pytest.raises(TypeError, match=f"a model is named by a path or a name, found {wrong}"):
         Model(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"prompt must be a text, a list of messages or token ids, found {wrong}"):

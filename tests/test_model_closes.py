@@ -1,4 +1,4 @@
-"""Closing a model: whoever computes with it in another thread ends or is waited for, and then everything is freed."""
+"""Closing a model: computations in other threads end or are waited for, and then everything is freed."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_the_interpreter_ends_while_a_thread_measures(call: str, is_daemon: bool
 # ── the decode thread and the lifetime, without a model ─────────────────────────────────────────────────────────────
 
 
-def test_what_waits_behind_another_call_is_withdrawn_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_call_is_withdrawn_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     from llamalite.native import decode_thread
 
     thread, release, ran = DecodeThread(), threading.Event(), []
@@ -223,7 +223,7 @@ def test_what_waits_behind_another_call_is_withdrawn_when_it_is_interrupted(monk
     thread.close()
 
 
-def test_the_end_waits_for_all_who_hold_and_lets_nobody_in() -> None:
+def test_the_end_waits_for_all_holders_and_admits_no_new_ones() -> None:
     rng = random.Random(0)
     for _ in range(20):
         lifetime, is_freed = Lifetime(), threading.Event()
@@ -250,7 +250,7 @@ def test_the_end_waits_for_all_who_hold_and_lets_nobody_in() -> None:
         assert not wrong
 
 
-def test_an_end_that_is_interrupted_lets_lifetime_in_again() -> None:
+def test_an_interrupted_end_admits_holders_again() -> None:
     lifetime, inside = Lifetime(), threading.Event()
     leave = threading.Event()
 

@@ -1,4 +1,4 @@
-"""How a model ends: closed, dropped, forked, with the interpreter; and what runs or waits for it then."""
+"""How a model ends: closed, dropped, forked, with the interpreter; and what happens to running and waiting calls."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_stream_that_is_dropped_gives_its_turn_back(path: Path) -> None:
         assert answers[0].tokens == plain.tokens
 
 
-def test_close_ends_what_runs_and_what_waits(path: Path) -> None:
+def test_close_ends_running_and_waiting_generations(path: Path) -> None:
     answers: list[Completion] = []
     model = Model(path, n_threads=1, n_ctx=2048)
     threads = [in_a_thread(lambda: answers.append(model.generate("once", ENDLESS))) for _ in range(6)]
@@ -107,7 +107,7 @@ def test_a_stream_of_a_closed_model_says_so_and_starts_nothing(path: Path) -> No
     wait_for(lambda: not decode_threads() - before)
 
 
-def test_a_model_that_cannot_be_closed_now_goes_on(path: Path) -> None:
+def test_a_model_that_cannot_be_closed_now_keeps_working(path: Path) -> None:
     with Model(path, n_threads=1) as model:
         failures: list[LlamaliteError] = []
 

@@ -49,7 +49,7 @@ def test_logits_are_a_view_of_llama_cpps_buffer(context: NativeContext) -> None:
     assert context.logits() is first  # the same rows of the same buffer: no new view was made
 
 
-def test_a_token_at_a_time_is_the_whole_at_once(context: NativeContext) -> None:
+def test_one_token_at_a_time_equals_all_at_once(context: NativeContext) -> None:
     context.decode(IDS, np.arange(7), 0, [0] * 6 + [1])
     whole = context.logits()[0].copy()
     for position, token in enumerate(IDS):

@@ -1,4 +1,4 @@
-"""A loaded file: its facts, its tokenizer, and everything that llama.cpp would abort on, refused before."""
+"""A loaded file: its facts, its tokenizer; and everything that llama.cpp would abort on is refused first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> NativeModel:
     return NativeModel(toy.write_toy(tmp_path_factory.mktemp("model") / "toy.gguf", metadata={"toy.flag": True}))
 
 
-def test_the_files_facts_are_told(model: NativeModel) -> None:
+def test_the_files_facts_are_reported(model: NativeModel) -> None:
     assert (model.n_vocab, model.n_layer, model.n_embd, model.n_head_kv) == (len(toy.vocabulary()), 2, 64, 2)
     assert model.n_ctx_train == 1024
     assert (model.bos, model.eos, model.add_bos, model.is_recurrent) == (toy.BOS, toy.EOS, True, False)
@@ -36,7 +36,7 @@ def test_text_becomes_tokens_and_tokens_the_text(model: NativeModel) -> None:
     assert model.detokenize(ids) == " once upon a time é 字".encode()
 
 
-def test_bytes_that_are_no_text_are_tokenized_all_the_same(model: NativeModel) -> None:
+def test_bytes_that_are_not_text_are_tokenized_too(model: NativeModel) -> None:
     assert len(model.tokenize(b"\xff\xfe a", add_special=False, parse_special=False)) > 0
     assert model.tokenize(b"", add_special=False, parse_special=False).shape == (0,)
 
@@ -67,7 +67,7 @@ def test_token_ids_are_whole_numbers_in_a_row(model: NativeModel) -> None:
         model.check_tokens(np.zeros(2))
 
 
-def test_a_file_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         NativeModel(tmp_path / "missing.gguf")
     with pytest.raises(GGUFError, match="is a folder"):
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:
         NativeModel(tmp_path / "zip.gguf")
 
 
-def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+def test_what_llama_cpp_refuses_is_reported_in_its_words(tmp_path: Path) -> None:
     file = GgufBytes.of(toy.write_toy(tmp_path / "toy.gguf"))
     file.set("general.architecture", STRING, b"nonesuch")
     (tmp_path / "other.gguf").write_bytes(file.dump())
@@ -111,7 +111,7 @@ def test_a_vocabulary_can_be_loaded_without_a_model(tmp_path: Path) -> None:
         NativeModel(tmp_path / "vocabulary.gguf")
 
 
-def test_layers_for_a_gpu_that_the_build_has_not_are_refused(tmp_path: Path) -> None:
+def test_gpu_layers_are_refused_if_the_build_has_no_gpu(tmp_path: Path) -> None:
     from llamalite.native.library import llama
 
     if llama().llama_supports_gpu_offload():
@@ -121,7 +121,7 @@ def test_layers_for_a_gpu_that_the_build_has_not_are_refused(tmp_path: Path) -> 
         NativeModel(path, n_gpu_layers=-1)
 
 
-def test_progress_is_told_and_an_error_in_it_ends_the_load(tmp_path: Path) -> None:
+def test_progress_is_reported_and_an_error_in_it_ends_the_load(tmp_path: Path) -> None:
     path = toy.write_toy(tmp_path / "toy.gguf")
     seen: list[float] = []
     NativeModel(path, progress=seen.append).close()
@@ -169,9 +169,7 @@ def test_a_long_run_of_one_kind_of_character_is_tokenized(pre: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("raw", [b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xf7\xbf\xbf\xbf"])
-def test_a_number_beyond_unicode_is_refused_which_llama_cpp_would_end_the_process_on(
-    raw: bytes, tmp_path: Path
-) -> None:
+def test_a_number_beyond_unicode_that_would_end_the_process_is_refused(raw: bytes, tmp_path: Path) -> None:
     with NativeModel(_of_bytes(tmp_path, "llama-bpe"), vocab_only=True) as model:
         with pytest.raises(
             LlamaliteError, match="byte 4 of the text begins f. .. .. .., a character beyond Unicode's last"

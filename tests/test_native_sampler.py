@@ -1,4 +1,4 @@
-"""llama.cpp's samplers, as the parameters ask for them; what would abort the process is an error."""
+"""llama.cpp's samplers, as the parameters ask for them; input that would abort the process is an error."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_grammar_and_a_bias_that_leave_nothing_are_an_error(model: NativeModel
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature: float) -> None:
+def test_logits_that_are_nan_are_an_error(model: NativeModel, temperature: float) -> None:
     with pytest.raises(LlamaliteError, match="not numbers"):
         NativeSampler(model, SamplingParams(temperature=temperature)).sample(np.full(model.n_vocab, np.nan, np.float32))
 

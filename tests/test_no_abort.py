@@ -1,6 +1,6 @@
-"""Nothing that a caller can pass ends the process: each of these makes llama.cpp abort when it is called as it is.
+"""Nothing that a caller can pass ends the process: without a check, each of these makes llama.cpp abort.
 
-Each case runs in a process of its own, which must print what the library answered and end as it should.
+Each case runs in a process of its own, which must print the library's answer and end normally.
 """
 
 from __future__ import annotations

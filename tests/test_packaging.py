@@ -39,7 +39,7 @@ def modules_of(root: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git holds of the package, with the link as Windows' git writes it: a text file."""
+    """A copy of the package's files in git, with the link as Windows' git writes it: a text file."""
     copy = tmp_path_factory.mktemp("tree")
     leave = shutil.ignore_patterns("__pycache__", "*.so", "*.dylib", "*.egg-info")
     for name in ("pyproject.toml", "README.md", "LICENSE"):

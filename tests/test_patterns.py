@@ -52,6 +52,6 @@ def test_a_digit_is_one_of_ten() -> None:
         ("a" * 1001, "has 1,001 characters, expected at most 1,000"),
     ],
 )
-def test_what_is_no_pattern_is_told(pattern: str, message: str) -> None:
+def test_an_invalid_pattern_is_reported(pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         name_pattern(pattern)

@@ -259,7 +259,7 @@ def test_what_cannot_be_measured_is_refused(model: NativeModel, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_logit_that_is_no_number_is_found_wherever_it_is(
+def test_one_logit_that_is_nan_is_found_wherever_it_is(
     value: float, model: NativeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     protocol = EvalProtocol(n_ctx=32, n_batch=32, n_threads=1)
@@ -280,7 +280,7 @@ def test_one_logit_that_is_no_number_is_found_wherever_it_is(
     check_finite(np.full(100, 3e38, np.float32), "large, and finite")
 
 
-def test_leaving_early_gives_what_stands_and_frees_the_context(model: NativeModel) -> None:
+def test_leaving_early_gives_the_results_so_far_and_frees_the_context(model: NativeModel) -> None:
     run = iter_perplexity(model, TEXT, EvalProtocol(n_ctx=32, n_batch=32, n_threads=1))
     first = next(run)
     run.close()
@@ -341,7 +341,7 @@ def test_on_a_terminal_it_says_what_the_figure_is_for(path: Path, tmp_path: Path
     assert "Lower is better" not in on_terminal(*args, "-q") + on_terminal(*args, "--json")
 
 
-def test_the_command_tells_a_failure_in_one_line(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
+def test_the_command_reports_a_failure_in_one_line(llamalite_command: Run, path: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("once", encoding="utf-8")
     for args, expected in (
         ([path, "-f", "short.txt"], "a context of 512 needs at least 1024: give a longer text"),
@@ -356,7 +356,7 @@ def test_the_command_tells_a_failure_in_one_line(llamalite_command: Run, path: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_ctrl_c_prints_what_stands(path: Path, tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_results_so_far(path: Path, tmp_path: Path) -> None:
     import fcntl
     import pty
     import struct

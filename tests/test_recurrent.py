@@ -1,4 +1,4 @@
-"""A recurrent model (Mamba): it loads and answers; what its one state cannot do is done the long way, or refused."""
+"""A recurrent model (Mamba): it loads and answers; what its single state cannot do is done the slow way, or refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_it_loads_and_says_that_it_is_recurrent(model: Model) -> None:
     assert model.generate("once upon a time", max_tokens=6, temperature=0, logit_bias=ENDLESS).totals.n_generated == 6
 
 
-def test_what_goes_on_is_not_read_again_and_what_does_not_is(model: Model) -> None:
+def test_a_prompt_that_continues_the_state_is_not_read_again_and_others_are(model: Model) -> None:
     model.clear()
     prompt = model.tokenize("once upon a time")
     said = model.generate(prompt, max_tokens=4, temperature=0, logit_bias=ENDLESS)
@@ -88,7 +88,7 @@ def test_what_goes_on_is_not_read_again_and_what_does_not_is(model: Model) -> No
     assert again.tokens == said.tokens
 
 
-def test_many_at_once_work_without_a_shared_prefix(model: Model) -> None:
+def test_a_batch_works_without_a_shared_prefix(model: Model) -> None:
     prompts = [f"once upon a time {word}" for word in ("yes", "no", "the story")]
     found = model.generate_batch(prompts, parallel=2, max_tokens=5, temperature=0, logit_bias=ENDLESS)
     assert [one.totals.n_cached for one in found] == [0, 0, 0]
@@ -103,7 +103,7 @@ def test_cancelling_in_a_prompt_leaves_it_usable(model: Model) -> None:
     assert model.generate("once", max_tokens=2, logit_bias=ENDLESS).finish_reason == "length"
 
 
-def test_its_state_is_saved_and_taken_up(model: Model, tmp_path: Path) -> None:
+def test_its_state_is_saved_and_resumed(model: Model, tmp_path: Path) -> None:
     prompt = model.tokenize("once upon a time there was")
     model.generate(prompt, max_tokens=0)
     model.save_session(tmp_path / "mamba.session")

@@ -1,4 +1,4 @@
-"""The NumPy forward pass has transformers' results, for every feature that it claims."""
+"""The NumPy forward pass gives the same results as transformers, for every feature that it claims."""
 
 from __future__ import annotations
 

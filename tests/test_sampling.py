@@ -79,7 +79,7 @@ def test_greedy_is_temperature_0_or_one_candidate() -> None:
     assert not SamplingParams().is_greedy
 
 
-def test_penalties_are_on_when_something_is_counted_and_punished() -> None:
+def test_penalties_are_on_when_something_is_counted_and_penalized() -> None:
     assert not SamplingParams().has_penalties
     assert SamplingParams(repeat_penalty=1.1).has_penalties
     assert not SamplingParams(repeat_penalty=1.1, repeat_last_n=0).has_penalties

@@ -1,4 +1,4 @@
-"""Drafted tokens: what is said, counted, held and ended stays that of one token a decode; the rest is speed."""
+"""Drafted tokens: answers, counts, cache and ends are those of one token per decode; only the speed differs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(engine: Engine, **options: object) -> Completion:
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("n", [1, 3, 7])
-def test_what_is_said_does_not_depend_on_what_is_drafted(n: int, wrong: int) -> None:
+def test_the_answer_does_not_depend_on_the_drafts(n: int, wrong: int) -> None:
     context = fake.FakeContext()
     engine = make_engine(context, n, wrong)
     completion = run(engine)
@@ -165,10 +165,10 @@ def test_the_next_prompt_is_not_read_twice_after_drafts() -> None:
     assert completion.totals.n_cached == len(PROMPT) + len(said.tokens) - 1
 
 
-def test_a_memory_that_cannot_rewind_is_never_given_drafts() -> None:
+def test_a_state_that_cannot_rewind_never_gets_drafts() -> None:
     context = fake.FakeContext(can_forget=False)
     assert run(make_engine(context, can_rewind=False)).totals.n_drafted == 0
-    # One that should be able to forget, and is not: what was said is read again, and nothing is drafted from then on.
+    # A model that should be able to rewind, but cannot: the answer is read again, and nothing is drafted from then on.
     context = fake.FakeContext(can_forget=False)
     completion = run(make_engine(context, 3, 2))
     assert list(completion.tokens) == fake.story(PROMPT, 9)
@@ -191,7 +191,7 @@ class Chain:
 
 
 class Always:
-    """Drafts the same token for every place."""
+    """Drafts the same token for every position."""
 
     def __init__(self, token: int) -> None:
         self.token = token
@@ -274,7 +274,7 @@ def test_a_word_that_was_replaced_does_not_end_the_copy() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=60))
-def test_every_proposal_stands_behind_a_real_match(tokens: list[int]) -> None:
+def test_every_proposal_follows_a_real_match(tokens: list[int]) -> None:
     lookup = Lookup()
     for token in tokens:
         lookup.push(token)
@@ -447,7 +447,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draft whatever is proposed: a toy's decodes are too short for the clock to say what pays."""
+    """Draft every proposal: a toy's decodes are too short to measure what pays."""
     monkeypatch.setattr(Speculator, "_best_size", lambda self, chances, single_s: 1 + len(chances))
     monkeypatch.setattr("llamalite.generation.speculation._MIN_CHANCE", 0.0)
     monkeypatch.setattr(Speculator, "_settle", lambda self, n_new, n_right: setattr(self, "_max_drafted", 15))

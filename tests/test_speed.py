@@ -67,7 +67,7 @@ def test_tables_are_written_between_their_markers(root: Path, tmp_path: Path) ->
     assert page.read_text().splitlines() == [
         "before",
         "<!-- figures: conversion -->",
-        "| what | beside | llamalite | the other | ratio | spread | promised |",
+        "| what | compared with | llamalite | the other | ratio | spread | target |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
         "| convert to Q8_0 | two steps | 2 s | 10 s | **0.20** | 0.10 to 0.40 | ≤ 0.15 |",
         "<!-- end -->",
@@ -75,7 +75,7 @@ def test_tables_are_written_between_their_markers(root: Path, tmp_path: Path) ->
         "kept",
         "<!-- end -->",
         "<!-- figures: summary -->",
-        "| | llamalite | the other | ratio | beside |",
+        "| | llamalite | the other | ratio | compared with |",
         "| --- | ---: | ---: | ---: | --- |",
         "| convert to Q8_0 | 2 s | 10 s | 0.20 | two steps |",
         "<!-- end -->",

@@ -1,4 +1,4 @@
-"""Checkpoints that are converted once into the models folder, again when they change, and over nobody's file."""
+"""Checkpoints are converted once into the models folder, again when they change, and never over another file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_link_to_a_checkpoint_gives_the_model_its_own_name(checkpoint: Path, m
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
-def test_a_link_that_leads_to_another_checkpoint_now_is_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_link_that_now_leads_to_another_checkpoint_is_reported(checkpoint: Path, tmp_path: Path) -> None:
     Path("linked").symlink_to(checkpoint)
     made = store.obtain("./linked")
     Path("linked").unlink()
@@ -110,7 +110,7 @@ def test_another_folder_of_the_same_name_has_a_file_of_its_own(checkpoint: Path,
     assert (store.obtain("./mine", "F32"), store.obtain(other, "F32")) == (first, second)
 
 
-def test_a_file_that_was_made_otherwise_is_never_replaced(checkpoint: Path, models_folder: Path) -> None:
+def test_a_file_that_was_made_differently_is_never_replaced(checkpoint: Path, models_folder: Path) -> None:
     models_folder.mkdir()
     (models_folder / "mine-F32.gguf").write_bytes(b"somebody's own")
     path = store.obtain("./mine", "F32")
@@ -151,7 +151,7 @@ def test_what_python_converts_into_the_models_folder_is_used_too(checkpoint: Pat
     assert not pure.plain
 
 
-def test_beside_a_file_in_another_folder_lies_no_note(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_file_in_another_folder_gets_no_note(checkpoint: Path, tmp_path: Path) -> None:
     convert("mine", tmp_path / "mine.gguf", qtype="F32")
     convert("mine", tmp_path / "several", qtype=["F32", "Q8_0"])
     assert not list(tmp_path.rglob("*.source"))
@@ -185,7 +185,7 @@ def test_a_note_that_cannot_be_written_is_a_warning(checkpoint: Path, models_fol
     assert any("the note of their source cannot be written" in warning for warning in report.warnings)
 
 
-def test_a_damaged_note_is_no_note(checkpoint: Path) -> None:
+def test_a_damaged_note_is_ignored(checkpoint: Path) -> None:
     path = store.obtain("./mine", "F32")
     note = source_note.path_of(path)
     for text in ("", "[]", "{}", json.dumps({"made": None}), "\x00", "[" * 100_000):

@@ -1,4 +1,5 @@
-"""The hub, with the real huggingface_hub client against a hub on loopback: what is fetched, kept, refused and said."""
+"""The hub, with the real huggingface_hub client against a hub on loopback: what is fetched, kept, refused and
+reported."""
 
 from __future__ import annotations
 
@@ -98,11 +99,11 @@ def test_org_slash_name_is_a_repository(name: str) -> None:
     ["model", "./a/b", "../b", "a/../b", "/a/b", "a/b/c", "a/b/", "a//b", "~/b", "C:\\a\\b", "a\\b", "a/b.gguf", "a/.b",
      "-a/b", "a/b c", "a/b\n", "a/b--c", "a/b.git", "https://huggingface.co/a/b", "", "a/", "/b", "ü/b", "a/b:Q4_K_M"],
 )  # fmt: skip
-def test_everything_else_is_none(name: str) -> None:
+def test_nothing_else_is_a_repository(name: str) -> None:
     assert not hub.is_repo_id(name)
 
 
-def test_a_path_that_stands_or_whose_folder_stands_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_or_folder_is_not_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert hub.is_repo_id("models/toy")
     (tmp_path / "models").mkdir()
@@ -117,7 +118,7 @@ def test_the_client_is_not_loaded_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
 
 
-def test_a_path_is_never_asked_for(tmp_path: Path) -> None:
+def test_a_path_never_reaches_the_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a repository of the hub: expected org/name"):
         hub.fetch_checkpoint("../secret")
 
@@ -152,7 +153,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(server: HubServer, fetch: Fet
 
 
 @pytest.mark.parametrize("form", ["pickles", "meta"])
-def test_the_other_forms_are_fetched_where_there_are_no_safetensors(
+def test_other_formats_are_fetched_if_there_are_no_safetensors(
     server: HubServer, toy: Path, fetch: Fetch, tmp_path: Path, form: str
 ) -> None:
     folder = as_pickles(toy, tmp_path / "other", 2) if form == "pickles" else as_meta(toy, tmp_path / "other")
@@ -172,7 +173,7 @@ def test_a_revision_is_fetched_by_name(server: HubServer, fetch: Fetch) -> None:
     assert error == f"org/toy has no revision 'v3': see the branches and tags at {server.url}/org/toy/tree/main"
 
 
-def test_a_transfer_that_breaks_off_goes_on_where_it_was(server: HubServer, fetch: Fetch) -> None:
+def test_an_interrupted_transfer_continues_where_it_was(server: HubServer, fetch: Fetch) -> None:
     weights = bytes(range(256)) * 100_000  # the client keeps what came in pieces of 10 MiB
     server.repos["org/big"] = Repo({"config.json": b"{}", "model.safetensors": weights}, cuts=1)
     folder = Path(fetch("fetch_checkpoint", repo_id="org/big")["path"])
@@ -194,7 +195,7 @@ def test_a_gated_repository_says_what_to_do_and_opens_with_the_token(server: Hub
     assert "path" in fetch("fetch_checkpoint", repo_id="org/toy", HF_TOKEN=TOKEN)
 
 
-def test_a_missing_repository_is_told_from_a_missing_network(server: HubServer, fetch: Fetch) -> None:
+def test_a_missing_repository_is_distinguished_from_a_missing_network(server: HubServer, fetch: Fetch) -> None:
     error = fetch("fetch_checkpoint", repo_id="org/nothing")["error"]
     assert error.startswith(f"{server.url} has no model org/nothing, or it is private: check the name at ")
     with socket.socket() as free:
@@ -208,12 +209,12 @@ def test_a_missing_repository_is_told_from_a_missing_network(server: HubServer, 
 @pytest.mark.parametrize(
     ("status", "message"), [(500, "answers 500 for org/toy"), (403, "refuses access to org/toy (403)")]
 )
-def test_a_broken_hub_is_told_with_its_answer(server: HubServer, fetch: Fetch, status: int, message: str) -> None:
+def test_a_broken_hub_is_reported_with_its_answer(server: HubServer, fetch: Fetch, status: int, message: str) -> None:
     server.repos["org/toy"].status = status
     assert message in fetch("fetch_checkpoint", repo_id="org/toy")["error"]
 
 
-def test_without_the_network_the_cache_is_what_there_is(server: HubServer, fetch: Fetch) -> None:
+def test_without_the_network_only_the_cache_is_used(server: HubServer, fetch: Fetch) -> None:
     error = fetch("fetch_checkpoint", repo_id="org/toy", HF_HUB_OFFLINE="1")["error"]
     assert "is not complete in" in error
     assert "HF_HUB_OFFLINE is set" in error
@@ -237,7 +238,7 @@ def test_without_the_network_the_cache_is_what_there_is(server: HubServer, fetch
         ({}, "(found nothing)"),
     ],
 )
-def test_a_repository_without_weights_is_told_with_what_it_has(
+def test_a_repository_without_weights_is_reported_with_what_it_has(
     server: HubServer, fetch: Fetch, files: dict[str, bytes], message: str
 ) -> None:
     server.repos["org/toy"].files = files
@@ -273,7 +274,7 @@ def test_a_ready_made_file_is_fetched_by_its_type(
     assert fetch("fetch_model", repo_id="org/toy-GGUF", qtype=qtype, HF_HUB_OFFLINE="1")["path"] == str(path)
 
 
-def test_a_type_that_is_not_there_is_told_with_those_that_are(server: HubServer, fetch: Fetch) -> None:
+def test_a_missing_type_is_reported_with_those_that_exist(server: HubServer, fetch: Fetch) -> None:
     server.repos["org/toy-GGUF"] = Repo(READY)
     error = fetch("fetch_model", repo_id="org/toy-GGUF", qtype="Q5_K_M")["error"]
     assert error == "org/toy-GGUF has no Q5_K_M, only Q6_K, Q4_K_M, Q8_0, F16"
@@ -306,7 +307,7 @@ def test_a_repository_of_weights_is_converted_once(
     assert (Path(again["path"]), again["said"]) == (path, [])
 
 
-def test_what_may_be_a_mistyped_path_is_told_as_one_too(server: HubServer, fetch: Fetch) -> None:
+def test_a_name_that_may_be_a_mistyped_path_is_reported_as_one_too(server: HubServer, fetch: Fetch) -> None:
     missing = fetch("obtain", model="org/nothing")
     assert missing["error"].startswith(f"there is no file org/nothing, and {server.url} has no model org/nothing, or")
     assert missing["kind"] == "RepositoryNotFoundError"
@@ -387,7 +388,7 @@ def test_run_fetches_a_ready_made_file(
     assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
-def test_a_mistyped_path_asks_nobody(
+def test_a_mistyped_path_does_not_reach_the_network(
     server: HubServer, environment: dict[str, str], tmp_path: Path, llamalite_command: Any
 ) -> None:
     (tmp_path / "models").mkdir()

@@ -45,7 +45,7 @@ def test_a_name_finds_its_file_with_or_without_type_suffix_and_case(folder: Path
     assert store.resolve(model) == folder / expected
 
 
-def test_what_is_written_as_a_path_is_one_and_the_rest_are_names(folder: Path, tmp_path: Path) -> None:
+def test_text_written_as_a_path_is_a_path_and_the_rest_are_names(folder: Path, tmp_path: Path) -> None:
     """The one rule, for `Model` and for every command (docs/cli.md)."""
     for name in ("plain", "demo-Q2_K.gguf", "mine"):
         (tmp_path / name).write_bytes(b"GGUF")
@@ -84,7 +84,7 @@ def test_a_folder_of_the_same_name_does_not_hide_the_model(folder: Path, tmp_pat
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the messages show paths with forward slashes")
-def test_a_miss_says_what_lies_nearest(folder: Path, tmp_path: Path, model: str, message: str) -> None:
+def test_a_miss_suggests_the_nearest_name(folder: Path, tmp_path: Path, model: str, message: str) -> None:
     (tmp_path / "here.gguf").write_bytes(b"GGUF")
     with pytest.raises(FileNotFoundError) as caught:
         store.resolve(model)
@@ -106,7 +106,7 @@ def test_an_empty_models_folder_says_how_to_fill_it(tmp_path: Path, monkeypatch:
         store.resolve("mine")
 
 
-def test_a_checkpoint_is_told_apart_from_a_model(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_distinguished_from_a_model(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt" / "config.json").write_text("{}")
     with pytest.raises(
@@ -130,12 +130,12 @@ def test_default_output_is_name_and_type_in_the_models_folder(folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", " ", "a/b", "../a", "a\\b", "a\x00", "C:x", "a\nb"])
-def test_default_output_refuses_what_is_no_file_name(folder: Path, name: str) -> None:
+def test_default_output_refuses_an_invalid_file_name(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a model"):
         store.default_output(name, "Q4_K_M")
 
 
-def test_the_models_folder_is_the_users_data_folder_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_folder_is_the_users_data_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLAMALITE_MODELS", raising=False)
     home = Path.home()
     monkeypatch.setattr(sys, "platform", "linux")
@@ -150,7 +150,7 @@ def test_the_models_folder_is_the_users_data_folder_unless_told(monkeypatch: pyt
     assert store.models_folder() == home / "local" / "llamalite" / "models"
 
 
-def test_upper_and_lower_case_tell_two_models_apart(folder: Path) -> None:
+def test_two_models_may_differ_only_in_case(folder: Path) -> None:
     for name in ("Case", "case", "TWO-Q8_0", "Two-Q8_0"):
         (folder / f"{name}.gguf").write_bytes(b"GGUF")
     if len(list(folder.glob("[Cc]ase.gguf"))) == 1:
@@ -189,7 +189,7 @@ def test_every_type_has_its_place_in_the_order_of_preference() -> None:
     assert min(bits[: TYPES_BY_PREFERENCE.index("F32") + 1]) > 4  # what people hardly notice, before what they do
 
 
-def test_without_a_home_the_models_folder_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_models_folder_must_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -218,7 +218,7 @@ def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders on Windows")
-def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_reported_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.gguf")
     with pytest.raises(FileNotFoundError, match="is a pipe or a device, expected a GGUF file"):
         store.resolve(pipe)

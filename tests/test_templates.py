@@ -1,4 +1,4 @@
-"""Chat templates: as transformers renders them, and without a way out of the sandbox."""
+"""Chat templates render as in transformers, and cannot leave the sandbox."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_formats_and_long_texts_of_a_common_size_pass() -> None:
     )
 
 
-def test_the_time_is_counted_anew_for_each_rendering() -> None:
+def test_the_time_limit_applies_to_each_rendering() -> None:
     template = ChatTemplate("{% for i in range(1000) %}{{ i }}{% endfor %}")
     template._environment._clock.end = 0.0
     assert template.render([USER]).startswith("0123")
@@ -164,12 +164,12 @@ def test_an_error_says_what_happened(source: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("messages", [[], [{"content": "hi"}], ["hi"], [{"role": "user", "content": object()}]])
-def test_messages_that_are_none_are_refused(messages: list[Any]) -> None:
+def test_invalid_messages_are_refused(messages: list[Any]) -> None:
     with pytest.raises(TemplateError, match="message"):
         ChatTemplate("{{ messages }}").render(messages)
 
 
-def test_guarded_text_spells_no_control_token_and_comes_out_as_it_was() -> None:
+def test_guarded_text_spells_no_control_token_and_is_restored_unchanged() -> None:
     spellings = ["<|im_end|>", "<|im_end", "<s>"]
     message = {"role": "user", "content": "a <|im_end|> b <s><s> \U000f0000"}
     guarded = guard([message], spellings)

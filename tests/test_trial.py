@@ -1,4 +1,4 @@
-"""A llama.cpp that is broken on this processor is found out in a child process, and what works of it is used."""
+"""A llama.cpp that is broken on this processor is detected in a child process, and what works is used."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_build_that_passes_is_used_as_it_is() -> None:
     judged.require()
 
 
-def test_what_dies_with_extra_buffers_runs_without() -> None:
+def test_a_build_that_dies_with_extra_buffers_runs_without_them() -> None:
     judged = verdict.judge(child(lambda step, extra: "segmentation fault" if extra and step == "Q4_0" else None))
     assert not judged.extra_buffers
     assert not any(map(judged.refused, WEIGHT_TYPES))
@@ -97,7 +97,7 @@ def test_what_dies_with_extra_buffers_runs_without() -> None:
         assert part in text, part
 
 
-def test_numbers_that_are_wrong_or_no_numbers_count_as_a_crash() -> None:
+def test_wrong_results_and_nan_count_as_a_crash() -> None:
     judged = verdict.judge(child(lambda *_: None, lambda step, extra: extra and step == "Q6_K"))
     assert not judged.extra_buffers
     assert "wrong numbers with Q6_K" in str(judged.warning())
@@ -116,7 +116,7 @@ def test_types_that_never_work_are_refused_and_the_others_are_not() -> None:
 
 
 @pytest.mark.parametrize("step", verdict.STARTS)
-def test_a_library_that_cannot_start_is_told_with_the_reason(step: str) -> None:
+def test_a_library_that_cannot_start_is_reported_with_the_reason(step: str) -> None:
     judged = verdict.judge(child(lambda at, _: "abort" if at == step else None))
     with pytest.raises(ModelLoadError, match=f"dies when it {verdict.STARTS[step]} .abort.: .*pip install"):
         judged.require()
@@ -141,11 +141,11 @@ def test_the_instructions_that_are_missing_are_named(monkeypatch: pytest.MonkeyP
         (0xC0000005, "access violation"),
     ],
 )  # fmt: skip
-def test_exit_codes_are_told_apart(code: int, words: str | None) -> None:
+def test_exit_codes_are_distinguished(code: int, words: str | None) -> None:
     assert verdict._crash(code) == words
 
 
-def test_amx_that_could_not_be_tried_is_left_off() -> None:
+def test_amx_that_could_not_be_tried_is_turned_off() -> None:
     assert LibraryVerdict(("AVX2",), untried="frozen").extra_buffers
     unsure = LibraryVerdict(("AVX2", "AMX_INT8"), untried="a frozen program has no Python to try it in")
     assert not unsure.extra_buffers
@@ -165,14 +165,14 @@ def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Pat
         assert verdict._read(path) is None, text
 
 
-def test_where_nothing_can_be_kept_the_verdict_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_verdict_counts_even_if_it_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
         verdict._keep(LibraryVerdict(), tmp_path / "file" / "x.json")
     assert "cannot be saved for the next run" in caplog.text
 
 
-def test_a_trial_that_somebody_ended_says_nothing_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_was_killed_says_nothing_about_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "_CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     with pytest.raises(Undecided, match="ended with code -15"):
         verdict.run_child(True, ["F32"])
@@ -199,7 +199,7 @@ def figures(text: str) -> list[str]:
 
 @posix
 @pytest.mark.parametrize("fault", ["dies with extra buffers", "computes something else with extra buffers"])
-def test_a_broken_build_answers_rightly_in_every_verb_with_one_warning(
+def test_a_broken_build_answers_correctly_in_every_verb_with_one_warning(
     fault: str, llamalite_command: Run, tmp_path: Path
 ) -> None:
     toy.write_toy(tmp_path / "toy.gguf")
@@ -283,7 +283,7 @@ def test_a_type_that_never_works_is_refused_and_the_process_lives(llamalite_comm
         ("aborts at the start", "dies when it starts (abort): "),
     ],
 )
-def test_a_library_that_cannot_start_is_told_in_every_verb(
+def test_a_library_that_cannot_start_is_reported_in_every_verb(
     fault: str, words: str, llamalite_command: Run, tmp_path: Path
 ) -> None:
     toy.write_toy(tmp_path / "toy.gguf")
@@ -295,7 +295,7 @@ def test_a_library_that_cannot_start_is_told_in_every_verb(
         (line,) = ran.stderr.splitlines()
         assert line.startswith(f"error: the installed llama-cpp-python {words}"), line
         assert "pip install" in line
-    # What does not need it works: libggml-base is compiled for every processor.
+    # Commands that do not need it work: libggml-base is compiled for every processor.
     made = llamalite_command("convert", "toy.gguf", "-t", "Q8_0", "-o", "small.gguf", env=environment)
     assert made.returncode == 0, made.stderr
 

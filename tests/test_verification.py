@@ -1,4 +1,4 @@
-"""`verify` finds what is wrong with a file, whichever way it is wrong, and nothing where nothing is."""
+"""`verify` finds every kind of fault in a file, and nothing in a good file."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_missing_tensor_is_found(name: str, checkpoint: Path, tmp_path: Path) 
             verify(bad, checkpoint)
 
 
-def test_the_command_tells_it_in_words_and_in_json(
+def test_the_command_reports_it_in_words_and_in_json(
     checkpoint: Path, tmp_path: Path, llamalite_command: Callable[..., object]
 ) -> None:
     made = llamalite_command("convert", checkpoint, "-t", "Q8_0", "-o", tmp_path / "model.gguf", "--verify")

@@ -51,7 +51,7 @@ def test_a_lone_tokenizer_json_with_byte_fallback_differs_in_its_scores_only(tmp
 
 
 @pytest.mark.parametrize("template", [3, ["a"], [{"name": "default"}], "half \ud83d"])
-def test_a_chat_template_that_is_none_is_named(template: Any, tmp_path: Path) -> None:
+def test_an_invalid_chat_template_is_named(template: Any, tmp_path: Path) -> None:
     config = toys.write_sentencepiece(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
     with pytest.raises(VocabularyError, match=r"tokenizer_config\.json: 'chat_template' is neither a text nor a list"):
@@ -124,7 +124,7 @@ def test_a_model_without_dummy_prefix_gets_no_space_before_a_text(tmp_path: Path
     assert read_vocabulary(tmp_path, config).add_space_prefix is True
 
 
-def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_sentencepiece_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x80 not a model")
     with pytest.raises(VocabularyError, match=r"tokenizer\.model is not a SentencePiece model"):
         read_vocabulary(tmp_path, {"vocab_size": 10})
@@ -215,14 +215,14 @@ def test_ids_that_no_token_has_are_left_out(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_vocabulary_of_49152_keeps_the_bos_that_its_tokenizer_adds(tmp_path: Path) -> None:
-    """llama.cpp's converter takes it away from every vocabulary of this size."""
+    """llama.cpp's converter removes BOS from every vocabulary of this size."""
     config = {"vocab_size": 49152}
     assert _llama3(tmp_path / "a", config).special.add["bos"] is True
     without = _llama3(tmp_path / "b", config, bos=None)
     assert {**without.special.add, **without.last.add}["bos"] is False
 
 
-def test_llama_cpps_habit_of_adding_bos_is_turned_off_where_the_tokenizer_has_none(tmp_path: Path) -> None:
+def test_llama_cpps_default_of_adding_bos_is_turned_off_if_the_tokenizer_adds_none(tmp_path: Path) -> None:
     tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
     tokenizer["post_processor"] = None
     config = toys.write_tokenizer(tmp_path, tokenizer)
@@ -329,7 +329,7 @@ def test_a_tokenizer_in_another_form_says_how_to_get_the_one_that_is_read(name: 
         read_vocabulary(tmp_path, {})
 
 
-def test_json_that_is_none_names_its_file(tmp_path: Path) -> None:
+def test_invalid_json_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
         read_vocabulary(tmp_path, {})

@@ -109,7 +109,7 @@ def proved(folder: Path, config: dict[str, Any], **changes: Any) -> probe.ProbeR
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name: str, tmp_path: Path) -> None:
+def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_the_same_way(name: str, tmp_path: Path) -> None:
     steps, ignore_merges = PRE_TOKENIZERS[name]
     config = toys.write_byte_level(tmp_path, steps, ignore_merges=ignore_merges)
     vocabulary = read_vocabulary(tmp_path, config)
@@ -119,7 +119,7 @@ def test_each_pre_tokenizer_gets_the_name_under_which_llama_cpp_cuts_alike(name:
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
     assert [str(difference) for difference in report.differences] == []
     assert report.n_texts > len(sample) > 250
-    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
+    assert {difference.reason for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 def test_a_wrong_name_is_caught_and_shown_by_the_shortest_text(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_missing_special_token_is_caught(tmp_path: Path) -> None:
     assert all("<|eot_id|>" in difference.text for difference in report.differences[1:])
 
 
-def test_a_bos_too_many_is_caught(tmp_path: Path) -> None:
+def test_an_extra_bos_is_caught(tmp_path: Path) -> None:
     config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True, bos="<|begin_of_text|>")
     vocabulary = read_vocabulary(tmp_path, config)
     vocabulary.special.add["bos"] = False
@@ -180,13 +180,13 @@ def test_a_bos_too_many_is_caught(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama1", "both", "llama3", "smollm", "templates"])
-def test_every_kind_of_vocabulary_is_proved(name: str, tmp_path: Path) -> None:
+def test_every_kind_of_vocabulary_passes_the_probe(name: str, tmp_path: Path) -> None:
     report = proved(tmp_path, cases.CASES[name](tmp_path))
     assert (report.differences, report.known) == ([], [])
     assert report.describe() == f"{report.n_texts} of {report.n_texts} probe texts have the same token ids"
 
 
-def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> None:
+def test_a_space_after_a_special_token_is_a_known_difference(tmp_path: Path) -> None:
     """As Mistral's tokenizer.json has it: the space comes before the first word of a text only."""
     tokenizer = toys.byte_fallback_json()
     tokenizer["normalizer"] = None
@@ -194,17 +194,17 @@ def test_a_space_after_a_special_token_is_known_and_no_fault(tmp_path: Path) -> 
     config = toys.write_tokenizer(tmp_path, tokenizer)
     report = proved(tmp_path, config)
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} == {probe.SPACE_PREFIX}
+    assert {difference.reason for difference in report.known} == {probe.SPACE_PREFIX}
     assert probe.SPACE_PREFIX in report.describe()
     report.raise_for_differences()
 
 
-def test_text_that_llama_cpp_does_not_normalize_is_known_and_no_fault(tmp_path: Path) -> None:
+def test_text_that_llama_cpp_does_not_normalize_is_a_known_difference(tmp_path: Path) -> None:
     tokenizer = toys.byte_level_json(toys.LLAMA3, ignore_merges=True)
     tokenizer["normalizer"] = {"type": "NFC"}
     report = proved(tmp_path, toys.write_tokenizer(tmp_path, tokenizer))
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} == {probe.NOT_NORMALIZED}
+    assert {difference.reason for difference in report.known} == {probe.NOT_NORMALIZED}
 
 
 def test_a_normalizer_that_changes_words_is_a_difference(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_text() -> None:
 
 @pytest.mark.reference
 @pytest.mark.parametrize(("name", "n_tokens"), [("stories260k", 512), ("llama2", 32000), ("llama3", 128256)])
-def test_the_real_vocabularies_are_proved(name: str, n_tokens: int, shared: Path, tmp_path: Path) -> None:
+def test_the_real_vocabularies_pass_the_probe(name: str, n_tokens: int, shared: Path, tmp_path: Path) -> None:
     vocabulary = read_vocabulary(shared / name, {"vocab_size": n_tokens})
     report = probe.compare(shared / name, {"vocab_size": n_tokens}, write_vocab(vocabulary, tmp_path / "v.gguf"))
     assert ([str(difference) for difference in report.differences], report.known) == ([], [])
@@ -281,7 +281,7 @@ REAL_SIZES: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", REAL_SIZES)
-def test_vocabularies_of_real_sizes_are_proved(name: str, shared: Path, tmp_path: Path) -> None:
+def test_vocabularies_of_real_sizes_pass_the_probe(name: str, shared: Path, tmp_path: Path) -> None:
     """Llama 3's tokens and merges that the family's steps leave whole, as many as the family has."""
     n_rows, n_special, first, steps = REAL_SIZES[name]
     tokenizer = json.loads((shared / "llama3" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -311,11 +311,11 @@ def test_vocabularies_of_real_sizes_are_proved(name: str, shared: Path, tmp_path
     sample = probe_texts.texts()[::5]
     report = probe.compare(tmp_path, config, write_vocab(vocabulary, tmp_path / "v.gguf"), sample)
     assert [str(difference) for difference in report.differences] == []
-    assert {difference.why for difference in report.known} <= APPROXIMATE.get(name, set())
+    assert {difference.reason for difference in report.known} <= APPROXIMATE.get(name, set())
 
 
 @pytest.mark.reference
-def test_real_pieces_without_a_dummy_prefix_are_proved(shared: Path, tmp_path: Path) -> None:
+def test_real_pieces_without_a_dummy_prefix_pass_the_probe(shared: Path, tmp_path: Path) -> None:
     """As in Yi, whose texts get neither BOS nor a space, with Llama 2's pieces."""
     real = SentencePieceProcessor(model_file=str(shared / "llama2" / "tokenizer.model"))
     kinds = [(real.is_unknown, 2), (real.is_control, 3), (real.is_byte, 6)]

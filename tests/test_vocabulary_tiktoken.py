@@ -56,7 +56,8 @@ def test_ids_are_those_of_tiktokens_rule(tmp_path: Path) -> None:
 
 
 def by_rank(word: bytes, ranks: dict[bytes, int]) -> list[int]:
-    """tiktoken's rule, plainly: a word that is a token is that token, else the pair of lowest rank is joined."""
+    """tiktoken's rule, written plainly: a word that is a token is that token, else the pair of lowest rank is
+    joined."""
     if word in ranks:
         return [ranks[word]]
     parts = [bytes([byte]) for byte in word]
@@ -83,7 +84,7 @@ def test_special_tokens_are_those_of_the_release(is_31: bool, expected: dict[int
     assert {i: tokens[i] for i in expected} == {i: f"<|{name}|>" for i, name in expected.items()}
 
 
-def test_the_release_is_told_by_the_rotary_scaling(tmp_path: Path) -> None:
+def test_the_release_is_recognized_by_the_rotary_scaling(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path, BYTES | {b"ab": 256})
     old = read_vocabulary(folder, CONFIG | {"vocab_size": 257 + 256})
     new = read_vocabulary(folder, CONFIG | {"vocab_size": 257 + 256, "rope_scaling": {"rope_type": "llama3"}})
@@ -93,14 +94,14 @@ def test_the_release_is_told_by_the_rotary_scaling(tmp_path: Path) -> None:
     assert old.special.add.get("bos") is True
 
 
-def test_a_tokenizer_json_beside_it_comes_first(tmp_path: Path) -> None:
+def test_a_tokenizer_json_in_the_folder_is_preferred(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path, BYTES)
     toy = byte_level_json(LLAMA3, ignore_merges=True)
     (folder / "tokenizer.json").write_text(json.dumps(toy), encoding="utf-8")
     assert len(read_vocabulary(folder, {}).merges) == len(toy["model"]["merges"])
 
 
-def test_the_probe_proves_what_was_made_of_the_ranks(tmp_path: Path) -> None:
+def test_the_vocabulary_made_from_the_ranks_passes_the_probe(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path, ranks_of(byte_level_json(LLAMA3, ignore_merges=True)))
     config = CONFIG | {"vocab_size": 656 + 256}
     writer = gguf.GGUFWriter(tmp_path / "v.gguf", "llama")
@@ -122,7 +123,7 @@ def test_the_probe_proves_what_was_made_of_the_ranks(tmp_path: Path) -> None:
         (b"IQ== 0\n" + base64.b64encode(bytes(2000)) + b" 1\n", r"line 2 is b'AAAA"),
     ],
 )
-def test_a_damaged_list_of_ranks_is_told_with_its_line(tmp_path: Path, text: bytes, message: str) -> None:
+def test_a_damaged_list_of_ranks_is_reported_with_its_line(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "tokenizer.model").write_bytes(text)
     with pytest.raises(VocabularyError, match=message):
         read_vocabulary(tmp_path, CONFIG | {"vocab_size": 512})

@@ -1,4 +1,4 @@
-"""Wrapping: streamed text is broken between words in whatever pieces it comes, and code keeps its form."""
+"""Wrapping: streamed text is broken between words, however it is cut into pieces, and code keeps its form."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def _byte_merges(pre_tokenizer: str, n_merges: int) -> list[tuple[str, str]]:
 
 
 def cutter(pre_tokenizer: Mapping[str, Any]) -> Callable[[str], list[str]]:
-    """Return what gives the words of a text, in the byte alphabet, as the library `tokenizers` cuts them."""
+    """Return a function that gives the words of a text, in the byte alphabet, as the library `tokenizers` cuts them."""
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     bare = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "normalizer": None,
         "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": None, "model": empty}))  # fmt: skip

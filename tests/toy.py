@@ -2,8 +2,8 @@
 
     path = write_toy(tmp_path / "toy.gguf")          # 2 layers, 64 wide, GQA 4/2, 330 SentencePiece tokens, F32
 
-The vocabulary has byte fallback (any text can be tokenized), a few words, and ChatML's two control tokens. What the
-model says is noise, and the same noise wherever the same seed is used.
+The vocabulary has byte fallback (any text can be tokenized), a few words, and ChatML's two control tokens. The model
+generates noise, the same on every machine for the same seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Toy checkpoints of every kind of vocabulary, and what llama.cpp's own converter makes of each.
+"""Toy checkpoints with every kind of vocabulary, and what llama.cpp's own converter makes of each.
 
 ``data/vocabulary_keys.json`` holds the ``tokenizer.*`` keys, in order, that convert_hf_to_gguf.py wrote for `CASES`
 (short values as they are, long ones as a SHA-256 of their GGUF bytes). It was made, with transformers installed, by

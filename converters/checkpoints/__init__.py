@@ -5,8 +5,8 @@
     tensor.dtype, tensor.shape                          # ("BF16", (2048,))
     tensor.read_rows(0, 1, numpy.empty(4096, numpy.uint8))
 
-Opening reads headers and small JSON files only. Each reader knows one format, and nothing of what becomes of the
-tensors.
+Opening reads headers and small JSON files only. Each reader knows one format, and nothing about how the tensors are
+used.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def open_checkpoint(source: Path) -> Checkpoint:
                 "peft's merge_and_unload"
             )
         raise CheckpointError(
-            f"{source} has neither config.json nor params.json (found {listing(source)}): pass the folder of a "
-            "Hugging Face model, or of one of Meta's"
+            f"{source} has neither config.json nor params.json (found {listing(source)}): pass a model "
+            "folder in Hugging Face's or Meta's format"
         )
     raise CheckpointError(
         f"{source} is not a GGUF file: pass one, or the folder that holds config.json and the weights"

@@ -1,10 +1,10 @@
-"""The files of a checkpoint's folder: links must stay inside it, and every file must be a regular one.
+"""The files of a checkpoint's folder: links must stay inside it, and only regular files are read.
 
-A downloaded folder may hold links. A link out of the folder would make the converter read any file that the folder's
-author chose, and templates and model cards are copied into the result: a link to somebody's keys would publish them.
-Such links are refused, except in Hugging Face's cache, where ``models--org--name/snapshots/REVISION/config.json`` is a
-link into ``models--org--name/blobs``. A pipe or a device is refused too: reading it might never end. Only files that
-are read are checked: every reader calls `member` first.
+A downloaded folder may hold links. A link out of the folder would let the folder's author choose any file to be read,
+and templates and model cards are copied into the result: a link to somebody's keys would publish them. Such links are
+refused, except in Hugging Face's cache, where ``models--org--name/snapshots/REVISION/config.json`` is a link into
+``models--org--name/blobs``. A pipe or a device is refused too: reading it might never end. Only files that are read are
+checked: every reader calls `member` first.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def _check_link(folder: Path, path: Path) -> None:
     home = folder.resolve()
     try:
         target = path.resolve()
-    except (OSError, RuntimeError):  # a circle is a RuntimeError until Python 3.12, no error from 3.13 on
-        raise CheckpointError(f"{path} is a link that leads in a circle") from None
+    except (OSError, RuntimeError):  # a loop raises RuntimeError up to Python 3.12, and nothing from 3.13 on
+        raise CheckpointError(f"{path} is a link that leads back to itself") from None
     snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
     if target.is_relative_to(home) or (snapshots and target.is_relative_to(snapshots.parent / "blobs")):
         return
-    raise CheckpointError(f"{path} is a link to {target}, outside of its folder: put the file itself there")
+    raise CheckpointError(f"{path} is a link to {target}, outside its folder: put the file itself there")
 
 
 def open_member(folder: Path, name: str) -> SourceFile:

@@ -5,8 +5,8 @@
         checkpoint.carried.pairs[0]                        # (b"general.architecture", b"\\x14\\x00...")
 
 The file, or all files of a split model, must pass `gguf_check` first. Tensors already have GGUF's names and row order.
-A quantized one is read as float32 (`QuantizedTensor`); the conversion's plan decides whether to allow that, as weights
-that are quantized twice are worse than weights quantized once.
+Quantized tensors are read as float32 (`QuantizedTensor`). The conversion's plan decides whether to allow that: weights
+quantized twice are worse than weights quantized once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llamalite.native.quantize import dequantize_rows
 from llamalite.quant_types import TensorType
 
 MAGIC = b"GGUF"
-# Written anew for every file, or true only of the source.
+# Rewritten for every file, or true only of the source.
 _NOT_CARRIED = frozenset(
     b"general.quantization_version general.file_type general.alignment split.no split.count split.tensors.count".split()
 )
@@ -76,13 +76,15 @@ def open_file(path: Path) -> Checkpoint:
     """
     header = gguf_check.checked_header(path)
     if header.architecture != "llama" or header.metadata.get("llama.expert_count"):
-        what = (
+        description = (
             "a mixture of experts" if header.architecture == "llama" else f"of the architecture {header.architecture}"
         )
-        raise UnsupportedArchitectureError(f"{path} is {what}; supported are dense models of the architecture llama")
+        raise UnsupportedArchitectureError(
+            f"{path} is {description}; llamalite supports dense models of the architecture llama"
+        )
     content = header.metadata.get("general.type", "model")
     if content != "model":
-        raise UnsupportedArchitectureError(f"{path} holds a {content!r:.40}; supported are whole models")
+        raise UnsupportedArchitectureError(f"{path} holds a {content!r:.40}; llamalite supports whole models")
     tensors: dict[str, SourceTensor] = {}
     with contextlib.ExitStack() as on_error:
         files = []
@@ -107,27 +109,27 @@ def _pairs(header: gguf_check.Header, file: SourceFile) -> list[tuple[bytes, byt
     file.read_into(0, raw)
     buffer = raw.tobytes()
 
-    def number(at: int, size: int = 8) -> int:
-        return int.from_bytes(buffer[at : at + size], "little")
+    def number(position: int, size: int = 8) -> int:
+        return int.from_bytes(buffer[position : position + size], "little")
 
     pairs = []
-    at = 24  # magic, version, two counts
+    position = 24  # magic, version, two counts
     for _ in range(len(header.metadata)):
-        key = buffer[at + 8 : at + 8 + number(at)]
-        start = at = at + 8 + len(key)
-        kind = number(at, 4)
-        at += 4
+        key = buffer[position + 8 : position + 8 + number(position)]
+        start = position = position + 8 + len(key)
+        kind = number(position, 4)
+        position += 4
         if kind == STRING:
-            at += 8 + number(at)
+            position += 8 + number(position)
         elif kind == ARRAY:
-            element, n = number(at, 4), number(at + 4)
-            at += 12
+            element, n = number(position, 4), number(position + 4)
+            position += 12
             if element == STRING:
-                at = int(header.metadata.strings(key.decode())[1][-1, 1]) if n else at
+                position = int(header.metadata.strings(key.decode())[1][-1, 1]) if n else position
             else:
-                at += n * struct.calcsize(SCALARS[element][1])
+                position += n * struct.calcsize(SCALARS[element][1])
         else:
-            at += struct.calcsize(SCALARS[kind][1])
+            position += struct.calcsize(SCALARS[kind][1])
         if key not in _NOT_CARRIED:
-            pairs.append((key, buffer[start:at]))
+            pairs.append((key, buffer[start:position]))
     return pairs

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: ``config.json``, and weights in one file or several with their index.
+"""A Hugging Face folder: ``config.json``, and weights in one file, or in several with an index.
 
     model.safetensors        model-00001-of-00002.safetensors  ...  model.safetensors.index.json
     pytorch_model.bin        pytorch_model-00001-of-00002.bin  ...  pytorch_model.bin.index.json
@@ -76,7 +76,7 @@ def open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} has no model*.safetensors and no pytorch_model*.bin (found {listing(folder)})")
     weight_map = _weight_map(folder, form)
     names = sorted(set(weight_map.values())) or _loose_shards(folder, form)
-    missing = [name for name in names if not os.path.lexists(folder / name)]  # `member` reports broken links better
+    missing = [name for name in names if not os.path.lexists(folder / name)]  # `member` explains broken links
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards: download what is missing")
     tensors: dict[str, SourceTensor] = {}
@@ -96,7 +96,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor]) -> None:
-    """Drop an output matrix that is the embedding itself, which pickles name twice and safetensors once.
+    """Drop an output matrix that is the embedding itself: pickles name it twice, safetensors once.
 
     A deliberate difference: llama.cpp's converter writes the same weights twice.
     """
@@ -107,7 +107,7 @@ def _drop_tied_head(config: Mapping[str, Any], tensors: dict[str, SourceTensor])
     if is_same and config.get("tie_word_embeddings", True):
         del tensors["lm_head.weight"]
     elif config.get("tie_word_embeddings") is True and not same_rows(head, embedding):
-        # As in llama.cpp's converter and transformers 5; transformers 4 replaces it by the embedding.
+        # As in llama.cpp's converter and transformers 5; transformers 4 replaces it with the embedding.
         warn("config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding: it is kept as it is")
 
 
@@ -116,7 +116,7 @@ def _refuse_quantized(folder: Path, tensors: Mapping[str, SourceTensor]) -> None
         method = next((method for suffix, method in _QUANTIZED.items() if name.endswith(suffix)), None)
         if method:
             raise UnsupportedArchitectureError(
-                f"{folder} is already quantized ({method}, as {name} shows); supported are F64, F32, F16 and BF16 "
+                f"{folder} is already quantized ({method}, as {name} shows); llamalite supports F64, F32, F16 and BF16 "
                 "weights: convert the original model"
             )
 
@@ -147,9 +147,9 @@ def _loose_shards(folder: Path, form: _Form) -> list[str]:
 def _check_index(path: Path, weight_map: dict[str, str], tensors: dict[str, SourceTensor]) -> None:
     if not weight_map:
         return
-    lacking = sorted(set(weight_map) - set(tensors))
-    if lacking:
-        raise CheckpointError(f"{path} names {_some(lacking)}, which no shard holds")
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise CheckpointError(f"{path} names {_some(missing)}, which no shard holds")
     extra = sorted(set(tensors) - set(weight_map))
     if extra:
         raise CheckpointError(f"the shards hold {_some(extra)}, which {path} does not name")

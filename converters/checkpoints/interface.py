@@ -46,15 +46,16 @@ class SourceFile:
         if not into.size:  # an empty memoryview cannot be cast
             return
         view = into.data.cast("B")
-        done = 0
-        while done < len(view):
-            n = self._read_at(offset + done, view[done:])
+        n_read = 0
+        while n_read < len(view):
+            n = self._read_at(offset + n_read, view[n_read:])
             if not n:
                 self.check_unchanged()
                 raise CheckpointError(
-                    f"{self.path} ends before byte {offset + done}, expected {len(view) - done} more: download it again"
+                    f"{self.path} ends before byte {offset + n_read}, expected {len(view) - n_read} more: download it "
+                    "again"
                 )
-            done += n
+            n_read += n
 
     def _read_at(self, offset: int, view: memoryview) -> int:
         try:
@@ -114,7 +115,7 @@ class FileTensor(SourceTensor):
 
 
 def same_rows(left: SourceTensor, right: SourceTensor) -> bool:
-    """Tell whether rows sampled from both matrices hold the same bytes, which means that one is a copy."""
+    """Tell whether rows sampled from both matrices hold the same bytes, which shows that one is a copy."""
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
     a, b = np.empty(left.row_bytes, np.uint8), np.empty(left.row_bytes, np.uint8)
@@ -176,7 +177,7 @@ class Checkpoint:
 
 
 def model_name(source: Path) -> str:
-    """Return the name of the model at `source`, which follows from its folder or file.
+    """Return the name of the model at `source`, taken from its folder or file.
 
     >>> model_name(Path("models--org--SmolLM2-135M/snapshots/93efa2f0"))
     'SmolLM2-135M'

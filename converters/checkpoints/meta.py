@@ -99,8 +99,8 @@ def _shards(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder} has {PARAMS} but no consolidated.00.pth (found {listing(folder)})")
     expected = [f"consolidated.{i:02}.pth" for i in range(len(shards))]
     if shards != expected:
-        lacking = sorted(set(expected) - set(shards))[0]
-        raise CheckpointError(f"{folder} lacks {lacking}, but has {shards[-1]}: download what is missing")
+        missing = sorted(set(expected) - set(shards))[0]
+        raise CheckpointError(f"{folder} lacks {missing}, but has {shards[-1]}: download what is missing")
     return shards
 
 
@@ -148,9 +148,9 @@ def _without_copies(
 
 def _check_alike(folder: Path, shards: list[dict[str, SourceTensor]]) -> None:
     for i, shard in enumerate(shards):
-        odd = sorted(set(shards[0]) ^ set(shard))
-        if odd:
-            raise CheckpointError(f"{folder}: {odd[0]} is in only one of consolidated.00.pth and .{i:02}.pth")
+        unshared = sorted(set(shards[0]) ^ set(shard))
+        if unshared:
+            raise CheckpointError(f"{folder}: {unshared[0]} is in only one of consolidated.00.pth and .{i:02}.pth")
         for name, tensor in shard.items():
             first = shards[0][name]
             if (tensor.dtype, tensor.shape) != (first.dtype, first.shape):
@@ -185,7 +185,7 @@ def _renamed(tensor: SourceTensor, name: str) -> SourceTensor:
 
 
 def _size(path: Path, params: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    return whole_number(params, key, str(path), default, most=MAX_CONTEXT)
+    return whole_number(params, key, str(path), default, maximum=MAX_CONTEXT)
 
 
 def _number(path: Path, params: Mapping[str, Any], key: str, default: float) -> float:
@@ -195,7 +195,9 @@ def _number(path: Path, params: Mapping[str, Any], key: str, default: float) -> 
 def _config(path: Path, params: Mapping[str, Any], tensors: Mapping[str, SourceTensor]) -> dict[str, Any]:
     """Return what Hugging Face's config.json would say (transformers, ``convert_llama_weights_to_hf.py``)."""
     if "moe" in params or "moe_args" in params:
-        raise UnsupportedArchitectureError(f"{path} describes a mixture of experts; supported are dense LLaMA models")
+        raise UnsupportedArchitectureError(
+            f"{path} describes a mixture of experts; llamalite supports dense LLaMA models"
+        )
     if "quantization_args" in params:
         raise UnsupportedArchitectureError(
             f"{path} describes weights that are already quantized: convert the original model"

@@ -3,9 +3,9 @@
     cos\\nsystem\\n(X\\x02\\x00\\x00\\x00idtR.   →   UnsafeCheckpointError: ... asks for os.system ...
 
 A pickle is a program for a small stack machine. Python's own reader can restrict the names that are looked up, but it
-still calls and modifies what it looked up. This one looks nothing up: a name stays a name, one table lists the few that
-``torch.save`` writes for tensors, and any other name or instruction in the stream is `UnsafeCheckpointError`. The
-result consists of dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
+still calls and modifies what it looked up. This one looks nothing up: a name stays a name. A table lists the few names
+that ``torch.save`` writes for tensors; any other name or instruction raises `UnsafeCheckpointError`. The result
+consists of dicts, lists, tuples, strings, numbers, and `TensorView`, which says where a tensor's bytes are.
 """
 
 from __future__ import annotations
@@ -65,37 +65,39 @@ class _Name:
 _MARK = object()
 
 
-def unpickle(pickle: bytes, where: str, start: int = 0) -> tuple[Any, int]:
-    """Return the value of the pickle at ``pickle[start:]``, and the position after it; errors name `where`."""
-    machine = _Machine(where)
+def unpickle(pickle: bytes, source: str, start: int = 0) -> tuple[Any, int]:
+    """Return the value of the pickle at ``pickle[start:]``, and the position after it; errors name `source`."""
+    machine = _Machine(source)
     at = start
     for _ in range(MAX_INSTRUCTIONS):
         code = pickle[at : at + 1]
         at += 1
         if code not in _ARGUMENTS:
             raise (
-                machine.unsafe(f"the instruction {_INSTRUCTION_NAMES.get(code, repr(code))}") if code else _ended(where)
+                machine.unsafe(f"the instruction {_INSTRUCTION_NAMES.get(code, repr(code))}")
+                if code
+                else _ended(source)
             )
         name, take = _ARGUMENTS[code]
         try:
             argument, at = take(pickle, at) if take else (None, at)
         except (struct.error, UnicodeDecodeError, ValueError):
-            raise _ended(where) from None
+            raise _ended(source) from None
         if name == "STOP":
             return machine.pop(), at
         machine.run(name, argument)
-    raise CheckpointError(f"{where} has more than {MAX_INSTRUCTIONS:,} instructions, too many for a list of tensors")
+    raise CheckpointError(f"{source} has more than {MAX_INSTRUCTIONS:,} instructions, too many for a list of tensors")
 
 
-def _ended(where: str) -> CheckpointError:
-    return CheckpointError(f"{where} is a damaged pickle: it ends inside an instruction; download it again")
+def _ended(source: str) -> CheckpointError:
+    return CheckpointError(f"{source} is a damaged pickle: it ends inside an instruction; download it again")
 
 
 class _Machine:
     """The stack, the memo, and the effect of each known instruction (CPython, Lib/pickle.py, ``_Unpickler``)."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, source: str) -> None:
+        self.source = source
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -111,9 +113,9 @@ class _Machine:
                 raise self.damaged(f"it refers to entry {argument} of its memo, which it has not set")
             self.stack.append(self.memo[argument])
         elif name == "GLOBAL":
-            self.stack.append(self.known(argument))
+            self.stack.append(self.known_name(argument))
         elif name == "INST":
-            self.known(argument)
+            self.known_name(argument)
             raise self.unsafe("the instruction INST")
         elif name != "SKIP":
             _INSTRUCTIONS[name](self)
@@ -135,16 +137,16 @@ class _Machine:
                 return items
         raise self.damaged("it looks for a mark that it has not set")
 
-    def known(self, name: str) -> _Name:
+    def known_name(self, name: str) -> _Name:
         if name not in _CALLS and name not in STORAGE_DTYPES:
             raise self.unsafe(name.replace(" ", "."))
         return _Name(name)
 
-    def named(self) -> None:
+    def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise self.damaged("a name that is not a text")
-        self.stack.append(self.known(f"{module} {name}"))
+        self.stack.append(self.known_name(f"{module} {name}"))
 
     def memoize(self) -> None:
         self.memo[len(self.memo)] = self.top()
@@ -167,10 +169,10 @@ class _Machine:
             self.stack[-1][key] = value
 
     def storage(self) -> None:
-        identity = self.pop()
-        if not (isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage"):
-            raise self.unsafe(f"a persistent object that is not a storage ({_kind(identity)})")
-        _, kind, key, _device, n_elements, *view = identity
+        persistent_id = self.pop()
+        if not (isinstance(persistent_id, tuple) and len(persistent_id) in (5, 6) and persistent_id[0] == "storage"):
+            raise self.unsafe(f"a persistent object that is not a storage ({_kind(persistent_id)})")
+        _, kind, key, _device, n_elements, *view = persistent_id
         if not isinstance(kind, _Name) or kind.name not in STORAGE_DTYPES or view not in ([], [None]):
             raise self.unsafe("a storage of an unknown kind")
         if not isinstance(key, str) or not _is_count(n_elements):
@@ -188,11 +190,11 @@ class _Machine:
     def ordered_dict(self, arguments: tuple[Any, ...]) -> dict[Any, Any]:
         pairs = arguments[0] if arguments else []
         if len(arguments) > 1 or not isinstance(pairs, list):
-            raise self.damaged("an OrderedDict of something else than a list of pairs")
+            raise self.damaged("an OrderedDict of something other than a list of pairs")
         self.stack.append({})
         for pair in pairs:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise self.damaged("an OrderedDict of something else than a list of pairs")
+                raise self.damaged("an OrderedDict of something other than a list of pairs")
             self.set_items([*pair])
         return self.stack.pop()  # type: ignore[no-any-return]
 
@@ -224,12 +226,12 @@ class _Machine:
     def unsafe(self, what: str) -> UnsafeCheckpointError:
         shown = "".join(c if c.isprintable() else "?" for c in what[:120])
         return UnsafeCheckpointError(
-            f"{self.where} asks for {shown}, which is not part of a tensor: nothing of it was run; use the model's "
+            f"{self.source} asks for {shown}, which is not part of a tensor: none of it was run; use the model's "
             "safetensors, or ask who made the file"
         )
 
     def damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.where} is a damaged pickle: {what}; download it again")
+        return CheckpointError(f"{self.source} is a damaged pickle: {what}; download it again")
 
 
 def _is_count(value: Any) -> bool:
@@ -245,7 +247,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine], None]] = {
     "EMPTY_DICT": lambda m: m.stack.append({}),
     "EMPTY_LIST": lambda m: m.stack.append([]),
     "MEMOIZE": _Machine.memoize,
-    "STACK_GLOBAL": _Machine.named,
+    "STACK_GLOBAL": _Machine.stack_global,
     "TUPLE": _Machine.make_tuple,
     "TUPLE1": lambda m: m.make_tuple(1),
     "TUPLE2": lambda m: m.make_tuple(2),

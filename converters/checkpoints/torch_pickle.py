@@ -91,7 +91,7 @@ def _tensor(file: SourceFile, name: str, view: TensorView, storage_offset: int) 
     if len(shape) == 2 and (view.strides[1] == 1 or view.strides[0] == 1) and 0 not in view.strides:
         return StridedTensor(name, dtype, shape, file, offset, (view.strides[0] * item, view.strides[1] * item))
     raise CheckpointError(
-        f"{file.path}: {name} has sizes {list(shape)} and strides {list(view.strides)}, a layout that is not read: "
+        f"{file.path}: {name} has sizes {list(shape)} and strides {list(view.strides)}, an unsupported layout: "
         "save it again with torch after .contiguous()"
     )
 
@@ -147,7 +147,7 @@ def _read_zip(file: SourceFile) -> tuple[Any, dict[str, int]]:
 
 
 def _read_legacy(file: SourceFile) -> tuple[Any, dict[str, int]]:
-    """As `_read_zip`, for the older container: four pickles, the list of storages, then each one's length and bytes."""
+    """Like `_read_zip`, for the older container: four pickles, a list of storages, then their lengths and bytes."""
     pickles = torch_zip.read_bytes(file, 0, min(MAX_PICKLE_BYTES, file.n_bytes))
     magic, end = unpickle(pickles, str(file.path))
     if magic != _LEGACY_NUMBER:

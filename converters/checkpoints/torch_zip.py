@@ -3,8 +3,8 @@
     pytorch_model.bin:  archive/data.pkl    archive/byteorder    archive/data/0    archive/data/1    ...
 
 Python's ``zipfile`` reads only the directory at the archive's end. It is checked against the file: every member must be
-stored uncompressed, lie inside the file, share no bytes with another, and have a unique name. Anything else that a zip
-may hold is never written by torch and is refused: a zip bomb needs compression or members that share bytes.
+stored uncompressed, lie inside the file, share no bytes with another, and have a unique name. torch never writes
+anything else, so anything else is refused: a zip bomb needs compression or members that share bytes.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def read_members(file: SourceFile) -> dict[str, Member]:
 
 
 def read_bytes(file: SourceFile, offset: int, n_bytes: int) -> bytes:
-    """Return `n_bytes` bytes at `offset`; `CheckpointError` if the file ends before."""
+    """Return `n_bytes` bytes at `offset`; `CheckpointError` if the file is too short."""
     if offset + n_bytes > file.n_bytes:
-        raise _damaged(file, f"byte {offset + n_bytes:,} is needed and the file has {file.n_bytes:,}")
+        raise _damaged(file, f"byte {offset + n_bytes:,} is needed, but the file has {file.n_bytes:,}")
     buffer = np.empty(n_bytes, np.uint8)
     file.read_into(offset, buffer)
     return buffer.tobytes()
@@ -88,8 +88,8 @@ class _Stream:
         return at
 
     def read(self, n: int = -1) -> bytes:
-        left = max(0, self._file.n_bytes - self._at)
-        n = left if n < 0 else min(n, left)
+        n_left = max(0, self._file.n_bytes - self._at)
+        n = n_left if n < 0 else min(n, n_left)
         if n > MAX_DIRECTORY_BYTES:
             raise CheckpointError(
                 f"{self._file.path}: a zip directory of {n:,} bytes, expected at most {MAX_DIRECTORY_BYTES:,}"
@@ -116,5 +116,5 @@ def _data_offset(file: SourceFile, name: str, header: int) -> int:
     return int(header + _LOCAL.size + n_name + n_extra)
 
 
-def _damaged(file: SourceFile, what: str) -> CheckpointError:
-    return CheckpointError(f"{file.path} is truncated or not a file of torch.save: {what}; download it again")
+def _damaged(file: SourceFile, problem: str) -> CheckpointError:
+    return CheckpointError(f"{file.path} is truncated or not a file of torch.save: {problem}; download it again")

@@ -1,7 +1,7 @@
 """From the bytes of a checkpoint to the bytes of a GGUF tensor, a chunk of rows at a time.
 
 `widen` turns a checkpoint's weights into float32, `quantize` turns float32 into a tensor type's blocks, and
-`quantize_source` does both at once. All work outside the GIL, and always make the bytes of ggml's own kernels; with the
+`quantize_source` does both at once. All of them release the GIL and make the same bytes as ggml's own kernels; with the
 extra `fast` they are several times faster (see `llamalite.converters.kernels.fast`).
 """
 
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 def widen(source: Bytes, dtype: str, out: Floats) -> Floats:
     """Write `source` (the raw bytes of `dtype`: F32, F16, BF16 or F64) as float32 into `out`, and return `out`.
 
-    F32, BF16 and F16 are converted exactly; F64 is rounded to nearest, as by torch's ``.to(float32)``.
+    F32, BF16 and F16 are converted exactly; F64 is rounded to nearest, like torch's ``.to(float32)``.
     """
     flat = out.reshape(-1)
     kernel = None
@@ -45,7 +45,7 @@ def quantize(
 ) -> Bytes:
     """Quantize `rows` (float32 [n_rows, n_columns], C order) and return `out` (uint8 [n_rows, row bytes]).
 
-    `importance` is float32 [n_columns], one row of an importance matrix. Bytes and errors are those of
+    `importance` is float32 [n_columns], one row of an importance matrix. Bytes and errors are the same as from
     `llamalite.native.quantize.quantize_rows`.
     """
     kernel = fast.kernel_for(tensor_type, rows.size, weighted=importance is not None)

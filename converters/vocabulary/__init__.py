@@ -54,13 +54,13 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 
 def _no_tokenizer(folder: Path) -> str:
-    """Return a message on what is missing: transformers can write tokenizer.json from forms that are not read here."""
-    save = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-    other = next((name for name in ("tekken.json", "vocab.json") if (folder / name).is_file()), None)
-    if other is not None:
+    """Return a message that says what is missing; transformers can write tokenizer.json from formats not read here."""
+    command = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    unsupported = next((name for name in ("tekken.json", "vocab.json") if (folder / name).is_file()), None)
+    if unsupported is not None:
         return (
-            f"{folder} has its tokenizer as {other} only, which is not supported: get tokenizer.json from the model's "
-            f"repository, or let transformers write it: {save}"
+            f"{folder} has its tokenizer as {unsupported} only, which is not supported: get tokenizer.json from the "
+            f"model's repository, or let transformers write it: {command}"
         )
     return (
         f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json is there. Get them from the "
@@ -71,8 +71,8 @@ def _no_tokenizer(folder: Path) -> str:
 def _space_prefix(files: TokenizerFiles, vocabulary: Vocabulary) -> bool | None:
     """Return ``tokenizer.ggml.add_space_prefix``; ``None`` for llama.cpp's default, which is yes for "llama" only.
 
-    On purpose: if tokenizer_config.json does not say, llama.cpp's converter leaves the default, and gives a prefix to a
-    SentencePiece model that was trained without one (Yi).
+    On purpose: if tokenizer_config.json does not say, llama.cpp's converter keeps the default, and so adds a prefix for
+    a SentencePiece model that was trained without one (Yi).
     """
     configured = (files.tokenizer_config or {}).get("add_prefix_space")
     if isinstance(configured, bool):
@@ -90,14 +90,19 @@ def _settle_bos(files: TokenizerFiles, vocabulary: Vocabulary) -> None:
     """Set ``add_bos_token`` to false where llama.cpp would wrongly add BOS by default.
 
     By default llama.cpp adds BOS to SentencePiece vocabularies and to those with a name in `ADDS_BOS`. That is wrong if
-    tokenizer.json lists the tokens that it adds and BOS is not among them. llama.cpp's converter also writes "no" for
-    every vocabulary of 49,152 tokens, meant for Granite; here, on purpose, only if no file says that BOS is added.
+    tokenizer.json lists the tokens that it adds and BOS is not among them. llama.cpp's converter also writes false for
+    every vocabulary of 49,152 tokens, to catch Granite. On purpose, that happens here only if no file says that BOS is
+    added.
     """
     if "bos" in vocabulary.special.add:
         return
-    lists = "TemplateProcessing" in str((files.tokenizer_json or {}).get("post_processor"))
-    # transformers' own LLaMA classes add BOS, which no file says.
-    silent = str((files.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer")
-    unwanted = lists if vocabulary.kind == "llama" else vocabulary.pre in ADDS_BOS and (lists or not silent)
+    has_template = "TemplateProcessing" in str((files.tokenizer_json or {}).get("post_processor"))
+    # transformers' own LLaMA classes add BOS, though no file says so.
+    is_llama_class = str((files.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer")
+    unwanted = (
+        has_template
+        if vocabulary.kind == "llama"
+        else vocabulary.pre in ADDS_BOS and (has_template or not is_llama_class)
+    )
     if unwanted or files.config.get("vocab_size") == _SMOLLM_TOKENS:
         vocabulary.last.add["bos"] = False

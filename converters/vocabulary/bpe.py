@@ -19,7 +19,7 @@ from llamalite.errors import VocabularyError
 
 _SOURCE = "tokenizer.json"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# The score of a token that no merge of the original makes: it is merged after everything else.
+# The score of a token that no merge makes: it is merged after everything else.
 _NEVER = -1e9
 
 
@@ -33,14 +33,14 @@ def has_byte_fallback(tokenizer: dict[str, Any]) -> bool:
 def read_byte_level(files: TokenizerFiles) -> Vocabulary:
     """Return the byte-level BPE vocabulary of tokenizer.json, without special tokens.
 
-    On purpose: a ``▁`` in an added token is kept; llama.cpp's converter replaces it by a space, as in SentencePiece.
+    On purpose: a ``▁`` in an added token is kept; llama.cpp's converter replaces it with a space, as in SentencePiece.
     """
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
-    tidies = bool((files.tokenizer_config or {}).get("clean_up_tokenization_spaces"))
+    cleans_up = bool((files.tokenizer_config or {}).get("clean_up_tokenization_spaces"))
     vocabulary = Vocabulary(
         "gpt2",
-        pre_tokenizer_name(tokenizer, tidies_spaces=tidies),
+        pre_tokenizer_name(tokenizer, cleans_up_spaces=cleans_up),
         _SOURCE,
         tokens=[b"[PAD%d]" % i for i in range(len(texts))],
         token_types=[int(TokenType.UNUSED)] * len(texts),
@@ -64,15 +64,15 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
 def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
     """Return the vocabulary of a tokenizer.json with byte fallback, without special tokens.
 
-    On purpose: the k-th token that the merges make scores -k, as in SentencePiece. llama.cpp's converter gives every
-    token the score -1000 and so loses the order of the merges: every text is then merged from the left. Rows of the
-    embedding beyond the tokenizer's tokens become ``[PAD7]`` and so on, without which no file would load.
+    On purpose: the k-th token that the merges make gets the score -k, as in SentencePiece. llama.cpp's converter gives
+    every token the score -1000, which loses the order of the merges: every text is merged from the left. Rows of the
+    embedding beyond the tokenizer's tokens become ``[PAD7]`` and so on; without them no file would load.
     """
     tokenizer = _bpe(files)
     texts = _texts_by_id(tokenizer, files)
-    made: dict[str, float] = {}
+    merge_scores: dict[str, float] = {}
     for merge in _merges(tokenizer):
-        made.setdefault(merge.replace(" ", ""), -float(len(made)))
+        merge_scores.setdefault(merge.replace(" ", ""), -float(len(merge_scores)))
     tokens, scores, types = [], [], []
     for token_id, text in enumerate(texts):
         added = files.added_tokens.get(token_id)
@@ -85,7 +85,7 @@ def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
             if token_type is TokenType.USER_DEFINED:
                 text = text.replace("▁", " ")
         else:
-            score, token_type = made.get(text, _NEVER), TokenType.NORMAL
+            score, token_type = merge_scores.get(text, _NEVER), TokenType.NORMAL
         tokens.append(as_bytes(text, token_id, _SOURCE))
         scores.append(score)
         types.append(int(token_type))
@@ -95,11 +95,11 @@ def read_byte_fallback(files: TokenizerFiles) -> Vocabulary:
 def adds_prefix(tokenizer: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json with byte fallback puts a space before a text."""
 
-    def steps(node: Any, inner: str) -> list[dict[str, Any]]:
+    def steps(node: Any, list_name: str) -> list[dict[str, Any]]:
         if not isinstance(node, dict):
             return []
         if node.get("type") == "Sequence":
-            return [step for part in entries(node, inner) for step in steps(part, inner)]
+            return [step for part in entries(node, list_name) for step in steps(part, list_name)]
         return [node]
 
     prepends = any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers"))
@@ -116,7 +116,7 @@ def _bpe(files: TokenizerFiles) -> dict[str, Any]:
     kind = model.get("type", "BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise VocabularyError(
-            f"{files.folder / _SOURCE} holds a {kind} model, expected BPE: llama.cpp has no LLaMA vocabulary of it"
+            f"{files.folder / _SOURCE} holds a {kind} model, expected BPE: llama.cpp has no such LLaMA vocabulary"
         )
     if not isinstance(model.get("vocab"), dict):
         raise VocabularyError(f"{files.folder / _SOURCE}: 'model.vocab' is not an object of token → id")
@@ -145,7 +145,7 @@ def _texts_by_id(tokenizer: dict[str, Any], files: TokenizerFiles) -> list[str |
             f"{_SOURCE} has {n_base} tokens (the last is {by_id[n_base - 1]!r}), but config.json says "
             f"vocab_size={n_tokens}: the embedding has too few rows, so the tokenizer belongs to another model"
         )
-    for token_id in sorted(beyond for beyond in by_id if beyond >= n_tokens):
+    for token_id in sorted(i for i in by_id if i >= n_tokens):
         warn(
             "%s: token %d (%r) has no row in an embedding of %d: left out", _SOURCE, token_id, by_id[token_id], n_tokens
         )
@@ -157,7 +157,7 @@ def _merges(tokenizer: dict[str, Any]) -> list[str]:
     merges = tokenizer["model"].get("merges") or []
     if not isinstance(merges, list):
         raise VocabularyError(f"{_SOURCE}: 'model.merges' is not a list")
-    # Llama 3 has 280,147 of them, so that those already in this form are not taken apart.
+    # Llama 3 has 280,147 of them, so those already in this form are left as they are.
     return [
         merge if isinstance(merge, str) and merge.count(" ") == 1 else _joined(merge, rank)
         for rank, merge in enumerate(merges)

@@ -78,10 +78,10 @@ class TokenizerFiles:
 
     @property
     def n_tokens(self) -> int | None:
-        """The number of rows of the embedding by config.json; ``None`` if it does not say."""
+        """The number of rows of the embedding according to config.json; ``None`` if it does not say."""
         if self.config.get("vocab_size") is None:
             return None
-        return whole_number(self.config, "vocab_size", "config.json", most=MAX_TOKENS)
+        return whole_number(self.config, "vocab_size", "config.json", maximum=MAX_TOKENS)
 
     def named_token(self, name: str) -> str | None:
         """Return the text of `name`_token in tokenizer_config.json; None if it is not there."""

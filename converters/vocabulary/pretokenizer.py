@@ -79,13 +79,13 @@ _DEEPSEEK_V3 = (
 class _Names(NamedTuple):
     """llama.cpp's names for one list of cuts.
 
-    Under `merging` tokens are made by merges only; under `whole` a word that is a token is taken as it is
-    (``ignore_merges``). If llama.cpp has only one of the two, the other is ``None`` and the first is used, which is
-    right unless the vocabulary has words that no merge makes: the probe would find those.
+    With `with_merges` tokens are made by merges only; with `ignoring_merges` a word that is a token is taken as it is
+    (``ignore_merges``). If llama.cpp has only one of the two, the other is ``None`` and the existing one is used. That
+    is right unless the vocabulary has words that no merge makes, which the probe would find.
     """
 
-    merging: str | None
-    whole: str | None
+    with_merges: str | None
+    ignoring_merges: str | None
 
 
 _KNOWN: dict[tuple[str, ...], _Names] = {
@@ -115,25 +115,31 @@ _KNOWN: dict[tuple[str, ...], _Names] = {
 # Names under which llama.cpp puts BOS before a text unless the file says no (llama_vocab::impl::load).
 ADDS_BOS = frozenset({"llama-bpe", "tekken"})
 # The same cuts, but with "starcoder" llama.cpp removes spaces before punctuation from decoded text.
-_TIDYING = {"smollm": "starcoder"}
+_CLEANING_UP = {"smollm": "starcoder"}
 
 
-def pre_tokenizer_name(tokenizer: dict[str, Any], *, tidies_spaces: bool = False) -> str:
+def pre_tokenizer_name(tokenizer: dict[str, Any], *, cleans_up_spaces: bool = False) -> str:
     """Return the name for ``tokenizer.ggml.pre``; `VocabularyError` shows the steps if llama.cpp has no name for them.
 
-    `tokenizer` is a parsed tokenizer.json. `tidies_spaces` is its ``clean_up_tokenization_spaces``.
+    `tokenizer` is a parsed tokenizer.json. `cleans_up_spaces` is its ``clean_up_tokenization_spaces``.
     """
     steps = _steps(tokenizer.get("pre_tokenizer"))
     names = _KNOWN.get(tuple(steps[:-1])) if steps[-1:] == [_BYTES] else None
-    whole = bool(tokenizer["model"].get("ignore_merges"))
-    name = None if names is None else (names.whole if whole else names.merging) or names.merging or names.whole
+    name = None
+    if names is not None:
+        ignores_merges = bool(tokenizer["model"].get("ignore_merges"))
+        name = (
+            (names.ignoring_merges if ignores_merges else names.with_merges)
+            or names.with_merges
+            or names.ignoring_merges
+        )
     if name is None:
         shown = " then ".join(repr(step) for step in steps) or "no step"
         raise VocabularyError(
             f"tokenizer.json cuts texts by {shown}, which llama.cpp has no name for: this vocabulary cannot be "
             f"put into a GGUF file (known: {', '.join(sorted({n for known in _KNOWN.values() for n in known if n}))})"
         )
-    return _TIDYING.get(name, name) if tidies_spaces else name
+    return _CLEANING_UP.get(name, name) if cleans_up_spaces else name
 
 
 def _steps(node: Any) -> list[str]:

@@ -5,7 +5,7 @@
     report.known                                # peculiarities of llama.cpp, which no converter can change
 
 A few thousand texts (`probe_texts`) go through the original tokenizer, run by the library `tokenizers` or
-`sentencepiece`, and through the file's vocabulary in llama.cpp. Only so can it be known that the pre-tokenizer named in
+`sentencepiece`, and through the file's vocabulary in llama.cpp. Nothing else shows whether the pre-tokenizer named in
 ``tokenizer.ggml.pre`` cuts texts as tokenizer.json does.
 """
 
@@ -60,12 +60,12 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A text that the two tokenize differently, with the ids of each; `why` is the cause if it is a known one."""
+    """A text to which the two tokenizers give different ids, with both lists; `reason` is the cause, if known."""
 
     text: str
     original: list[int]
     finished: list[int]
-    why: str | None = None
+    reason: str | None = None
 
     def __str__(self) -> str:
         return f"{self.text!r} is {self.original} in the original and {self.finished} in the GGUF file"
@@ -86,17 +86,17 @@ class ProbeReport:
         """Return one line for people: how many texts differ, and the shortest of them."""
         if self.differences:
             return f"{len(self.differences)} of {self.n_texts} probe texts differ, the shortest: {self.differences[0]}"
-        also = ""
+        known_part = ""
         if self.known:
-            reasons = ", ".join(sorted({str(difference.why) for difference in self.known}))
-            also = f"; {len(self.known)} differ for known reasons ({reasons}), the shortest: {self.known[0]}"
-        return f"{self.n_texts - len(self.known)} of {self.n_texts} probe texts have the same token ids{also}"
+            reasons = ", ".join(sorted({str(difference.reason) for difference in self.known}))
+            known_part = f"; {len(self.known)} differ for known reasons ({reasons}), the shortest: {self.known[0]}"
+        return f"{self.n_texts - len(self.known)} of {self.n_texts} probe texts have the same token ids{known_part}"
 
     def raise_for_differences(self) -> None:
         """Raise `VocabularyError` if there are differences."""
         if self.differences:
             raise VocabularyError(
-                f"{self.describe()}. A model gets worse with other ids than it was trained on: report the tokenizer, "
+                f"{self.describe()}. A model does worse with ids that it was not trained on: report the tokenizer, "
                 "or convert anyway with --allow-token-mismatch"
             )
 
@@ -111,10 +111,10 @@ def compare(
     """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
 
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
-    the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model; that never
-    finds special tokens in a text, so that they are tried alone only. Takes two seconds for 128k tokens; once `stop` is
-    set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if the
-    original cannot be loaded.
+    the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model. The latter
+    never finds special tokens in a text, so they are only tried alone. Takes two seconds for 128k tokens; once `stop`
+    is set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if
+    the original cannot be loaded.
     """
     files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes releases the GIL
@@ -128,22 +128,22 @@ def compare(
         corpus = [*texts(), *_tokens(model)] if plain is None else [*plain]
         if original.parses_specials:
             corpus += special_texts(original.specials)
-        theirs = original.encode(corpus)
-        ours = finished(corpus, special=original.parses_specials)
+        original_ids = original.encode(corpus)
+        file_ids = finished(corpus, special=original.parses_specials)
         if not original.parses_specials:
             corpus += original.specials
-            theirs += [[original.ids[text]] for text in original.specials]
-            ours += finished(original.specials)
-        differing = [Difference(t, a, b) for t, a, b in zip(corpus, theirs, ours, strict=True) if a != b]
+            original_ids += [[original.ids[text]] for text in original.specials]
+            file_ids += finished(original.specials)
+        differing = [Difference(t, a, b) for t, a, b in zip(corpus, original_ids, file_ids, strict=True) if a != b]
         if original.adds is not None:
             differing += _ends(original.adds, model)
         differing.sort(key=lambda difference: (len(difference.text), difference.text))
         pre = model.metadata.get("tokenizer.ggml.pre", "")
-        explained = [replace(d, why=_why(d, original, finished, pre)) for d in differing]
-        differences = [difference for difference in explained if difference.why is None]
+        explained = [replace(d, reason=_known_reason(d, original, finished, pre)) for d in differing]
+        differences = [difference for difference in explained if difference.reason is None]
         if differences:
             differences[0] = _shortened(differences[0], original, finished)
-        return ProbeReport(len(corpus), differences, [d for d in explained if d.why is not None])
+        return ProbeReport(len(corpus), differences, [d for d in explained if d.reason is not None])
 
 
 class _Original:
@@ -266,13 +266,13 @@ def _without_prefix(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ends(adds: tuple[str, list[int]], model: NativeModel) -> list[Difference]:
-    """Compare the tokens that are added around a text: BOS and EOS."""
+    """Compare the tokens that the tokenizers add around a text: BOS and EOS."""
     text, ids = adds
-    ours = model.tokenize(text, add_special=True, parse_special=True).tolist()
-    return [] if ours == ids else [Difference(text, ids, ours)]
+    file_ids = model.tokenize(text, add_special=True, parse_special=True).tolist()
+    return [] if file_ids == ids else [Difference(text, ids, file_ids)]
 
 
-def _why(difference: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
+def _known_reason(difference: Difference, original: _Original, finished: _Finished, pre: str) -> str | None:
     """Return the known cause of a difference if the text without that cause does not differ; else None."""
     text = difference.text
     normal = original.normalized(text)
@@ -288,8 +288,10 @@ def _why(difference: Difference, original: _Original, finished: _Finished, pre: 
         pieces = [piece for piece in original.finder.split(text) if piece]
         if all(_same_but_for_a_space(piece, original, finished) for piece in pieces):
             specials = set(original.ids.values())
-            theirs, ours = ([i for i in ids if i in specials] for ids in (difference.original, difference.finished))
-            if theirs == ours:
+            original_ids, file_ids = (
+                [i for i in ids if i in specials] for ids in (difference.original, difference.finished)
+            )
+            if original_ids == file_ids:
                 return SPACE_PREFIX
             if any(special in text for special in original.normalized_specials):
                 return HIDDEN_TOKEN
@@ -310,9 +312,9 @@ def _shortened(difference: Difference, original: _Original, finished: _Finished)
         return difference  # the difference is in the tokens added around the text, or in a special token alone
     while len(text) > 1:
         shorter = [text[1:], text[:-1]]
-        ours, theirs = finished(shorter), original.encode(shorter)
-        left = [t for t, a, b in zip(shorter, theirs, ours, strict=True) if a != b]
-        if not left:
+        file_ids, original_ids = finished(shorter), original.encode(shorter)
+        still_differing = [t for t, a, b in zip(shorter, original_ids, file_ids, strict=True) if a != b]
+        if not still_differing:
             break
-        text = left[0]
+        text = still_differing[0]
     return Difference(text, original.encode([text])[0], finished([text])[0])

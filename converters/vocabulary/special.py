@@ -95,8 +95,8 @@ def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[s
     ends = list(dict.fromkeys(end for end in listed if isinstance(end, int) and 0 <= end < len(texts)))
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
-    left = [end for end in ends if end not in special.ids.values() and texts[end] not in KNOWN_ENDS]
-    for token_id in left:
+    unnamed = [end for end in ends if end not in special.ids.values() and texts[end] not in KNOWN_ENDS]
+    for token_id in unnamed:
         slot = next((name for name in ("eot", "eom") if name not in special.ids), None)
         if slot is None:
             warn("token %d (%r) also ends a generation, but GGUF has no key left for it", token_id, texts[token_id])
@@ -126,8 +126,8 @@ def _read_post_processor(
 ) -> tuple[str, ...]:
     """Set `special.add` from the post-processor, and return the names of the tokens to look up.
 
-    This may change `config`: if the processor's template ends with another token than eos_token, that one becomes EOS
-    and the old one EOT.
+    This may change `config`: if the processor's template ends with a token other than eos_token, that token becomes
+    EOS, and the old EOS becomes EOT.
     """
     names: tuple[str, ...] = SPECIAL_NAMES
     text = {name: token_text((config or {}).get(f"{name}_token")) for name in ("bos", "cls", "eos", "sep")}
@@ -197,10 +197,10 @@ def _read_template(
         if config is None:
             text["eos"] = last
         elif last != text["eos"]:
-            free = next((name for name in ("eot", "eom") if name not in names), None)
-            if free:
-                names = (*names, free)
-                config[f"{free}_token"] = text["eos"]
+            free_name = next((name for name in ("eot", "eom") if name not in names), None)
+            if free_name:
+                names = (*names, free_name)
+                config[f"{free_name}_token"] = text["eos"]
             rename("eos", last)
         special.add["eos"] = True
     if pair:

@@ -144,8 +144,8 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     pairs: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-        known = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        pairs += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        valid = [(left, right) for left, right in cuts if left in ranks and right in ranks]
+        pairs += sorted(valid, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return pairs
 
 
@@ -156,7 +156,7 @@ def tokenizer_json(ranks: Mapping[bytes, int], special: list[str]) -> dict[str, 
         return "".join(BYTE_LETTERS[byte] for byte in token)
 
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    before = {"SpecialToken": {"id": _BOS, "type_id": 0}}
+    bos_step = {"SpecialToken": {"id": _BOS, "type_id": 0}}
     return {
         "version": "1.0",
         "added_tokens": [{"id": len(ranks) + i, "content": text, **flags} for i, text in enumerate(special)],
@@ -174,9 +174,9 @@ def tokenizer_json(ranks: Mapping[bytes, int], special: list[str]) -> dict[str, 
                 {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
                 {
                     "type": "TemplateProcessing",
-                    "single": [before, {"Sequence": {"id": "A", "type_id": 0}}],
+                    "single": [bos_step, {"Sequence": {"id": "A", "type_id": 0}}],
                     "pair": [
-                        before,
+                        bos_step,
                         {"Sequence": {"id": "A", "type_id": 0}},
                         {"SpecialToken": {"id": _BOS, "type_id": 1}},
                         {"Sequence": {"id": "B", "type_id": 1}},

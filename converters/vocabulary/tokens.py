@@ -92,7 +92,7 @@ def _write_special(writer: Any, special: SpecialTokens) -> None:
 
 
 def _write_templates(writer: Any, template: TemplateSource) -> None:
-    """As ``GGUFWriter.add_chat_template``, but with sorted names; there they are in the random order of a set."""
+    """Like ``GGUFWriter.add_chat_template``, but with sorted names; there they have the random order of a set."""
     if isinstance(template, list):
         names = []
         for entry in template:

@@ -1,7 +1,7 @@
-"""What an emulated computer is made of, fetched once into the user's cache folder: llama.cpp, Debian, wheels.
+"""The parts of an emulated computer, fetched once into the user's cache folder: llama.cpp, Debian, wheels.
 
-Each thing lies in a folder whose name tells its version, and appears there whole. pip fetches from PyPI and apt from
-Debian; apt has a state folder of its own, so that the system's does not learn of another architecture.
+Each part has a folder named after its version, which appears only when it is complete. pip fetches from PyPI and apt
+from Debian; apt uses a separate state folder, so that the system's does not get another architecture.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_
 
 
 def whole(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder `name` of the cache; if it is not there, `make` fills another, which is then renamed."""
+    """Return the folder `name` of the cache; if it does not exist, `make` fills a temporary one, which is then
+    renamed."""
     folder = CACHE / name
     if not folder.is_dir():
         part = folder.with_name(f"{name}.part-{os.getpid()}")
@@ -44,7 +45,7 @@ def whole(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def run(*command: str | Path, **environment: str) -> None:
-    """Run a command silently; if it fails, `RuntimeError` with the end of what it said."""
+    """Run a command silently; if it fails, `RuntimeError` with the end of its output."""
     result = subprocess.run(
         [str(word) for word in command],
         stdout=subprocess.PIPE,

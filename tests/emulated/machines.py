@@ -1,4 +1,4 @@
-"""Computers that are not there: ARM64, and x86-64 of several ages, emulated by QEMU for one process at a time.
+"""Emulated computers: ARM64, and x86-64 of several ages, by QEMU, for one process at a time.
 
     python tests/emulated/machines.py                                       what there is, and what is missing for it
     python tests/emulated/machines.py arm64-gcc                             fetch and compile what it needs
@@ -28,8 +28,8 @@ from fetching import CACHE  # noqa: E402
 
 import llamalite  # noqa: E402 - the package that is run there, installed or of the checkout
 
-# As llama-cpp-python compiles it, but without OpenMP, which clang does not have for ARM64, and only the libraries. What
-# quantizes is C, and compiled as ever; what is C++ is compiled quickly.
+# As llama-cpp-python compiles it, but without OpenMP, which clang does not have for ARM64, and only the libraries. The
+# C code, which quantizes, is compiled as usual; the C++ code is compiled with few optimizations.
 OPTIONS = (
     *("CMAKE_BUILD_TYPE=Release", "CMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG", "BUILD_SHARED_LIBS=ON"),
     "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",  # the libraries are copied elsewhere, and find each other there
@@ -41,7 +41,7 @@ SETS = ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
 
 @dataclass(frozen=True)
 class Processor:
-    """What QEMU calls it, and what Linux says of it: QEMU shows a process the /proc/cpuinfo of the real one."""
+    """QEMU's name for it, and its /proc/cpuinfo: QEMU shows a process that of the real processor."""
 
     qemu: tuple[str, ...]
     cpuinfo: str
@@ -86,7 +86,7 @@ class Machine:
 
     @property
     def decodes(self) -> bool:
-        """Whether the whole of llama.cpp is there, and not only ggml's kernels."""
+        """Whether all of llama.cpp is built, and not only ggml's kernels."""
         return self.target == "llama"
 
     def missing(self) -> str:
@@ -99,7 +99,7 @@ class Machine:
         return f"{', '.join(sorted(lacking.values()))} not found: apt-get install {' '.join(sorted(lacking))}"
 
     def make(self) -> None:
-        """Fetch and compile what is not there yet."""
+        """Fetch and compile what is missing."""
         if missing := self.missing():
             raise RuntimeError(f"{self.name}: {missing}")
         self._interpreter()

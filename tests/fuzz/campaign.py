@@ -43,7 +43,7 @@ def go_through(first: int, last: int, log: Path, run: Callable[[int], str]) -> N
 
 
 def campaign(command: list[str], first: int, last: int) -> tuple[collections.Counter[str], Faults]:
-    """Return how often each outcome (the text before its first colon) came about, and the faults."""
+    """Return how often each outcome (the text before its first colon) occurred, and the faults."""
     outcomes: collections.Counter[str] = collections.Counter()
     faults: Faults = []
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> int:
 
 
 def report(name: str, n: int, seconds: float, outcomes: collections.Counter[str], faults: Faults) -> None:
-    """Write what came of `n` files."""
+    """Print the outcomes of `n` files."""
     sys.stdout.write(f"{name}: {n} files in {seconds:.0f} s\n")
     for outcome, times in outcomes.most_common(12):
         sys.stdout.write(f"{times:8}  {outcome}\n")

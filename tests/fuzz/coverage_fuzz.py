@@ -4,8 +4,8 @@
     python tests/fuzz/coverage_fuzz.py gguf --seconds 600
     python tests/fuzz/coverage_fuzz.py template --runs 20000 --corpus /tmp/corpus
 
-An input that raises something else than our own errors, takes more than ten seconds on the clock or more than 1 GiB,
-ends the run with its traceback and is written to ``crash-...`` in the corpus folder.
+An input that raises anything but our own errors, takes more than ten seconds on the clock or more than 1 GiB, ends the
+run with its traceback and is written to ``crash-...`` in the corpus folder.
 """
 
 from __future__ import annotations

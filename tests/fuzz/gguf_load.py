@@ -1,4 +1,4 @@
-"""Let llama.cpp load and run mutated files that pass the check, and count those that it does not survive.
+"""Let llama.cpp load and run mutated files that pass the check, and count those that end the process.
 
     python tests/fuzz/gguf_load.py --files 20000 --seed 0
     python tests/fuzz/gguf_load.py --files 20000 --admitted     # each of the 20,000 passes the check, and is loaded

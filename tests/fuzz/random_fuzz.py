@@ -1,4 +1,4 @@
-"""Feed mutated files to every reader of strangers' files, and count those neither read nor refused with our own errors.
+"""Feed mutated files to every reader of untrusted files, and count those neither read nor refused with our errors.
 
     python tests/fuzz/random_fuzz.py --files 50000                    # of each target
     python tests/fuzz/random_fuzz.py --files 1000 template pickle

@@ -1,4 +1,4 @@
-"""The readers of strangers' files, each as a function of bytes, with seeds to mutate.
+"""The readers of untrusted files, each as a function of bytes, with seeds to mutate.
 
     for name, target in TARGETS.items():
         with target.open() as run:
@@ -244,7 +244,7 @@ PICKLE_WORDS = [
 
 
 def mutate_session(rng: random.Random, content: bytes) -> bytes:
-    """Change the facts or any bytes; the digest is right again in half of the files, as a forger would have it."""
+    """Change the facts or any bytes; in half of the files the digest is corrected, as a forger would do."""
     start, body = 28, content[:-32]
     n = int.from_bytes(body[20:start], "little")
     if rng.random() < 0.5 and n < len(body):

@@ -1,4 +1,4 @@
-"""Does llama.cpp survive forged session files, with a right digest and metadata, that are loaded and continued?
+"""Does llama.cpp survive forged session files, with a correct digest and metadata, that are loaded and continued?
 
     python tests/fuzz/session_load.py --files 20000 --seed 0
 
@@ -92,7 +92,7 @@ def child(first: int, last: int, log: Path) -> None:
                 return f"FAULT: {type(error).__name__}: {error!s:.200}"
             if time.process_time() - began > 2:
                 return f"FAULT: {time.process_time() - began:.1f} s"
-            try:  # whatever was forged, the model goes on
+            try:  # whatever was forged, the model keeps working
                 again = model.generate("tell me", max_tokens=4, reproducible=True, temperature=0).tokens
             except Exception as error:  # noqa: BLE001
                 return f"FAULT: afterwards {type(error).__name__}: {error!s:.200}"

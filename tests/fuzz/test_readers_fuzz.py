@@ -1,4 +1,4 @@
-"""Every reader of strangers' files refuses a mutated one with our own error, soon, and in bounded memory."""
+"""Every reader of untrusted files refuses a mutated file with our own error, quickly and in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ N_FILES = 150
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "gguf"])
 def test_mutated_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
-    """In a child process, so that a dead one is told; `gguf` has its own tests in test_gguf_fuzz.py."""
+    """In a child process, so that its death is reported; `gguf` has its own tests in test_gguf_fuzz.py."""
     command = [sys.executable, random_fuzz.__file__, name, "--files", str(N_FILES)]
     environment = {"PYTHONPATH": str(Path(llamalite.__file__).parents[1]), "PATH": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -31,7 +31,7 @@ def test_mutated_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_good_files(name: str) -> None:
-    """A seed that is refused would make of every mutation the same refusal."""
+    """If a seed is refused, every mutation of it gets the same refusal."""
     target = TARGETS[name]
     with target.open() as run:
         assert {run(seed) for seed in target.seeds()} == {"read"}

@@ -1,9 +1,9 @@
-"""Conversions that are killed (SIGKILL) at random moments: OUT is the old file, absent or whole, and nothing else.
+"""Conversions that are killed (SIGKILL) at random moments: OUT is the old file, absent or complete, and nothing else.
 
     python tests/soak/kills.py --kills 200
 
 One process imports everything and forks for each conversion, so that the moments fall into the conversion and not into
-its imports. What a killed one leaves is then met by the next, which names it and replaces it.
+its imports. The next conversion finds what a killed one left, names it and replaces it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ for _ in sys.stdin:
 
 @dataclass
 class Kills:
-    """How many killed conversions left no OUT, the old or the whole new one; and how many ended before the signal."""
+    """How many killed conversions left no OUT, the old or the complete new one; and how many ended before the
+    signal."""
 
     n_absent: int = 0
     n_old: int = 0
@@ -103,8 +104,8 @@ class Nursery:
 def kill_conversions(folder: Path, n_kills: int, *, seed: int = 0, n_layer: int = 2, n_embd: int = 256) -> Kills:
     """Kill `n_kills` conversions in `folder` at random moments; ``AssertionError`` when one leaves what it must not.
 
-    A moment lies within the time that the conversion before took: the machine's speed changes. A conversion that has
-    ended when the signal comes must be whole, and is not counted as killed.
+    Each moment lies within the time that the previous conversion took, as the machine's speed changes. A conversion
+    that has ended when the signal comes must be complete, and is not counted as killed.
     """
     rng, counts = random.Random(seed), Kills()
     source = toy_checkpoint.write_checkpoint(folder / "toy", n_layer=n_layer, n_embd=n_embd, n_ff=2 * n_embd)

@@ -1,10 +1,10 @@
-"""Long runs over one model: nothing leaks, no answer is wrong, nothing waits for ever.
+"""Long runs over one model: nothing leaks, no answer is wrong, nothing waits forever.
 
     python tests/soak/soak.py                      # all of them at full length: about half an hour
     python tests/soak/soak.py --scale 0.01 chat    # a hundredth of one
 
-A toy model answers greedily. An answer is right when, along its tokens, each logit lies within 0.05 of the largest in a
-computation of its own (F32 weights: what differs is the order of sums). Memory is this process's resident memory;
+A toy model answers greedily. An answer is correct if a separate computation gives each of its tokens a logit within
+0.05 of the largest (the weights are F32, so only the order of sums differs). Memory is this process's resident memory;
 it is compared between the end of the warm-up, a tenth of a run, and the end. A wait of two minutes ends the run with
 every thread's stack.
 """
@@ -43,7 +43,7 @@ HANG_S = 120
 
 @dataclass
 class Found:
-    """What came of a run: how much of what, how many answers were held against a computation of their own, memory."""
+    """The result of a run: how many answers it gave, how many were checked by a separate computation, memory."""
 
     n: int
     what: str
@@ -65,7 +65,7 @@ class Found:
 
 
 class Judge:
-    """A context of its own that computes prompt and answer in one go, from nothing.
+    """A separate context that computes prompt and answer in one go, from scratch.
 
     Making it fills both contexts once: memory that is touched for the first time later would look like a leak.
     """
@@ -79,7 +79,7 @@ class Judge:
         self.n_checked = 0
 
     def check(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Raise ``AssertionError`` where a token of `answer` was not the likeliest."""
+        """Raise ``AssertionError`` if a token of `answer` was not the likeliest."""
         if not answer:
             return
         ids = [*prompt, *answer[:-1]]

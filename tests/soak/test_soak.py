@@ -24,8 +24,8 @@ def test_a_hundredth_of_a_long_run_is_right_and_ends(name: str) -> None:
         env=environment(), timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    # The warm-up of a run this short is over before every thread has filled its share of malloc's arenas, so that the
-    # bound is loose; `make soak` holds the whole runs to 5 %.
+    # The warm-up of a run this short ends before every thread has filled its share of malloc's arenas, so the bound is
+    # loose; `make soak` allows the full runs 5 %.
     assert int(done.stdout.splitlines()[-1]) < 40 << 20, done.stdout
 
 

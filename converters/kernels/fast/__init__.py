@@ -1,8 +1,8 @@
 """Kernels that make the same bytes as ggml's, with one sub-block in each SIMD lane; compiled by Numba.
 
 ggml searches the scales of K-quants with scalar code, compiled for the oldest processor of its kind. Within a sub-block
-the search cannot be vectorised without changing the order of its sums, and thereby the bytes. Across sub-blocks it can:
-each lane has its own, and goes through it in the order of the C code. No fast-math.
+the search cannot be vectorised without changing the order of its sums, and so the bytes. Across sub-blocks it can: each
+lane has its own sub-block, and follows the order of the C code. No fast-math.
 
 Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`` chooses the kernels:
 
@@ -12,9 +12,9 @@ Numba comes with the extra `fast`. The environment variable ``LLAMALITE_KERNELS`
 - ``ggml``: ggml's own.
 
 A compiler may contract a product and a sum into one instruction, which rounds once; so each kernel exists in the
-variants of several compilers (contractions.py). Before a kernel is used, it makes some hundred blocks, ordinary and
-unusual ones, which must be ggml's to the byte. The first tensor type tries one variant after the other, the next types
-start with the variant found. If none fits, ggml's own kernel is used.
+variants of several compilers (contractions.py). Before a kernel is used, it makes trial blocks, ordinary and unusual
+ones, which must equal ggml's byte for byte. The first tensor type tries one variant after another; later types start
+with the variant found. If none fits, ggml's own kernel is used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Kernel = Callable[[Bytes, str, int, "Floats | None", Bytes], None]
 """(source bytes, their dtype, number of blocks, importance [n_columns] or None, out bytes)"""
 
 SOURCES = {"F32": 0, "BF16": 1, "F16": 2}  # as in tiles.py
-LOADING_NS = 1e9  # about the time to load Numba and the first kernel, if that is in the cache; later ones take little
+LOADING_NS = 1e9  # about the time to load Numba and the first kernel from the cache; later kernels take little
 
 _logger = logging.getLogger(__name__)
 _MODES = ("auto", "fast", "ggml")
@@ -115,7 +115,7 @@ def chosen_mode() -> str:
     """Return the value of ``LLAMALITE_KERNELS``: auto, fast or ggml; ``ValueError`` for any other."""
     mode = (os.environ.get("LLAMALITE_KERNELS") or "auto").lower()
     if mode not in _MODES:
-        raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; known are {', '.join(_MODES)}")
+        raise ValueError(f"LLAMALITE_KERNELS is {mode!r}; expected one of {', '.join(_MODES)}")
     return mode
 
 
@@ -128,15 +128,15 @@ def numba_is_installed(*, needed: bool = False) -> bool:
 
 
 @functools.cache
-def load(name: str, how: Contraction) -> Kernel:
+def load(name: str, contraction: Contraction) -> Kernel:
     """Return the kernel of the tensor type `name`, compiled now or by an earlier process, and not yet tested."""
     from llamalite.converters.kernels.fast import compiler
 
     recipe = RECIPES[name]
     function = getattr(importlib.import_module(f"{__name__}.{recipe.module}"), recipe.function)
-    plain, weighted = recipe.plain(how), recipe.weighted(how) if recipe.weighted else None
-    compiled = compiler.compiled(function, how, plain, weighted=weighted is not None)
-    return functools.partial(_call, compiled, how, plain, weighted)
+    plain, weighted = recipe.plain(contraction), recipe.weighted(contraction) if recipe.weighted else None
+    compiled = compiler.compiled(function, contraction, plain, weighted=weighted is not None)
+    return functools.partial(_call, compiled, contraction, plain, weighted)
 
 
 _NO_IMPORTANCE = np.empty(0, np.float32)
@@ -144,7 +144,7 @@ _NO_IMPORTANCE = np.empty(0, np.float32)
 
 def _call(
     compiled: Callable[..., Any],
-    how: Contraction,
+    contraction: Contraction,
     plain: Settings,
     weighted: Settings | None,
     source: Bytes,
@@ -153,29 +153,29 @@ def _call(
     importance: Floats | None,
     out: Bytes,
 ) -> None:
-    start = how, source, SOURCES[dtype], n_blocks
+    start = contraction, source, SOURCES[dtype], n_blocks
     if weighted is None:
         compiled(*start, *plain, out)
     elif importance is None:
-        compiled(*start, _room(), _NO_IMPORTANCE, *plain, out)
+        compiled(*start, _scratch(), _NO_IMPORTANCE, *plain, out)
     else:
-        compiled(*start, _room(), np.ascontiguousarray(importance), *weighted, out)
+        compiled(*start, _scratch(), np.ascontiguousarray(importance), *weighted, out)
 
 
 # The widest search needs about 110 KiB: too much for the stack, which on Windows grows by a call to a function that
 # compiled code may not find.
-ROOM_BYTES = 1 << 18
+SCRATCH_BYTES = 1 << 18
 _threads = threading.local()
 
 
-def _room() -> Bytes:
-    """Return this thread's ROOM_BYTES of scratch memory, aligned to a cache line."""
-    room: Bytes | None = getattr(_threads, "room", None)
-    if room is None:
-        whole = np.empty(ROOM_BYTES + 63, np.uint8)
-        start = -whole.ctypes.data % 64
-        room = _threads.room = whole[start : start + ROOM_BYTES]
-    return room
+def _scratch() -> Bytes:
+    """Return this thread's SCRATCH_BYTES of scratch memory, aligned to a cache line."""
+    scratch: Bytes | None = getattr(_threads, "scratch", None)
+    if scratch is None:
+        block = np.empty(SCRATCH_BYTES + 63, np.uint8)
+        start = -block.ctypes.data % 64
+        scratch = _threads.scratch = block[start : start + SCRATCH_BYTES]
+    return scratch
 
 
 def chosen(tensor_type: TensorType, contractions: list[Contraction]) -> Kernel | None:

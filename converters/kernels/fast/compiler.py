@@ -29,15 +29,16 @@ _READ_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
 
 
 def compiled(
-    function: Callable[..., Any], how: Contraction, settings: tuple[Any, ...], *, weighted: bool
+    function: Callable[..., Any], contraction: Contraction, settings: tuple[Any, ...], *, weighted: bool
 ) -> Callable[..., Any]:
-    """Compile a kernel, whose arguments are (how, source, kind, n_blocks, [room, importance,] *settings, out).
+    """Compile a kernel.
 
-    Only a `weighted` one has room and importance. `how` is a `Contraction`; source, room and out are bytes, importance
-    and settings float32, the rest integers. It runs without the GIL and has no fast-math. If no folder can be written
-    to, it is compiled in every process.
+    Its arguments are (contraction, source, kind, n_blocks, [scratch, importance,] *settings, out); only a `weighted`
+    kernel has scratch and importance. `contraction` is a `Contraction`; source, scratch and out are bytes, importance
+    and settings float32, the rest integers. The kernel runs without the GIL and has no fast-math. If no folder can be
+    written to, it is compiled in every process.
     """
-    arguments = [numba.typeof(how), _READ_BYTES, types.int64, types.int64]
+    arguments = [numba.typeof(contraction), _READ_BYTES, types.int64, types.int64]
     arguments += [_BYTES, _READ_FLOATS] if weighted else []
     arguments += [types.int64 if isinstance(setting, int) else _READ_FLOATS for setting in settings]
     return _compiled(function, types.void(*arguments, _BYTES))

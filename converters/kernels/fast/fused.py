@@ -1,7 +1,7 @@
 """A product and a sum, rounded once or twice, as ggml's compiler chose in that place.
 
-`how`, the first argument of the kernels and of their parts, is a `Contraction`. For Numba it is a type without a value:
-each contraction has its own machine code, in which nothing is decided at run time.
+The first argument of the kernels and of their parts, `contraction`, is a `Contraction`. For Numba it is a type without
+a value: each contraction has its own machine code, in which nothing is decided at run time.
 """
 
 from __future__ import annotations
@@ -20,41 +20,42 @@ from llamalite.converters.kernels.fast.contractions import Contraction
 from llamalite.converters.kernels.fast.vectors import Vector, operation, spread
 
 
-class How(types.Type):  # type: ignore[misc]
+class ContractionType(types.Type):  # type: ignore[misc]
     """Numba's type of a `Contraction`, a different one for each set of places."""
 
     def __init__(self, places: int) -> None:
         self.places = places
-        super().__init__(name=f"How({places})")
+        super().__init__(name=f"Contraction({places})")
 
 
-register_default(How)(OpaqueModel)
+register_default(ContractionType)(OpaqueModel)
 
 
 @typeof_impl.register(Contraction)  # type: ignore[untyped-decorator]
-def _type_of(contraction: Contraction, _context: Any) -> How:
-    return How(contraction.places)
+def _type_of(contraction: Contraction, _context: Any) -> ContractionType:
+    return ContractionType(contraction.places)
 
 
-@unbox(How)  # type: ignore[untyped-decorator]
-def _no_value(_how: How, _contraction: Any, call: Any) -> Any:
+@unbox(ContractionType)  # type: ignore[untyped-decorator]
+def _no_value(_type: ContractionType, _value: Any, call: Any) -> Any:
     return NativeValue(call.context.get_dummy_value())
 
 
-def _contracts(how: Any, place: Any) -> Any:
-    contracted = bool(how.places & place.literal_value)
-    return types.boolean(how, place), lambda _builder, _how, _place: ir.Constant(ir.IntType(1), contracted)
+def _contracts(contraction: Any, place: Any) -> Any:
+    value = ir.Constant(ir.IntType(1), bool(contraction.places & place.literal_value))
+    return types.boolean(contraction, place), lambda _builder, _contraction, _place: value
 
 
-def _without(how: Any, place: Any) -> Any:
-    return How(how.places & ~place.literal_value)(how, place), lambda _builder, how, _place: how
+def _without(contraction: Any, place: Any) -> Any:
+    other = ContractionType(contraction.places & ~place.literal_value)
+    return other(contraction, place), lambda _builder, value, _place: value
 
 
-def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
+def _mul_add(contraction: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
     vector = next(operand for operand in (a, b, c) if isinstance(operand, Vector))
-    contracted = how.places & place.literal_value
+    contracted = contraction.places & place.literal_value
 
-    def emit(builder: ir.IRBuilder, _how: ir.Value, _place: ir.Value, *values: ir.Value) -> ir.Value:
+    def emit(builder: ir.IRBuilder, _contraction: ir.Value, _place: ir.Value, *values: ir.Value) -> ir.Value:
         a, b, c = (spread(builder, value, vector) for value in values)
         if not contracted:
             return builder.fadd(builder.fmul(a, b), c)
@@ -64,10 +65,10 @@ def _mul_add(how: Any, place: Any, a: Any, b: Any, c: Any) -> Any:
         )
 
     operands = (operand if isinstance(operand, Vector) else types.float32 for operand in (a, b, c))
-    return vector(how, place, *operands), emit
+    return vector(contraction, place, *operands), emit
 
 
-# (how, place, a, b, c): a · b + c, of which one or two may be scalars; rounded once if `how` contracts this place
+# (contraction, place, a, b, c): a · b + c, rounded once if `contraction` has this place; one or two may be scalars
 mul_add = operation(_mul_add, literal=True)
-contracts = operation(_contracts, literal=True)  # (how, place): whether `how` contracts this place
-without = operation(_without, literal=True)  # (how, place): `how` without this place
+contracts = operation(_contracts, literal=True)  # (contraction, place): whether `contraction` has this place
+without = operation(_without, literal=True)  # (contraction, place): `contraction` without this place

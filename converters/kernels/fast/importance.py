@@ -23,24 +23,24 @@ def importance_batch(importance: Any, first: Any, batch: Any) -> None:
 
 
 @v.inlined
-def weigh(how: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
+def weigh(contraction: Any, x: Any, importances: Any, n: Any, sigma2: Any, weights: Any) -> Any:
     """Write importance · √(sigma2 + x²) to `weights` (all are [n, LANES]), and return the sum over n."""
     total = v.splat(0.0, LANES)
     for i in range(n):
         value = v.load(x, i * LANES, LANES)
-        w = v.load(importances, i * LANES, LANES) * v.square_root(mul_add(how, STATEMENT, value, value, sigma2))
+        w = v.load(importances, i * LANES, LANES) * v.square_root(mul_add(contraction, STATEMENT, value, value, sigma2))
         v.store(weights, i * LANES, w)
         total = total + w
     return total
 
 
 @v.inlined
-def sum_of_squares(how: Any, batch: Any, n: Any, x: Any) -> Any:
+def sum_of_squares(contraction: Any, batch: Any, n: Any, x: Any) -> Any:
     """Return the sum of squares of each block of a batch, added in order; `x` is scratch memory for a tile of `n`."""
     squares = v.splat(0.0, LANES)
     for start in range(0, 256, n):
         turn(batch, start, n, x)
         for i in range(n):
             value = v.load(x, i * LANES, LANES)
-            squares = mul_add(how, BLOCK_SQUARES, value, value, squares)
+            squares = mul_add(contraction, BLOCK_SQUARES, value, value, squares)
     return squares

@@ -2,7 +2,7 @@
 
 One weight is d · l, or d · (l − 8). Bytes of a block: d (a 16-bit float), then 32 bytes, or 16 whose low halves are the
 first 16 weights. The rules are those of ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` (ggml-quants.c). Memory
-is the bottleneck here, not arithmetic, so that weights are widened in registers.
+is the bottleneck here, not arithmetic, so weights are widened in registers.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def _pack_scales(d: Any, inverses: Any, header: Any) -> None:
     v.store(inverses, 0, v.select(d != 0.0, v.splat(1.0, LANES) / d, 0.0))
 
 
-def widen(_how: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+def widen(_contraction: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
     """Write `n_weights`, a multiple of 32, to `out` as float32."""
     weights = v.floats_at(out.ctypes.data)
     for at in range(0, n_weights, 32):
         v.store(weights, at, load_weights(source, kind, at))
 
 
-def narrow(_how: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
+def narrow(_contraction: Any, source: Any, kind: Any, n_weights: Any, out: Any) -> None:
     """Write `n_weights`, a multiple of 32, to `out` as 16-bit floats (``ggml_fp32_to_fp16_row``, ggml.c)."""
     words = v.shorts_at(out.ctypes.data)
     for at in range(0, n_weights, 32):
         v.store(words, at, v.low_shorts(halves(load_weights(source, kind, at))))
 
 
-def quantize_q8_0(_how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
+def quantize_q8_0(_contraction: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
     """Quantize `n_blocks` blocks of 32 weights to `out`."""
     values, header = v.scratch_floats(LANES), v.scratch_bytes(_HEADER)
     blocks = v.bytes_at(out.ctypes.data)
@@ -64,7 +64,7 @@ def quantize_q8_0(_how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) ->
             v.store(blocks, base + 2, v.low_bytes(v.truncate(value + half)))
 
 
-def quantize_q4_0(how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
+def quantize_q4_0(contraction: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> None:
     """Quantize `n_blocks` blocks of 32 weights to `out`."""
     values, header = v.scratch_floats(LANES), v.scratch_bytes(_HEADER)
     blocks = v.bytes_at(out.ctypes.data)
@@ -81,7 +81,7 @@ def quantize_q4_0(how: Any, source: Any, kind: Any, n_blocks: Any, out: Any) -> 
         _pack_scales(v.load(values, 0, LANES) / -8.0, values, header)
         for block in range(count):
             value = load_weights(source, kind, (first + block) * 32)
-            level = v.low_bytes(v.truncate(mul_add(how, ACROSS, value, v.splat(values[block], 32), 8.5)))
+            level = v.low_bytes(v.truncate(mul_add(contraction, ACROSS, value, v.splat(values[block], 32), 8.5)))
             level = v.select(level < 15, level, 15)  # bytes are compared as signed
             base = (first + block) * 18
             blocks[base] = header[block]

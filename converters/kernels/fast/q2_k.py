@@ -37,10 +37,10 @@ def _pack_scales(d: Any, m: Any, scales: Any, minima: Any, header: Any) -> None:
 
 
 def quantize(
-    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
+    contraction: Any, source: Any, kind: Any, n_blocks: Any, scratch: Any, importance: Any, candidates: Any, out: Any
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
-    batch, importances, x, weights, rounded, fits = divide(room, 16)
+    """Quantize `n_blocks` blocks of the source to `out`; `scratch` is SCRATCH_BYTES of scratch memory."""
+    batch, importances, x, weights, rounded, fits = divide(scratch, 16)
     sums = v.from_index(fits, _FITS)
     scales = v.from_index(sums, _SUBS)
     minima = v.from_index(scales, _SUBS)
@@ -54,23 +54,27 @@ def quantize(
         sigma2 = v.splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(how, batch, 16, x) / 256.0
+            sigma2 = sum_of_squares(contraction, batch, 16, x) / 256.0
         for j in range(16):
             turn(batch, j * 16, 16, x)
             if weighted:
                 turn(importances, j * 16, 16, rounded)
-                v.store(sums, j * LANES, weigh(how, x, rounded, 16, sigma2, weights))
-                search_range(how, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, False)
+                v.store(sums, j * LANES, weigh(contraction, x, rounded, 16, sigma2, weights))
+                search_range(
+                    contraction, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, False
+                )
             else:
                 for i in range(16):
                     v.store(weights, i * LANES, v.absolute(v.load(x, i * LANES, LANES)))
-                search_range(how, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, True)
+                search_range(
+                    contraction, x, weights, rounded, v.from_index(fits, j * LANES), _SUBS, 16, 3, candidates, True
+                )
         if weighted:
-            d = fit_scales(how, fits, sums, 16, 15, scales)
-            m = fit_scales(how, v.from_index(fits, _SUBS), sums, 16, 15, minima)
+            d = fit_scales(contraction, fits, sums, 16, 15, scales)
+            m = fit_scales(contraction, v.from_index(fits, _SUBS), sums, 16, 15, minima)
         else:
-            d = round_scales(how, fits, 16, 15, scales)
-            m = round_scales(how, v.from_index(fits, _SUBS), 16, 15, minima)
+            d = round_scales(contraction, fits, 16, 15, scales)
+            m = round_scales(contraction, v.from_index(fits, _SUBS), 16, 15, minima)
         _pack_scales(d, m, scales, minima, header)
         for block in range(count):
             base = (first + block) * 84
@@ -81,7 +85,7 @@ def quantize(
                     value = nearest((value + v.splat(minima[s], 16)) / v.splat(scales[s], 16), MAGIC, MAGIC + 3)
                 else:
                     inverse, lowest = v.splat(fits[2 * _SUBS + s], 16), v.splat(fits[3 * _SUBS + s], 16)
-                    value = nearest_product(how, inverse, value - lowest, MAGIC, MAGIC + 3)
+                    value = nearest_product(contraction, inverse, value - lowest, MAGIC, MAGIC + 3)
                 v.store(levels, j * 16, v.low_bytes(v.bits_of_floats(value)))
                 blocks[base + j] = header[s]
             for half in range(2):

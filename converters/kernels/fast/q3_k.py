@@ -30,13 +30,13 @@ _LEVELS = LANES * 256
 
 
 @v.inlined
-def _round_scales(how: Any, scales: Any, rounded: Any) -> Any:
+def _round_scales(contraction: Any, scales: Any, rounded: Any) -> Any:
     """Write each scale relative to the largest, as 0…63 for −32…31, to `rounded`, as floats; return the factor."""
     largest = largest_of(scales, 16)
     none = largest == 0.0
     inverse = v.splat(-32.0, LANES) / largest
     for j in range(16):
-        level = ((nearest_int_product(how, inverse, v.load(scales, j * LANES, LANES)) & 0xFF) ^ 0x80) - 0x80
+        level = ((nearest_int_product(contraction, inverse, v.load(scales, j * LANES, LANES)) & 0xFF) ^ 0x80) - 0x80
         level = v.select(level < 31, level, 31)
         level = v.select(level > -32, level, -32) + 32
         v.store(rounded, j * LANES, v.select(none, 0.0, v.floats(level)))
@@ -44,12 +44,14 @@ def _round_scales(how: Any, scales: Any, rounded: Any) -> Any:
 
 
 @v.inlined
-def _search_scales(how: Any, scales: Any, sums: Any, products: Any, candidates: Any, rounded: Any) -> Any:
+def _search_scales(contraction: Any, scales: Any, sums: Any, products: Any, candidates: Any, rounded: Any) -> Any:
     """As `_round_scales`, but with a search for the best factor: scales are quantized like weights."""
-    factor, inverse = search_symmetric(how, scales, sums, products, 16, 32, candidates)
+    factor, inverse = search_symmetric(contraction, scales, sums, products, 16, 32, candidates)
     empty = v.absolute(largest_of(scales, 16)) < EPSILON
     for j in range(16):
-        level = nearest_product(how, inverse, v.load(scales, j * LANES, LANES), MAGIC - 32, MAGIC + 31) - (MAGIC - 32)
+        level = nearest_product(contraction, inverse, v.load(scales, j * LANES, LANES), MAGIC - 32, MAGIC + 31) - (
+            MAGIC - 32
+        )
         v.store(rounded, j * LANES, v.select(empty, 0.0, level))
     return factor
 
@@ -82,18 +84,18 @@ def _keep_levels(values: Any, low: Any, sizes: Any, j: Any, levels: Any) -> None
 
 
 def quantize(
-    how: Any,
+    contraction: Any,
     source: Any,
     kind: Any,
     n_blocks: Any,
-    room: Any,
+    scratch: Any,
     importance: Any,
     candidates: Any,
     scale_candidates: Any,
     out: Any,
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
-    batch, importances, x, weights, rounded, sums = divide(room, 16)
+    """Quantize `n_blocks` blocks of the source to `out`; `scratch` is SCRATCH_BYTES of scratch memory."""
+    batch, importances, x, weights, rounded, sums = divide(scratch, 16)
     scales = v.from_index(sums, _SUBS)
     scale_levels = v.from_index(scales, _SUBS)
     header = v.as_bytes(v.from_index(scale_levels, _SUBS))
@@ -107,24 +109,26 @@ def quantize(
         sigma2 = v.splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(how, batch, 16, x) * 2.0 / 256.0
+            sigma2 = sum_of_squares(contraction, batch, 16, x) * 2.0 / 256.0
         for j in range(16):
             turn(batch, j * 16, 16, x)
             if weighted:
                 turn(importances, j * 16, 16, rounded)
-                v.store(sums, j * LANES, weigh(how, x, rounded, 16, sigma2, weights))
-                scale, inverse = search_symmetric(how, x, weights, rounded, 16, 4, candidates)
+                v.store(sums, j * LANES, weigh(contraction, x, rounded, 16, sigma2, weights))
+                scale, inverse = search_symmetric(contraction, x, weights, rounded, 16, 4, candidates)
                 for i in range(16):
-                    level = nearest_product(how, inverse, v.load(x, i * LANES, LANES), MAGIC - 4, MAGIC + 3) - MAGIC
+                    level = (
+                        nearest_product(contraction, inverse, v.load(x, i * LANES, LANES), MAGIC - 4, MAGIC + 3) - MAGIC
+                    )
                     v.store(rounded, i * LANES, level)
             else:
-                scale = descend(how, x, rounded, 16, 4)
+                scale = descend(contraction, x, rounded, 16, 4)
             v.store(scales, j * LANES, scale)
             _keep_levels(rounded, -4.0, v.absolute(largest_of(x, 16)), j, searched)
         if weighted:
-            d = _search_scales(how, scales, sums, rounded, scale_candidates, scale_levels)
+            d = _search_scales(contraction, scales, sums, rounded, scale_candidates, scale_levels)
         else:
-            d = _round_scales(how, scales, scale_levels)
+            d = _round_scales(contraction, scales, scale_levels)
         _pack_scales(d, scale_levels, header, scales)
         for block in range(count):
             base = (first + block) * 110

@@ -25,11 +25,11 @@ _HEADER = LANES * 16
 
 
 @v.inlined
-def _plain_weights(how: Any, x: Any, weights: Any) -> None:
+def _plain_weights(contraction: Any, x: Any, weights: Any) -> None:
     squares = v.splat(0.0, LANES)
     for i in range(32):
         value = v.load(x, i * LANES, LANES)
-        squares = mul_add(how, SQUARES, value, value, squares)
+        squares = mul_add(contraction, SQUARES, value, value, squares)
     average = v.square_root(squares / 32.0)
     for i in range(32):
         v.store(weights, i * LANES, average + v.absolute(v.load(x, i * LANES, LANES)))
@@ -65,24 +65,32 @@ def _pack_header(d: Any, m: Any, scales: Any, minima: Any, limit: Any, header: A
 
 
 @v.inlined
-def _round(how: Any, batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
+def _round(contraction: Any, batch: Any, at: Any, d: Any, m: Any, inverse: Any, lowest: Any, nmax: Any) -> Any:
     """Return 32 weights as integers in 0…nmax, by the stored scale; if that is 0, by the search's own scale."""
     value = v.load(batch, at, 32)
     if d != 0.0:
         value = nearest((value + v.splat(m, 32)) / v.splat(d, 32), MAGIC, MAGIC + nmax)
     else:
-        value = nearest_product(how, v.splat(inverse, 32), value - v.splat(lowest, 32), MAGIC, MAGIC + nmax)
+        value = nearest_product(contraction, v.splat(inverse, 32), value - v.splat(lowest, 32), MAGIC, MAGIC + nmax)
     return v.low_bytes(v.bits_of_floats(value))
 
 
 def quantize(
-    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, nmax: Any, candidates: Any, out: Any
+    contraction: Any,
+    source: Any,
+    kind: Any,
+    n_blocks: Any,
+    scratch: Any,
+    importance: Any,
+    nmax: Any,
+    candidates: Any,
+    out: Any,
 ) -> None:
     """Quantize `n_blocks` blocks of the source to `out`, as Q4_K if nmax is 15, as Q5_K if it is 31.
 
-    `room` is ROOM_BYTES of scratch memory.
+    `scratch` is SCRATCH_BYTES of scratch memory.
     """
-    batch, importances, x, weights, levels, fits = divide(room, 32)
+    batch, importances, x, weights, levels, fits = divide(scratch, 32)
     sums = v.from_index(fits, _FITS)
     scales = v.from_index(sums, _SUBS)
     minima = v.from_index(scales, _SUBS)
@@ -97,21 +105,23 @@ def quantize(
         sigma2 = v.splat(0.0, LANES)
         if weighted:
             importance_batch(importance, first, importances)
-            sigma2 = sum_of_squares(how, batch, 32, x) * 2.0 / 256.0
+            sigma2 = sum_of_squares(contraction, batch, 32, x) * 2.0 / 256.0
         for j in range(8):
             turn(batch, j * 32, 32, x)
             if weighted:
                 turn(importances, j * 32, 32, levels)
-                v.store(sums, j * LANES, weigh(how, x, levels, 32, sigma2, weights))
+                v.store(sums, j * LANES, weigh(contraction, x, levels, 32, sigma2, weights))
             else:
-                _plain_weights(how, x, weights)
-            search_range(how, x, weights, levels, v.from_index(fits, j * LANES), _SUBS, 32, nmax, candidates, False)
+                _plain_weights(contraction, x, weights)
+            search_range(
+                contraction, x, weights, levels, v.from_index(fits, j * LANES), _SUBS, 32, nmax, candidates, False
+            )
         if weighted:
-            d = fit_scales(how, fits, sums, 8, 63, scales)
-            m = fit_scales(how, v.from_index(fits, _SUBS), sums, 8, 63, minima)
+            d = fit_scales(contraction, fits, sums, 8, 63, scales)
+            m = fit_scales(contraction, v.from_index(fits, _SUBS), sums, 8, 63, minima)
         else:
-            d = round_scales(how, fits, 8, 63, scales)
-            m = round_scales(how, v.from_index(fits, _SUBS), 8, 63, minima)
+            d = round_scales(contraction, fits, 8, 63, scales)
+            m = round_scales(contraction, v.from_index(fits, _SUBS), 8, 63, minima)
         _pack_header(d, m, scales, minima, 255 if weighted and not five else 63, header)
         for block in range(count):
             base = (first + block) * (low_bits + 128)
@@ -121,9 +131,9 @@ def quantize(
                 s = j * LANES + block
                 at = block * STEP + j * 32
                 inverse, lowest = 2 * _SUBS + s, 3 * _SUBS + s
-                even = _round(how, batch, at, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
+                even = _round(contraction, batch, at, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 s, inverse, lowest = s + LANES, inverse + LANES, lowest + LANES
-                odd = _round(how, batch, at + 32, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
+                odd = _round(contraction, batch, at + 32, scales[s], minima[s], fits[inverse], fits[lowest], nmax)
                 if five:
                     high = ((even >> 4) << j) | ((odd >> 4) << (j + 1))
                     v.store(blocks, base + 16, high if j == 0 else v.load(blocks, base + 16, 32) | high)

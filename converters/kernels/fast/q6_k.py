@@ -31,7 +31,7 @@ _HEADER = LANES * 18
 
 
 @v.inlined
-def _pack_scales(how: Any, scales: Any, sizes: Any, header: Any) -> None:
+def _pack_scales(contraction: Any, scales: Any, sizes: Any, header: Any) -> None:
     """Write the last 18 bytes of each block to `header` [18, LANES]; `scales` become d·scale."""
     largest = largest_of(scales, 16)
     empty = v.absolute(largest) < EPSILON
@@ -40,7 +40,7 @@ def _pack_scales(how: Any, scales: Any, sizes: Any, header: Any) -> None:
     d = widen_halves(d_word)
     store_words(header, 16 * LANES, d_word)
     for j in range(16):
-        level = nearest_int_product(how, inverse, v.load(scales, j * LANES, LANES))
+        level = nearest_int_product(contraction, inverse, v.load(scales, j * LANES, LANES))
         level = v.select(empty, 0, v.select(level < 127, level, 127))
         v.store(header, j * LANES, v.low_bytes(level))
         signed = ((level & 0xFF) ^ 0x80) - 0x80
@@ -49,10 +49,10 @@ def _pack_scales(how: Any, scales: Any, sizes: Any, header: Any) -> None:
 
 
 def quantize(
-    how: Any, source: Any, kind: Any, n_blocks: Any, room: Any, importance: Any, candidates: Any, out: Any
+    contraction: Any, source: Any, kind: Any, n_blocks: Any, scratch: Any, importance: Any, candidates: Any, out: Any
 ) -> None:
-    """Quantize `n_blocks` blocks of the source to `out`; `room` is ROOM_BYTES of scratch memory."""
-    batch, importances, x, weights, products, scales = divide(room, 16)
+    """Quantize `n_blocks` blocks of the source to `out`; `scratch` is SCRATCH_BYTES of scratch memory."""
+    batch, importances, x, weights, products, scales = divide(scratch, 16)
     inverses = v.from_index(scales, _SUBS)
     sizes = v.from_index(inverses, _SUBS)
     header = v.as_bytes(v.from_index(sizes, _SUBS))
@@ -72,14 +72,16 @@ def quantize(
                 for i in range(16):
                     value = v.load(x, i * LANES, LANES)
                     v.store(weights, i * LANES, value * value)
-            if contracts(how, CALLED) and weighted and j == 0:
-                scale, inverse = search_symmetric(without(how, SYMMETRIC), x, weights, products, 16, 32, candidates)
+            if contracts(contraction, CALLED) and weighted and j == 0:
+                scale, inverse = search_symmetric(
+                    without(contraction, SYMMETRIC), x, weights, products, 16, 32, candidates
+                )
             else:
-                scale, inverse = search_symmetric(how, x, weights, products, 16, 32, candidates)
+                scale, inverse = search_symmetric(contraction, x, weights, products, 16, 32, candidates)
             v.store(scales, j * LANES, scale)
             v.store(inverses, j * LANES, inverse)
             v.store(sizes, j * LANES, v.absolute(largest_of(x, 16)))
-        _pack_scales(how, scales, sizes, header)
+        _pack_scales(contraction, scales, sizes, header)
         for block in range(count):
             for j in range(16):
                 s = j * LANES + block
@@ -87,7 +89,7 @@ def quantize(
                 if scales[s] != 0.0:
                     value = nearest(value / v.splat(scales[s], 16), MAGIC - 32, MAGIC + 31)
                 else:
-                    value = nearest_product(how, v.splat(inverses[s], 16), value, MAGIC - 32, MAGIC + 31)
+                    value = nearest_product(contraction, v.splat(inverses[s], 16), value, MAGIC - 32, MAGIC + 31)
                 rounded = v.low_bytes(v.bits_of_floats(value)) + 32
                 if scales[s] == 0.0 and sizes[s] < EPSILON:
                     rounded = rounded & 0

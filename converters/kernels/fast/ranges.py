@@ -18,7 +18,7 @@ from llamalite.converters.kernels.fast.vectors import LANES
 
 
 @v.inlined
-def _extremes_and_sums(how: Any, x: Any, weights: Any, n: Any) -> Any:
+def _extremes_and_sums(contraction: Any, x: Any, weights: Any, n: Any) -> Any:
     """Return the smallest and largest x, and the sums of w and w · x."""
     lowest = v.load(x, 0, LANES)
     highest = lowest
@@ -30,19 +30,19 @@ def _extremes_and_sums(how: Any, x: Any, weights: Any, n: Any) -> Any:
         lowest = v.select(value < lowest, value, lowest)
         highest = v.select(value > highest, value, highest)
         sum_w = sum_w + w
-        sum_x = mul_add(how, STATEMENT, w, value, sum_x)
+        sum_x = mul_add(contraction, STATEMENT, w, value, sum_x)
     return lowest, highest, sum_w, sum_x
 
 
 @v.inlined
-def _least_squares(how: Any, sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) -> Any:
+def _least_squares(contraction: Any, sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, sum_xl: Any) -> Any:
     """Return the determinant, and the scale and lower end (at most 0) that fit x to the levels best."""
-    determinant = mul_add(how, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
-    if contracts(how, SECOND):
-        new_scale = mul_add(how, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
+    determinant = mul_add(contraction, STATEMENT, sum_w, sum_l2, -(sum_l * sum_l))
+    if contracts(contraction, SECOND):
+        new_scale = mul_add(contraction, SECOND, -sum_x, sum_l, sum_w * sum_xl) / determinant
     else:
-        new_scale = mul_add(how, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
-    new_lowest = mul_add(how, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
+        new_scale = mul_add(contraction, STATEMENT, sum_w, sum_xl, -(sum_x * sum_l)) / determinant
+    new_lowest = mul_add(contraction, STATEMENT, sum_l2, sum_x, -(sum_l * sum_xl)) / determinant
     above = new_lowest > 0.0
     if v.bits(above):
         new_lowest = v.select(above, 0.0, new_lowest)
@@ -52,7 +52,7 @@ def _least_squares(how: Any, sum_w: Any, sum_x: Any, sum_l: Any, sum_l2: Any, su
 
 @v.inlined
 def search_range(
-    how: Any,
+    contraction: Any,
     x: Any,
     weights: Any,
     levels: Any,
@@ -71,7 +71,7 @@ def search_range(
     """
     zero = MAGIC
     top = MAGIC + nmax
-    lowest, highest, sum_w, sum_x = _extremes_and_sums(how, x, weights, n)
+    lowest, highest, sum_w, sum_x = _extremes_and_sums(contraction, x, weights, n)
     lowest = v.select(lowest > 0.0, 0.0, lowest)
     flat = highest == lowest
     flat_minimum = lowest
@@ -83,10 +83,10 @@ def search_range(
     best = v.splat(0.0, LANES)
     for i in range(n):
         value = v.load(x, i * LANES, LANES)
-        level = nearest_product(how, inverse, value - lowest, zero, top) - MAGIC
-        difference = mul_add(how, STATEMENT, scale, level, lowest) - value
+        level = nearest_product(contraction, inverse, value - lowest, zero, top) - MAGIC
+        difference = mul_add(contraction, STATEMENT, scale, level, lowest) - value
         difference = v.absolute(difference) if by_magnitude else difference * difference
-        best = mul_add(how, FIRST_RANGE, v.load(weights, i * LANES, LANES), difference, best)
+        best = mul_add(contraction, FIRST_RANGE, v.load(weights, i * LANES, LANES), difference, best)
 
     for candidate in candidates:
         inverse = v.splat(candidate, LANES) / (highest - lowest)
@@ -95,20 +95,20 @@ def search_range(
         sum_xl = v.splat(0.0, LANES)
         for i in range(n):
             value = v.load(x, i * LANES, LANES)
-            level = nearest_product(how, inverse, value - lowest, zero, top) - MAGIC
+            level = nearest_product(contraction, inverse, value - lowest, zero, top) - MAGIC
             v.store(levels, i * LANES, level)
             w = v.load(weights, i * LANES, LANES)
             weighted = w * level
-            sum_l = mul_add(how, LEVELS, w, level, sum_l)
-            sum_l2 = mul_add(how, RANGES, weighted, level, sum_l2)
-            sum_xl = mul_add(how, RANGES, weighted, value, sum_xl)
-        determinant, new_scale, new_lowest = _least_squares(how, sum_w, sum_x, sum_l, sum_l2, sum_xl)
+            sum_l = mul_add(contraction, LEVELS, w, level, sum_l)
+            sum_l2 = mul_add(contraction, RANGES, weighted, level, sum_l2)
+            sum_xl = mul_add(contraction, RANGES, weighted, value, sum_xl)
+        determinant, new_scale, new_lowest = _least_squares(contraction, sum_w, sum_x, sum_l, sum_l2, sum_xl)
         error = v.splat(0.0, LANES)
         for i in range(n):
-            difference = mul_add(how, STATEMENT, new_scale, v.load(levels, i * LANES, LANES), new_lowest)
+            difference = mul_add(contraction, STATEMENT, new_scale, v.load(levels, i * LANES, LANES), new_lowest)
             difference = difference - v.load(x, i * LANES, LANES)
             difference = v.absolute(difference) if by_magnitude else difference * difference
-            error = mul_add(how, STATEMENT, v.load(weights, i * LANES, LANES), difference, error)
+            error = mul_add(contraction, STATEMENT, v.load(weights, i * LANES, LANES), difference, error)
         better = (determinant > 0.0) & (error < best)
         best = v.select(better, error, best)
         best_inverse = v.select(better, inverse, best_inverse)

@@ -19,9 +19,9 @@ Settings = tuple[Any, ...]
 class Recipe:
     """The function that makes a tensor type, and its settings for a contraction, without (`plain`) and with importance.
 
-    `weighted` is None for a kernel that takes no importance: then rows with importance are not for this kernel, unless
+    `weighted` is None for a kernel that takes no importance: then it cannot make rows with importance, unless
     `ignores_importance` says that ggml ignores it too. The number of weights must be a multiple of `multiple_of`.
-    `saved_ns` is about how many nanoseconds a weight takes less than with ggml's kernel, on one core: it decides
+    `saved_ns` is roughly how many nanoseconds per weight it saves against ggml's kernel, on one core: it decides
     whether loading Numba pays. `contracted` says whether the bytes depend on the contraction.
     """
 
@@ -35,36 +35,36 @@ class Recipe:
     contracted: bool = True
 
 
-def _range(how: Contraction, nmax: int, start: float, step: float, n_steps: int) -> Floats:
+def _range(contraction: Contraction, nmax: int, start: float, step: float, n_steps: int) -> Floats:
     """Return the numerators that ``make_qkx2_quants`` tries: rmin + rdelta·i + nmax, each operation in float32."""
-    numerators: Floats = _sums(how, start, step, range(n_steps + 1)) + np.float32(nmax)
+    numerators: Floats = _sums(contraction, start, step, range(n_steps + 1)) + np.float32(nmax)
     return numerators
 
 
-def _around(how: Contraction, nmax: int) -> Floats:
+def _around(contraction: Contraction, nmax: int) -> Floats:
     """Return the numerators that ``make_qx_quants`` tries: −(nmax + 0.1·i) for i in −9…9 except 0."""
-    numerators: Floats = -_sums(how, nmax, 0.1, [i for i in range(-9, 10) if i])
+    numerators: Floats = -_sums(contraction, nmax, 0.1, [i for i in range(-9, 10) if i])
     return numerators
 
 
-def _sums(how: Contraction, start: float, step: float, factors: Sequence[int]) -> Floats:
-    """Return start + step · i for each i of `factors`; the product is rounded to float32 unless `how` contracts it."""
+def _sums(contraction: Contraction, start: float, step: float, factors: Sequence[int]) -> Floats:
+    """Return start + step · i for each i of `factors`; the product is rounded to float32 unless it is contracted."""
     products = np.float64(np.float32(step)) * np.array(factors)  # exact, and so is the sum
-    if not how.places & STATEMENT:
+    if not contraction.places & STATEMENT:
         products = products.astype(np.float32).astype(np.float64)
     sums: Floats = (np.float64(np.float32(start)) + products).astype(np.float32)
     return sums
 
 
 def _symmetric(*nmaxes: int) -> Callable[[Contraction], Settings]:
-    return lambda how: tuple(_around(how, nmax) for nmax in nmaxes)
+    return lambda contraction: tuple(_around(contraction, nmax) for nmax in nmaxes)
 
 
 def _ranges(*first: Any, of: tuple[int, float, float, int]) -> Callable[[Contraction], Settings]:
-    return lambda how: (*first, _range(how, *of))
+    return lambda contraction: (*first, _range(contraction, *of))
 
 
-def _nothing(_how: Contraction) -> Settings:
+def _nothing(_contraction: Contraction) -> Settings:
     return ()
 
 

@@ -22,9 +22,9 @@ def nearest(values: Any, low: Any, high: Any) -> Any:
 
 
 @v.inlined
-def nearest_product(how: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
+def nearest_product(contraction: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
     """As `nearest`, for a · b."""
-    return _clamped(mul_add(how, ACROSS, a, b, MAGIC), low, high)
+    return _clamped(mul_add(contraction, ACROSS, a, b, MAGIC), low, high)
 
 
 @v.inlined
@@ -41,9 +41,9 @@ def nearest_int(values: Any) -> Any:
 
 
 @v.inlined
-def nearest_int_product(how: Any, a: Any, b: Any) -> Any:
+def nearest_int_product(contraction: Any, a: Any, b: Any) -> Any:
     """As `nearest_int`, for a · b."""
-    return (v.bits_of_floats(mul_add(how, ACROSS, a, b, MAGIC)) & 0x007FFFFF) - 0x00400000
+    return (v.bits_of_floats(mul_add(contraction, ACROSS, a, b, MAGIC)) & 0x007FFFFF) - 0x00400000
 
 
 @v.inlined

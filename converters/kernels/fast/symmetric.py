@@ -30,7 +30,7 @@ def largest_of(x: Any, n: Any) -> Any:
 
 
 @v.inlined
-def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
+def search_symmetric(contraction: Any, x: Any, weights: Any, products: Any, n: Any, nmax: Any, candidates: Any) -> Any:
     """Return the scale of LANES sub-blocks of `n` values, and the inverse scale that rounded the values best.
 
     This is ``make_qx_quants`` with weights (ggml-quants.c). `x`, `weights` and `products` (scratch memory) are float32
@@ -46,9 +46,9 @@ def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax
         w = v.load(weights, i * LANES, LANES)
         product = w * value
         v.store(products, i * LANES, product)
-        level = nearest_product(how, inverse, value, low, high) - MAGIC
-        sum_lx = mul_add(how, FIRST_SYMMETRIC, product, level, sum_lx)
-        sum_l2 = mul_add(how, FIRST_SYMMETRIC, w * level, level, sum_l2)
+        level = nearest_product(contraction, inverse, value, low, high) - MAGIC
+        sum_lx = mul_add(contraction, FIRST_SYMMETRIC, product, level, sum_lx)
+        sum_l2 = mul_add(contraction, FIRST_SYMMETRIC, w * level, level, sum_l2)
     scale = v.select(sum_l2 != 0.0, sum_lx / sum_l2, 0.0)
     best = scale * sum_lx
     best_inverse = inverse
@@ -57,9 +57,9 @@ def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax
         sum_lx = v.splat(0.0, LANES)
         sum_l2 = v.splat(0.0, LANES)
         for i in range(n):
-            level = nearest_product(how, inverse, v.load(x, i * LANES, LANES), low, high) - MAGIC
-            sum_lx = mul_add(how, SYMMETRIC, v.load(products, i * LANES, LANES), level, sum_lx)
-            sum_l2 = mul_add(how, SYMMETRIC, v.load(weights, i * LANES, LANES) * level, level, sum_l2)
+            level = nearest_product(contraction, inverse, v.load(x, i * LANES, LANES), low, high) - MAGIC
+            sum_lx = mul_add(contraction, SYMMETRIC, v.load(products, i * LANES, LANES), level, sum_lx)
+            sum_l2 = mul_add(contraction, SYMMETRIC, v.load(weights, i * LANES, LANES) * level, level, sum_l2)
         better = (sum_l2 > 0.0) & (sum_lx * sum_lx > best * sum_l2)
         if v.bits(better):
             scale = v.select(better, sum_lx / sum_l2, scale)
@@ -69,7 +69,7 @@ def search_symmetric(how: Any, x: Any, weights: Any, products: Any, n: Any, nmax
 
 
 @v.inlined
-def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
+def descend(contraction: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
     """Return the scale of LANES sub-blocks of `n` values, found by moving one level at a time.
 
     This is ``make_q3_quants`` (ggml-quants.c). The levels, −nmax…nmax − 1, are written to `levels`, which is float32
@@ -83,10 +83,10 @@ def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
     for i in range(n):
         value = v.load(x, i * LANES, LANES)
         w = value * value
-        level = nearest_product(how, inverse, value, low, high) - MAGIC
+        level = nearest_product(contraction, inverse, value, low, high) - MAGIC
         v.store(levels, i * LANES, level)
-        sum_lx = mul_add(how, STATEMENT, w * value, level, sum_lx)
-        sum_l2 = mul_add(how, STATEMENT, w * level, level, sum_l2)
+        sum_lx = mul_add(contraction, STATEMENT, w * value, level, sum_lx)
+        sum_l2 = mul_add(contraction, STATEMENT, w * level, level, sum_l2)
     for _ in range(5):
         # A lane in which no level moved does not change any more, as if it had stopped.
         moved = inverse < inverse
@@ -94,11 +94,11 @@ def descend(how: Any, x: Any, levels: Any, n: Any, nmax: Any) -> Any:
             value = v.load(x, i * LANES, LANES)
             w = value * value
             level = v.load(levels, i * LANES, LANES)
-            lx = mul_add(how, STATEMENT, -(w * value), level, sum_lx)
-            l2 = mul_add(how, STATEMENT, -(w * level), level, sum_l2)
+            lx = mul_add(contraction, STATEMENT, -(w * value), level, sum_lx)
+            l2 = mul_add(contraction, STATEMENT, -(w * level), level, sum_l2)
             new = nearest(value * l2 / lx, low, high) - MAGIC
-            new_lx = mul_add(how, STATEMENT, w * value, new, lx)
-            new_l2 = mul_add(how, STATEMENT, w * new, new, l2)
+            new_lx = mul_add(contraction, STATEMENT, w * value, new, lx)
+            new_l2 = mul_add(contraction, STATEMENT, w * new, new, l2)
             better = (lx > 0.0) & (new != level) & (new_l2 > 0.0)
             better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
             v.store(levels, i * LANES, v.select(better, new, level))

@@ -25,9 +25,9 @@ BATCH = LANES * STEP
 
 
 @v.inlined
-def divide(room: Any, n: Any) -> Any:
-    """Divide the bytes of `room` into two batches, three tiles of `n` positions, and the rest, all as float32."""
-    batch = v.floats_at(room.ctypes.data)
+def divide(scratch: Any, n: Any) -> Any:
+    """Divide the bytes of `scratch` into two batches, three tiles of `n` positions, and the rest, all as float32."""
+    batch = v.floats_at(scratch.ctypes.data)
     importances = v.from_index(batch, BATCH)
     x = v.from_index(importances, BATCH)
     weights = v.from_index(x, n * LANES)

@@ -1,7 +1,7 @@
-"""The rows from which a kernel has to make ggml's bytes before it is used.
+"""The rows that a kernel must quantize to ggml's bytes before it is used.
 
 A product that is rounded where ggml's compiler did not round it changes few bytes: for some sums in one of a hundred
-rows, for others in one of thousands. So beside ordinary and unusual rows there are telling ones, whose bytes show such
+rows, for others in one of thousands. So besides ordinary and unusual rows there are telling ones, whose bytes show such
 a difference. They were chosen from 6000 ordinary rows and 6000 on a grid: two rows for each ``mul_add`` of a kernel
 whose contraction any row shows, for each tensor type, without and with importance.
 """

@@ -7,9 +7,9 @@
 
 A vector is a value, not an array. Operators work lane by lane; a scalar operand is spread over all lanes, as float32 or
 int32. LLVM compiles each operation to the widest instructions of the processor. No operation has a fast-math flag, so
-that each rounds once, like the same operation in scalar C; LLVM itself contracts no product and sum. Numba's loop
-vectoriser could do some of this if it could prove that no arrays overlap; here nothing needs to be proved. This module
-knows nothing of quantization.
+each rounds once, like the same operation in scalar C; LLVM itself contracts no product and sum. Numba's loop vectoriser
+could do some of this if it could prove that no arrays overlap; here nothing needs to be proved. This module knows
+nothing of quantization.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _as_bytes(pointer: Any) -> Any:
 def _scratch(element: types.Type) -> Callable[..., Any]:
     kind = _LLVM[_KINDS[element]]
 
-    def room(size: Any) -> Any:
+    def scratch(size: Any) -> Any:
         def emit(builder: ir.IRBuilder, _size: ir.Value) -> ir.Value:
             with builder.goto_entry_block():
                 array = builder.alloca(ir.ArrayType(kind, size.literal_value))
@@ -243,7 +243,7 @@ def _scratch(element: types.Type) -> Callable[..., Any]:
 
         return types.CPointer(element)(size), emit
 
-    return operation(room, literal=True)
+    return operation(scratch, literal=True)
 
 
 def _pointer(element: types.Type) -> Callable[..., Any]:
