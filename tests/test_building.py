@@ -91,7 +91,7 @@ def test_a_compiler_is_named_where_the_one_that_python_was_built_with_is_not_ins
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     named = building.environment({"PATH": str(tmp_path)}, PLAIN)
-    usual = {name: building._pythons_compiler(name)[:1] for name in ("CC", "CXX")}
+    usual = {name: building._python_compiler(name)[:1] for name in ("CC", "CXX")}
     assert named == {name: there for name, there in (("CC", "cc"), ("CXX", "c++")) if usual[name] != [there]}
 
 

@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Callable[[GgufBytes], object], str]] = {
     ),
     "another family": (
         lambda f: f.set("general.architecture", STRING, b"qwen2"),
-        "is an adapter for another model than toy.gguf: its architecture is qwen2, the model's llama",
+        "is not an adapter for toy.gguf: its architecture is qwen2, the model's llama",
     ),
     "a weight that is a whole number": (
         lambda f: f.set("adapter.lora.alpha", UINT32, 8),

@@ -25,8 +25,8 @@ _ROOM = 14  # columns of a label
 def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -> None:
     """Show what MODEL contains and needs to run: shape, vocabulary, tensors by type, memory, keys.
 
-    MODEL is any GGUF file (of a split model the first; other families and adapters too), a name in the models
-    folder, demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a
+    MODEL is any GGUF file (the first of a split model; other families and adapters too), a name in the models folder,
+    demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a
     model that llama.cpp would not load.
 
     \b

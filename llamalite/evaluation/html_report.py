@@ -98,14 +98,14 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
 
 def _quality_row(model: Candidate, comparison: Comparison) -> str:
     cells = [escape(model.name), f"{model.n_bytes / 2**20:,.1f}", f"{model.bits_per_weight:.2f}"]
-    if (own := model.divergence) is not None:
+    if (divergence := model.divergence) is not None:
         cells += [
-            _plus_minus(own.ppl, own.ppl_err, 4),
-            _plus_minus(own.ppl_diff, own.ppl_diff_err, 4),
-            _plus_minus(own.mean_kld, own.mean_kld_err, 6),
-            *(f"{value:.5f}" for value in (own.median_kld, own.p99_kld, own.max_kld)),
-            f"{own.same_top_p:.2%} <small>± {own.same_top_p_err:.2%}</small>",
-            f"{own.rms_delta_p:.3%}",
+            _plus_minus(divergence.ppl, divergence.ppl_err, 4),
+            _plus_minus(divergence.ppl_diff, divergence.ppl_diff_err, 4),
+            _plus_minus(divergence.mean_kld, divergence.mean_kld_err, 6),
+            *(f"{value:.5f}" for value in (divergence.median_kld, divergence.p99_kld, divergence.max_kld)),
+            f"{divergence.same_top_p:.2%} <small>± {divergence.same_top_p_err:.2%}</small>",
+            f"{divergence.rms_delta_p:.3%}",
         ]
     else:  # the reference: every candidate has its perplexity
         first = comparison.candidates[0].divergence if comparison.candidates else None

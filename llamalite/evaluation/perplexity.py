@@ -99,7 +99,7 @@ def perplexity(
         for result in iter_perplexity(native, text, protocol):
             if progress is not None:
                 progress(result)
-    assert result is not None  # there is a window: for a text without any, an error was raised
+    assert result is not None  # a text without windows raises an error
     return result
 
 

@@ -8,11 +8,11 @@ import collections
 class Costs:
     """Seconds of a decode of n tokens, each with its logits.
 
-    Where memory bandwidth is the limit, eight tokens in one decode take hardly longer than one; where arithmetic is,
+    If memory bandwidth is the limit, eight tokens in one decode take hardly longer than one. If arithmetic is the limit
     and the kernels gain nothing from computing rows together, they take eight times as long. Only measuring tells.
 
-    Each figure is the least of the last five measurements, so that a decode that something else slowed down counts
-    little. Figures older than 256 decodes are forgotten: a fuller cache or a busier machine changes them.
+    Each figure is the least of the last five measurements, so that an occasional slow decode does not matter. Figures
+    older than 256 decodes are forgotten: a fuller cache or a busier machine changes them.
     """
 
     _MEMORY = 256  # decodes
