@@ -12,9 +12,8 @@ import signal
 
 def main() -> None:
     """Run the command line, and exit with its code."""
-    handles_interrupts = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # no: a background job ignores them
+    # A background job ignores interrupts: then they stay ignored.
+    handles_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handles_interrupts:
         signal.signal(signal.SIGINT, _interrupted)
     on_terminate = signal.getsignal(signal.SIGTERM)

@@ -4,8 +4,8 @@
     {"messages": [{"role": "user", "content": "hi"}], "id": 7}      →  {"line": 2, "id": 7, "text": "...", ...}
 
 A line has ``prompt`` or ``messages``, and may have ``id`` and fields of `SamplingParams`. An answer has the
-number of its line and a digest of it, by which a second run knows which lines are done. Answers are in the order they
-finished.
+number and a digest of its line, by which a second run knows which lines are done. Answers are in the order in which
+they finished.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class ModelOptions:
     - `exact`: an F32 cache and no flash attention, for comparing figures across machines.
     - `lora`: LoRA adapters in GGUF form: paths, or `LoraAdapter`s with a scale.
     - `seed`: the seed of generations that set none; None draws a new one for each.
-    - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
+    - `draft`: a small model with the same vocabulary that guesses tokens ahead, if that is faster
       (`llamalite.generation.speculation`).
     """
 

@@ -75,9 +75,9 @@ class SamplingParams:
       "stop" is valid JSON and matches it.
     - `reproducible`: start with an empty context and decode nothing else alongside, so that the same call gives the
       same bytes, whatever ran before. Without a `seed`, the seed is 0.
-    - `speculate`: guess tokens and check several in one decode, where that is faster
+    - `speculate`: guess tokens and check several in one decode, if that is faster
       (`llamalite.generation.speculation`). "lookup" guesses what followed the last tokens when they occurred before,
-      "draft" asks the model's draft model. None is "draft" where the model has one, else "off". Batches and
+      "draft" asks the model's draft model. None is "draft" if the model has one, else "off". Batches and
       `reproducible` do not speculate.
     """
 

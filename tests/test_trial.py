@@ -158,7 +158,7 @@ def test_amx_that_could_not_be_tried_is_left_off() -> None:
 def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "trials" / "x.json"
     judged = verdict.judge(child(lambda step, extra: "abort" if extra and step == "Q4_0" else None))
-    verdict._keep(judged, path)
+    verdict._save(judged, path)
     assert verdict._read(path) == judged
     for text in ("", "[]", "{}", path.read_text()[:-9], '{"faults": [{"step": 1}], "features": null, "n_types": 2}'):
         path.write_text(text)
@@ -168,7 +168,7 @@ def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Pat
 def test_where_nothing_can_be_kept_the_verdict_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
-        verdict._keep(LibraryVerdict(), tmp_path / "file" / "x.json")
+        verdict._save(LibraryVerdict(), tmp_path / "file" / "x.json")
     assert "cannot be saved for the next run" in caplog.text
 
 

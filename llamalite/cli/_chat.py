@@ -40,10 +40,10 @@ KEYS = (
 def help_text(columns: int) -> str:
     """Return the text of /help, wrapped to `columns`."""
     # A terminal too narrow for two columns gets a small indentation instead.
-    room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
+    name_width = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
     lines = []
     for name, about in COMMANDS.items():
-        lines += wrapped(about, columns, first_indent=f"{name:{room - 1}} ", indent=" " * room)
+        lines += wrapped(about, columns, first_indent=f"{name:{name_width - 1}} ", indent=" " * name_width)
     for text in KEYS:
         lines += wrapped(text, columns)
     return "\n".join(lines)

@@ -97,8 +97,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def short(text: str, room: int, *, end: bool = False) -> str:
-    """Return `text` cut to `room` columns; `end` keeps its end: a model's name ends with its type."""
-    if len(text) <= room:
+def short(text: str, n_columns: int, *, end: bool = False) -> str:
+    """Return `text` cut to `n_columns` columns; `end` keeps its end: a model's name ends with its type."""
+    if len(text) <= n_columns:
         return text
-    return "…" + text[len(text) - max(0, room - 1) :] if end else text[: max(0, room - 1)] + "…"
+    return "…" + text[len(text) - max(0, n_columns - 1) :] if end else text[: max(0, n_columns - 1)] + "…"

@@ -33,8 +33,10 @@ def wrapped(text: str, columns: int, *, first_indent: str = "", indent: str = ""
     )
 
 
-def print_wrapped(text: str, *, label: str = "", room: int = 0, in_pipes: bool = False, err: bool = False) -> None:
-    """Print `text` after `label`, which takes `room` columns, wrapped to the terminal's width.
+def print_wrapped(
+    text: str, *, label: str = "", label_width: int = 0, in_pipes: bool = False, err: bool = False
+) -> None:
+    """Print `text` after `label`, which takes `label_width` columns, wrapped to the terminal's width.
 
     In a pipe it is one line, unless `in_pipes` is set.
     """
@@ -43,13 +45,13 @@ def print_wrapped(text: str, *, label: str = "", room: int = 0, in_pipes: bool =
     lines = [text]
     if in_pipes or stream.isatty():
         columns = min(_text.width() - 1, _text.MAX_COLUMNS)
-        lines = wrapped(text, max(_MIN_COLUMNS, columns - room)) or [""]
-    click.echo(label + ("\n" + " " * room).join(lines), err=err)
+        lines = wrapped(text, max(_MIN_COLUMNS, columns - label_width)) or [""]
+    click.echo(label + ("\n" + " " * label_width).join(lines), err=err)
 
 
-def print_labelled(label: str, text: str, room: int) -> None:
-    """Print wrapped `text` after `label`, which is padded to `room` columns and indented by two."""
-    print_wrapped(text, label=f"  {label:{room}}", room=room + 2, in_pipes=True)
+def print_labelled(label: str, text: str, width: int) -> None:
+    """Print wrapped `text` after `label`, which is padded to `width` columns and indented by two."""
+    print_wrapped(text, label=f"  {label:{width}}", label_width=width + 2, in_pipes=True)
 
 
 class StreamWrapper:

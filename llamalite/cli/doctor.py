@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llamalite.performance.forecast import Forecast
     from llamalite.performance.machine import Machine
 
-_ROOM = 12  # columns of a label
+_LABEL_WIDTH = 12  # columns of a label
 _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # measures a model of some billions of weights in seconds, not minutes
 
 
@@ -110,7 +110,7 @@ def _measure(ctx: click.Context, path: Path, counts: list[int]) -> list[tuple[Be
 
 
 def _print_line(label: str, text: str) -> None:
-    print_labelled(label, text, _ROOM)
+    print_labelled(label, text, _LABEL_WIDTH)
 
 
 def _print_trial(verdict: LibraryVerdict) -> None:

@@ -81,7 +81,7 @@ def run(
         return report.ok
     for check in report.checks:
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
-        print_wrapped(check.text, label=f"{word}  {check.name:8}  ", room=17)
+        print_wrapped(check.text, label=f"{word}  {check.name:8}  ", label_width=17)
     if report.ok:
         click.echo(f"{path} matches {against}.")
     else:

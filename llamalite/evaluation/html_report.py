@@ -78,7 +78,7 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
     machine = how["machine"]
     cores = f"{machine['n_cores']} cores" if machine["n_cores"] else "cores unknown"
     memory = f"{machine['memory_bytes'] / GIB:.1f} GiB" if machine["memory_bytes"] else "memory unknown"
-    flash = {"auto": "where llama.cpp chooses", False: "off", True: "on"}[how["flash_attn"]]
+    flash = {"auto": "as llama.cpp chooses", False: "off", True: "on"}[how["flash_attn"]]
     return [
         ("date", str(how["date"]).replace("T", " ").replace("+00:00", " UTC")),
         ("machine", f"{machine['processor']}, {cores}, {memory}, {machine['system']}"),

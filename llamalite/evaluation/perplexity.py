@@ -35,7 +35,7 @@ class PerplexityResult:
     nll: float  # mean, in nats per token
     nll_err: float
     n_scored: int  # tokens
-    n_bytes: int | None  # of the scored tokens; None where the file carries no vocabulary
+    n_bytes: int | None  # of the scored tokens; None if the file has no vocabulary
     n_words: int | None
     n_tokens: int  # of the text; with `chunks`, of the part that they need
     n_decoded: int  # tokens that went through the model

@@ -40,7 +40,7 @@ class Job:
     params: SamplingParams
 
     def tokens_needed(self, n_ctx: int) -> int:
-        """Return the most tokens this job may need: its prompt and `max_tokens`, or `n_ctx` where there is no limit."""
+        """Return the most tokens this job may need: its prompt and `max_tokens`, or `n_ctx` without a limit."""
         return n_ctx if self.params.max_tokens is None else len(self.prompt) + max(self.params.max_tokens, 1)
 
 

@@ -44,7 +44,7 @@ class Costs:
             return self._least[n][0]
         return self._least[1][0] + (n - 1) * self._estimated_per_token()
 
-    def more(self, n: int) -> float:
+    def extra_per_token(self, n: int) -> float:
         """Return the seconds that each of `n` tokens after the first adds to a decode."""
         return max(0.0, ((self.of(1 + n) or 0.0) - (self.of(1) or 0.0)) / n)
 

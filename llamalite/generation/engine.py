@@ -221,7 +221,7 @@ class Engine:
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, n_prompt: int, params: SamplingParams) -> None:
-        """Raise ``ContextOverflowError``, with the number of tokens too many, if prompt and `max_tokens` do not fit.
+        """Raise ``ContextOverflowError``, with the number of excess tokens, if prompt and `max_tokens` do not fit.
 
         Raises ``ValueError`` for a prompt of no tokens: there would be nothing to continue.
         """
@@ -238,7 +238,7 @@ class Engine:
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
         """Return the stream of one generation; nothing is computed before its first piece is asked for.
 
-        This call itself raises ``ValueError`` for an empty prompt or parameters that do not fit this model, and
+        Raises immediately ``ValueError`` for an empty prompt or parameters that do not fit this model, and
         ``ContextOverflowError`` if prompt and `max_tokens` exceed the context.
         """
         ids = [int(token) for token in prompt]

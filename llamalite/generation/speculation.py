@@ -231,7 +231,7 @@ class Speculator:
             if chance < _MIN_CHANCE:
                 break
             if step_s:  # guess on only while that adds tokens faster than the decode does without it
-                more_s = step_s + self._costs.more(n)
+                more_s = step_s + self._costs.extra_per_token(n)
                 if chance * rate / more_s < expected / (single_s + n * more_s):
                     break
         # The first time does not count: a draft model then also reads all tokens before.

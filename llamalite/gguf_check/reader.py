@@ -204,7 +204,7 @@ def _alignment(reader: _Reader, entries: dict[str, Entry]) -> int:
 
 
 def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tuple[TensorInfo, ...], int]:
-    """Return the table and the offset of the data, in which tensors follow the table's order, padded to `alignment`."""
+    """Return the table and the offset of the data, which must hold the tensors in order, aligned to `alignment`."""
     table: dict[str, tuple[TensorType, tuple[int, ...], int, int]] = {}
     expected = 0
     for i in range(n_tensors):

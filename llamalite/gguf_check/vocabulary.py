@@ -1,4 +1,4 @@
-"""The tokenizer's keys: arrays of equal length, no token twice, ids inside the vocabulary, a token for every byte.
+"""Checks the tokenizer's keys: arrays of equal length, no token twice, ids in range, a token for every byte.
 
 llama.cpp aborts the process on a vocabulary that has a token twice, and on a text with a byte that a SentencePiece
 vocabulary has no token for (llama-vocab.cpp, ``llama_vocab::impl::load``, ``llama_vocab::byte_to_token``).

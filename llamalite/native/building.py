@@ -195,7 +195,7 @@ def _output(words: Sequence[str]) -> str:
         return ""
 
 
-def ingredients(environ: Mapping[str, str], cpu: str) -> dict[str, object]:
+def build_inputs(environ: Mapping[str, str], cpu: str) -> dict[str, object]:
     """Return everything that decides what is compiled. Python's version does not: the wheel is tagged py3-none."""
     toolkits = [line for name, lines in _TOOLKITS.items() if name in environ.get("CMAKE_ARGS", "") for line in lines]
     return {
@@ -209,9 +209,9 @@ def ingredients(environ: Mapping[str, str], cpu: str) -> dict[str, object]:
     }
 
 
-def key(environ: Mapping[str, str] | None = None, cpu: str | None = None) -> str:
+def wheel_key(environ: Mapping[str, str] | None = None, cpu: str | None = None) -> str:
     """Return the name under which a wheel is kept: a digest of everything that decides what is compiled."""
-    parts = ingredients(os.environ if environ is None else environ, identity() if cpu is None else cpu)
+    parts = build_inputs(os.environ if environ is None else environ, identity() if cpu is None else cpu)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -228,7 +228,7 @@ def install() -> str:
     why.
     """
     cpu, began = identity(), time.monotonic()
-    folder = wheels_folder() / key(cpu=cpu)
+    folder = wheels_folder() / wheel_key(cpu=cpu)
     wheel = next(folder.glob("*.whl"), None)
     if wheel is not None:
         os.utime(folder)
@@ -241,13 +241,13 @@ def install() -> str:
         wheel = next(Path(made).glob("*.whl"))
         _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
         try:
-            keep(wheel, folder)
+            keep_wheel(wheel, folder)
         except OSError as error:  # a full or read-only home; the next environment has to compile again
             _LOG.warning("The wheel could not be kept in %s: %s", folder, error)
     return f"{_described(cpu)}; built in {(time.monotonic() - began) / 60:.1f} minutes"
 
 
-def keep(wheel: Path, folder: Path) -> None:
+def keep_wheel(wheel: Path, folder: Path) -> None:
     """Copy `wheel` into `folder`, whole or not at all, and remove the oldest folders beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{wheel.name}.{os.getpid()}.part"

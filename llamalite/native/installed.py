@@ -53,7 +53,7 @@ def library_folder() -> Path:
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """Load a library beside libllama, such as ``ggml-base``; ``FileNotFoundError`` if there is none of that name."""
+    """Load a library beside libllama, such as ``ggml-base``; ``FileNotFoundError`` if there is no such library."""
     folder = library_folder()
     for path in (folder / file for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
         if path.exists():

@@ -160,7 +160,7 @@ _stack_size = threading.Lock()  # the whole process shares threading.stack_size
 
 
 def on_deep_stack(n_bytes: int, call: Callable[[], T]) -> T:
-    """Return what `call` returns, called in a thread with a stack of `n_bytes`, of which only used pages take memory.
+    """Run `call` in a thread with a stack of `n_bytes`, and return its result. Only used pages of it take memory.
 
     Raises ``OutOfMemoryError`` if the system refuses such a stack.
     """

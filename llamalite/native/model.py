@@ -238,7 +238,7 @@ class NativeModel:
 
     def _check_vocab(self) -> None:
         if not self.has_vocab:
-            raise LlamaliteError(f"{self.path.name} carries no vocabulary: it works on token ids only")
+            raise LlamaliteError(f"{self.path.name} has no vocabulary: it works on token ids only")
 
     def check_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> TokenIds:
         """Return `tokens` as int32 [n_tokens]; ``ValueError`` names the first that this model does not have."""
@@ -337,7 +337,7 @@ class NativeModel:
             texts = lib.llama_vocab_get_text(mine, token), lib.llama_vocab_get_text(theirs, token)
             if texts[0] != texts[1]:
                 own_text, other_text = (text.decode("utf-8", "replace") for text in texts)
-                return f"token {token} is {other_text!r} there and {own_text!r} in {self.path.name}"
+                return f"its token {token} is {other_text!r}, and that of {self.path.name} is {own_text!r}"
         return None
 
     def control_tokens(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What the system says about the processor: its instruction sets, and what identifies it.
 
     has = instruction_checker()
-    has(X86["AVX2"])            # True, False, or None where the system does not say
+    has(X86["AVX2"])            # True, False, or None if the system does not say
 
 The sources are /proc/cpuinfo on Linux, sysctl on macOS, and ``IsProcessorFeaturePresent`` on Windows, which covers
 the fewest sets. This module does not load llama.cpp.

@@ -6,7 +6,7 @@
 The order is llama.cpp's (``common_sampler_init``, common/sampling.cpp): bias, penalties, top_k, top_p, min_p,
 temperature, draw. A grammar first checks the token drawn, and filters all candidates only if it forbids that token,
 since filtering a whole vocabulary takes milliseconds. llama.cpp aborts the process when a grammar has to accept a token
-that it forbids. This module never lets that happen: where a grammar allows no token, it raises ``LlamaliteError``.
+that it forbids. This module never lets that happen: if a grammar allows no token, it raises ``LlamaliteError``.
 """
 
 from __future__ import annotations

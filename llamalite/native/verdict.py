@@ -194,7 +194,7 @@ def _read(path: Path) -> LibraryVerdict | None:
         return None
 
 
-def _keep(verdict: LibraryVerdict, path: Path) -> None:
+def _save(verdict: LibraryVerdict, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,18 +208,18 @@ def _keep(verdict: LibraryVerdict, path: Path) -> None:
 
 def _run_trial(path: Path) -> LibraryVerdict:
     if (reason := _cannot_try()) is not None:
-        return _untried(reason)
+        return _untried_verdict(reason)
     try:
         verdict = judge(run_child)
     except (OSError, subprocess.TimeoutExpired, Undecided) as error:
-        return _untried(str(error))
+        return _untried_verdict(str(error))
     # If memory is limited, a child may crash for lack of it, which says nothing about the library.
     if not (verdict.faults and _is_memory_limited()):
-        _keep(verdict, path)
+        _save(verdict, path)
     return verdict
 
 
-def _untried(reason: str) -> LibraryVerdict:
+def _untried_verdict(reason: str) -> LibraryVerdict:
     _logger.info("llama.cpp was not tried on this processor: %s", reason)
     return LibraryVerdict(installed.compiled_features(), untried=reason)
 

@@ -3,7 +3,7 @@
     for row in iter_bench("demo-Q4_K_M.gguf", BenchPlan(n_prompt=512, n_generate=128)):
         print(f"{row.test}: {row.tok_per_s:.1f} ± {row.tok_per_s_sd:.1f} tokens/s")
 
-Each test starts with an empty cache and decodes random tokens (BOS first where the vocabulary adds it): a prompt in
+Each test starts with an empty cache and decodes random tokens (BOS first if the vocabulary adds it): a prompt in
 batches of n_batch, or a generation one token at a time (``test_prompt`` and ``test_gen``, tools/llama-bench).
 Generating a token reads every weight once, so the bytes read per second are compared with the memory's bandwidth,
 measured in the same run with the same number of threads.

@@ -41,7 +41,7 @@ class Machine:
 
     @property
     def unknown(self) -> list[str]:
-        """Instructions that llama.cpp does not use, of which the system does not say whether the processor has them."""
+        """Instructions that llama.cpp does not use; whether the processor has them, the system does not say."""
         return [feature.name for feature in self.features if feature.present is None and not feature.used]
 
     def to_json(self) -> dict[str, Any]:

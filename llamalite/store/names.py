@@ -129,8 +129,8 @@ def nearest(path: Path, also: Iterable[str] = ()) -> str:
 
     folder = path.parent
     if path.name != str(path):
-        beside = [file.name for file in folder.glob("*.gguf")] if folder.is_dir() else []
-        if close := difflib.get_close_matches(path.name, beside, n=1):
+        neighbours = [file.name for file in folder.glob("*.gguf")] if folder.is_dir() else []
+        if close := difflib.get_close_matches(path.name, neighbours, n=1):
             return f"did you mean {folder / close[0]}?"
         return "no such file" if folder.is_dir() else f"there is no folder {folder}"
     names = list(dict.fromkeys(map(name_of, list_models())))
