@@ -138,8 +138,8 @@ def test_logits_that_are_no_numbers_are_an_error(model: NativeModel, temperature
             'root ::= "{1}" # "\n  [\\]"] { 7 # }\n , 3 }',
             "line 2 of the grammar, .*the maximum, 3, is below the minimum, 7",
         ),
-        ('root ::= "a"{0,2001}', "2000 repetitions are the most"),
-        ('root ::= "a"{' + "9" * 5000 + "}", "2000 repetitions are the most"),
+        ('root ::= "a"{0,2001}', "allows at most 2000 repetitions"),
+        ('root ::= "a"{' + "9" * 5000 + "}", "allows at most 2000 repetitions"),
         ('root ::= "' + "a" * 1000 + '"{2000}', "expand to 2004000 characters"),
     ],
 )

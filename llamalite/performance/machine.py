@@ -41,7 +41,7 @@ class Machine:
 
     @property
     def unknown(self) -> list[str]:
-        """Instructions that llama.cpp does not use; whether the processor has them, the system does not say."""
+        """Instructions that llama.cpp does not use; the system does not say whether the processor has them."""
         return [feature.name for feature in self.features if feature.present is None and not feature.used]
 
     def to_json(self) -> dict[str, Any]:
