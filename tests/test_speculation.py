@@ -537,7 +537,7 @@ def test_a_draft_model_needs_the_same_vocabulary_token_by_token(path: Path, tmp_
     raw = path.read_bytes()
     other = tmp_path / "other.gguf"
     other.write_bytes(raw.replace("▁story".encode(), "▁stary".encode()))
-    with pytest.raises(VocabularyError, match=r"other.gguf cannot draft for toy.gguf: token \d+ is '▁stary' there"):
+    with pytest.raises(VocabularyError, match=r"other.gguf cannot draft for toy.gguf: its token \d+ is '▁stary'"):
         Model(path, draft=other)
 
 
