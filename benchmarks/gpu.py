@@ -69,7 +69,7 @@ def measure(path: Path, device: str | None, n_tokens: int, repetitions: int, cou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo", help="as in llamalite run (default: demo)")
-    parser.add_argument("--device", help="which GPU, as llamalite doctor lists them (default: the first)")
+    parser.add_argument("--device", help="which GPU, by its name in llamalite doctor (default: the first)")
     parser.add_argument("--tokens", type=int, default=256, help="of the text whose logits are compared")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
@@ -77,7 +77,7 @@ def main() -> None:
     gpus = [gpu for gpu in devices.devices() if gpu.is_gpu]
     if not gpus:
         print(f"no GPU: the installed llama-cpp-python has the backends {', '.join(devices.backends())}")
-        print(f"nothing was measured; with a GPU: {devices.reinstall()}")
+        print(f"nothing was measured; with a GPU: {devices.gpu_install_command()}")
         return
     device = options.device or gpus[0].name
     path = store.obtain(options.model)

@@ -79,7 +79,7 @@ def old_shards(path: Path, new_paths: Collection[Path]) -> list[Path]:
     name but not its keys: it may belong to something else, and is not removed.
     """
     old = []
-    for file in shards.lying_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
+    for file in shards.shards_in(path.parent, path.name.removesuffix(".gguf"), ".gguf"):
         shard = shards.parse(file.stem)
         if file in new_paths or shard is None:
             continue

@@ -18,7 +18,7 @@ MODEL = """\
 - otherwise a name in the models folder, as `llamalite list` shows it, with or without its type: `my-llama` means
   `my-llama-Q4_K_M.gguf`, or else another type; if there is none, a file or folder of that name in the current folder;
 - `demo`, the model that comes with llamalite, or `demo-Q8_0` or any other type of it;
-- `org/name` or `org/name:Q8_0`, a repository of the Hugging Face hub, unless there is a folder `org`.
+- `org/name` or `org/name:Q8_0`, a repository on the Hugging Face hub, unless there is a folder `org`.
 
 **SRC** and **CHECKPOINT** are paths; `convert` also takes `org/name`. An argument that begins with a dash comes last,
 after `--`.

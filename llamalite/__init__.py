@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llamalite.native.lora import LoraAdapter as LoraAdapter
     from llamalite.sampling import SamplingParams as SamplingParams
 
-_HOMES = {
+_MODULE_OF = {
     "Candidate": "llamalite.evaluation.comparison",
     "ChatSession": "llamalite.chat",
     "Comparison": "llamalite.evaluation.comparison",
@@ -59,13 +59,13 @@ _HOMES = {
     "perplexity": "llamalite.evaluation.perplexity",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_MODULE_OF, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'llamalite' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

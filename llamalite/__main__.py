@@ -1,6 +1,6 @@
-"""The command ``llamalite``, and ``python -m llamalite``: what runs before anything else is imported.
+"""The entry point of ``llamalite`` and ``python -m llamalite``, which runs before anything else is imported.
 
-Ctrl-C while modules are still being imported ends the process as quietly as it does later, with the same code.
+Ctrl-C during the imports ends the process as quietly as later, with the same exit code.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ import signal
 
 def main() -> None:
     """Run the command line, and exit with its code."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else ignored: a job in the background
-    if usual:
+    # A background job ignores interrupts: then they stay ignored.
+    handles_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles_interrupts:
         signal.signal(signal.SIGINT, _interrupted)
     on_terminate = signal.getsignal(signal.SIGTERM)
     from llamalite import cli
 
     try:
-        if usual:
+        if handles_interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.main()
-    except KeyboardInterrupt:  # before or after what the command line itself guards
+    except KeyboardInterrupt:  # outside the part that the command line itself guards
         _interrupted()
     finally:
-        if usual:
-            signal.signal(signal.SIGINT, _interrupted)  # nothing is left to do but to go
+        if handles_interrupts:
+            signal.signal(signal.SIGINT, _interrupted)  # nothing is left to clean up
         signal.signal(signal.SIGTERM, on_terminate)
-        gc.freeze()  # else Python looks through all that was imported for garbage, on its way out: with Numba 0.3 s
+        gc.freeze()  # or Python searches all imported objects for garbage at exit: 0.3 s with Numba
 
 
 def _interrupted(*_: object) -> None:
-    # An exception would pass through half-imported modules, some of which tell of it; nothing is open yet.
+    # An exception would pass through half-imported modules, and some report it. Nothing is open yet.
     os.write(2, b"\n")
     os._exit(130)
 

@@ -1,3 +1,3 @@
-"""llamalite's version, in a room of its own: whoever tells it need not import the package's face."""
+"""llamalite's version, in its own module, so that it can be read without importing `llamalite` itself."""
 
 __version__ = "0.1.0"

@@ -1,11 +1,11 @@
-"""Answers the prompts of a JSON Lines file into another one; a run that was stopped is continued by the next.
+"""Answers the prompts of a JSON Lines file and writes the answers to another; a stopped run can be continued.
 
     {"prompt": "Once upon a time", "max_tokens": 32}                →  {"line": 1, "text": "...", ...}
     {"messages": [{"role": "user", "content": "hi"}], "id": 7}      →  {"line": 2, "id": 7, "text": "...", ...}
 
-A line has ``prompt`` or ``messages``, and may have ``id`` and fields of `SamplingParams`. An answer has its line's
-number and a digest of the line, from which a second run knows what is done. Answers are in the order in which they were
-finished.
+A line has ``prompt`` or ``messages``, and may have ``id`` and fields of `SamplingParams`. An answer has the
+number and a digest of its line, by which a second run knows which lines are done. Answers are in the order in which
+they finished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BEGINNING = b'{"line": 0, "digest": "'  # of every answer, except for the numbe
 
 @dataclass(frozen=True)
 class Line:
-    """A valid line: its `number`, from 1 on, its `digest`, and its prompt and parameters."""
+    """A valid line: its `number` (from 1), its `digest`, its prompt and its parameters."""
 
     number: int
     digest: str
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """How many lines this run answered, earlier runs had answered (`n_before`), and were bad."""
+    """How many lines were answered by this run, were answered by earlier runs (`n_before`), and were bad."""
 
     n_answered: int
     n_before: int
@@ -62,13 +62,13 @@ def answer_file(
     """Answer every line of `source` that `target` does not answer yet, and append the answers, flushing each.
 
     If the model has a chat template, a ``prompt`` is a user's message; with `raw` it is a text to continue. `params`
-    are the defaults of all lines. `on_problem` gets the number of a bad line and what is wrong with it; the others are
-    answered all the same. `on_answer` gets (lines answered, lines in all). Raises ``LlamaliteError``, before anything
-    is changed, when `target` is `source` or contains anything but answers to it.
+    are the defaults of all lines. `on_problem` gets the number of a bad line and what is wrong with it; the other
+    lines are still answered. `on_answer` gets (lines answered, all lines). Raises ``LlamaliteError``, before anything
+    is changed, when `target` is `source` or contains anything other than answers to it.
     """
     if target.exists():
         if not target.is_file():
-            raise LlamaliteError(f"{target} is no regular file: its answers have to be read before more are appended")
+            raise LlamaliteError(f"{target} is not a regular file: its answers must be read before more are appended")
         if target.samefile(source):
             raise LlamaliteError(f"{target} is the file of prompts: give the answers another name")
     problems: list[int] = []
@@ -79,14 +79,14 @@ def answer_file(
             on_problem(number, why)
 
     lines = _read_lines(model, source, params or model.defaults, raw or not model.has_chat_template, problem)
-    done, n_bytes = _read_answers(target)
+    answered, n_bytes = _read_answers(target)
     for line in lines:
-        if done.get(line.number, line.digest) != line.digest:
+        if answered.get(line.number, line.digest) != line.digest:
             raise LlamaliteError(
                 f"{target} answers another file: its line {line.number} differs from that of {source}; "
                 "give the answers another name, or remove it"
             )
-    left = [line for line in lines if line.number not in done]
+    unanswered = [line for line in lines if line.number not in answered]
     n_tokens = n_done = 0
     with target.open("a", encoding="utf-8", newline="\n") as out:
         out.truncate(n_bytes)
@@ -95,16 +95,19 @@ def answer_file(
             nonlocal n_tokens, n_done
             if completion.finish_reason == "cancelled":
                 return  # the next run answers it
-            _append(out, left[index], completion)
+            _append(out, unanswered[index], completion)
             n_tokens += completion.totals.n_generated
             n_done += 1
             if on_answer is not None:
-                on_answer(len(lines) - len(left) + n_done, len(lines))
+                on_answer(len(lines) - len(unanswered) + n_done, len(lines))
 
         model.generate_batch(
-            [line.prompt for line in left], [line.params for line in left], parallel=parallel, on_completion=write
+            [line.prompt for line in unanswered],
+            [line.params for line in unanswered],
+            parallel=parallel,
+            on_completion=write,
         )
-    return BatchReport(n_done, len(lines) - len(left), len(problems), n_tokens)
+    return BatchReport(n_done, len(lines) - len(unanswered), len(problems), n_tokens)
 
 
 def _append(out: IO[str], line: Line, completion: Completion) -> None:
@@ -148,20 +151,20 @@ def _parse_line(model: Model, number: int, raw: bytes, defaults: SamplingParams,
     identity: Any = fields.pop("id", None)
     try:
         id_json = json.dumps(identity, ensure_ascii=False).encode()
-        if id_json.count(b"[") + id_json.count(b"{") > 100:  # it is written and read again with less stack than here
+        if id_json.count(b"[") + id_json.count(b"{") > 100:  # later, less stack is left to write and read it
             raise ValueError('"id" has more than 100 brackets')
     except UnicodeEncodeError:
         raise ValueError('"id" has half a character (a lone surrogate)') from None
     prompt: Any = fields.pop("prompt", None)
     messages: Any = fields.pop("messages", None)
     if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f'"prompt" must be a text, found {prompt!r:.60}')
+        raise ValueError(f'"prompt" must be a string, found {prompt!r:.60}')
     if messages is not None and not (isinstance(messages, list) and all(isinstance(m, dict) for m in messages)):
         raise ValueError('"messages" must be a list of objects with "role" and "content"')
-    for name, kind, kind_name in (("logit_bias", dict, "an object"), ("grammar", str | None, "a text")):
+    for name, kind, kind_name in (("logit_bias", dict, "an object"), ("grammar", str | None, "a string")):
         if name in fields and not isinstance(fields[name], kind):
             raise ValueError(f'"{name}" must be {kind_name}, found {fields[name]!r:.60}')
-    if "logit_bias" in fields:  # JSON's keys are texts
+    if "logit_bias" in fields:  # JSON's keys are strings
         fields["logit_bias"] = {int(token): bias for token, bias in fields["logit_bias"].items()}
     params = defaults.replace(**fields)
     if prompt is not None:
@@ -179,11 +182,11 @@ def _read_answers(target: Path) -> tuple[dict[int, str], int]:
     raw = target.read_bytes() if target.exists() else b""
     n_bytes = raw.rfind(b"\n") + 1
     lines = raw[:n_bytes].splitlines()
-    done = dict(_parse_answer(target, number, line) for number, line in enumerate(lines, 1))
+    answered = dict(_parse_answer(target, number, line) for number, line in enumerate(lines, 1))
     incomplete = re.sub(rb'^\{"line": \d+', b'{"line": 0', raw[n_bytes:])
     if not (incomplete.startswith(_BEGINNING) or _BEGINNING.startswith(incomplete)):
         raise _not_an_answer(target, len(lines) + 1)
-    return done, n_bytes
+    return answered, n_bytes
 
 
 def _parse_answer(target: Path, number: int, line: bytes) -> tuple[int, str]:

@@ -1,12 +1,12 @@
-"""`ChatSession`: one conversation with a model, and what can be done with its history.
+"""`ChatSession`: a conversation with a model, whose last turn can be undone or retried, and which can be saved.
 
     chat = ChatSession(model, system="Answer in one sentence.")
     for piece in chat.stream("Why is the sky blue?"):
         print(piece.text, end="", flush=True)
     chat.ask("And at night?")            # only its own tokens are read: the context holds the conversation so far
 
-A session holds the messages, the model's context their tokens. Several sessions can use one model; each then reads its
-messages again after another has used the context.
+A session holds the messages, and the model's context holds their tokens. Several sessions can use one model: each reads
+its messages again after another has used the context.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ChatSession:
         **options: Any,
     ) -> None:
         if not model.has_chat_template:
-            raise TemplateError(f"{model.path.name} has no chat template: it continues text, use Model.stream")
+            raise TemplateError(f"{model.path.name} has no chat template: it can only continue text, with Model.stream")
         if overflow not in ("error", "drop"):
             raise ValueError(f"overflow must be 'error' or 'drop', found {overflow!r}")
         self.model, self.tools, self.overflow = model, tools, overflow
@@ -77,7 +77,7 @@ class ChatSession:
 
     @property
     def system(self) -> str | None:
-        """The system message, None if there is none; it can be set."""
+        """The system message, or None; it can be set."""
         return self.messages[0]["content"] if self._first_turn() else None
 
     @system.setter
@@ -94,8 +94,8 @@ class ChatSession:
     def stream(self, text: str, **options: Any) -> Iterator[Piece]:
         """Ask `text` and yield the answer's pieces; question and answer become part of the history.
 
-        An answer that is cancelled or closed early is kept as far as it came. When the question is refused (it does not
-        fit, or the template raises), the history does not change.
+        If an answer is cancelled or closed early, the part so far is kept. If the question is refused (it does not fit,
+        or the template raises), the history does not change.
         """
         question = {"role": "user", "content": text}
         stream = self.model.stream(self._prompt([*self.messages, question], **options), self.params, **options)
@@ -159,7 +159,7 @@ class ChatSession:
     # ── history ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def undo(self) -> str | None:
-        """Remove the last question and its answer; return the question, None if there is none."""
+        """Remove the last question and its answer; return the question, or None if there is none."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i]["role"] == "user":
                 text = str(self.messages[i]["content"])
@@ -187,7 +187,7 @@ class ChatSession:
         self.model.save_session(path, extra={"messages": self.messages, "n_dropped": self.n_dropped})
 
     def load(self, path: str | Path) -> None:
-        """Continue a conversation that `save` wrote; ``LlamaliteError`` if it is not of this model, or damaged."""
+        """Continue a conversation that `save` wrote; ``LlamaliteError`` if it is damaged or from another model."""
         extra = self.model.load_session(path)
         messages = extra.get("messages")
         if not isinstance(messages, list):
@@ -198,5 +198,5 @@ class ChatSession:
             isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
             for message in messages
         ):
-            raise LlamaliteError(f"{path} holds no conversation of llamalite: begin a new one")
+            raise LlamaliteError(f"{path} does not hold a llamalite conversation: begin a new one")
         self.messages, self.n_dropped = messages, n_dropped

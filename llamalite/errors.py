@@ -4,7 +4,7 @@
     ├── CheckpointError            unreadable, truncated, inconsistent, missing shard
     │   ├── UnsupportedArchitectureError
     │   └── UnsafeCheckpointError  a pickle that wants to run code
-    ├── GGUFError                  a GGUF file that is not what it says
+    ├── GGUFError                  a GGUF file that contradicts itself
     ├── HubError                   gated, incomplete, refused
     │   ├── RepositoryNotFoundError
     │   └── HubUnreachableError
@@ -85,7 +85,7 @@ class ContextOverflowError(LlamaliteError):
     """A prompt and an answer that together need more tokens than the context holds."""
 
 
-class GenerationCancelled(LlamaliteError):  # noqa: N818 - not an error: somebody wanted it
+class GenerationCancelled(LlamaliteError):  # noqa: N818 - not an error: the caller wanted it
     """A generation or measurement that was cancelled."""
 
 

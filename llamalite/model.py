@@ -1,4 +1,4 @@
-"""`Model`: a loaded GGUF file that generates text; the object that desktop apps and services hold.
+"""`Model`: a loaded GGUF file that generates text; the main object for desktop apps and services.
 
     with Model("TinyLlama-1.1B-Q4_K_M.gguf") as model:
         for piece in model.stream("Once upon a time", max_tokens=64):
@@ -6,8 +6,8 @@
         print(model.generate([{"role": "user", "content": "Why is the sky blue?"}]).text)
 
 A prompt is a text to continue, a list of chat messages (to which the file's chat template is applied), or token ids.
-Threads take turns on one model; two models run side by side. The context keeps what it has read, so that the next
-prompt with the same beginning costs only its rest.
+Threads take turns on one model; two models run side by side. The context keeps what it has read, so that the common
+beginning of the next prompt is not read again.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Model:
       ``Model("x.gguf", n_ctx=4096, n_threads=4)``.
     - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
 
-    Raises ``FileNotFoundError``, ``ModelLoadError`` in llama.cpp's words, and ``OutOfMemoryError`` with the numbers and
-    the nearest setting that fits, before anything is loaded.
+    Raises ``FileNotFoundError``, ``ModelLoadError`` with llama.cpp's message, and ``OutOfMemoryError`` with the numbers
+    and the nearest setting that fits, before anything is loaded.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Model:
 
     @property
     def n_threads(self) -> int:
-        """How many threads compute."""
+        """The number of threads that compute."""
         return self._context.n_threads
 
     @property
@@ -171,7 +171,7 @@ class Model:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the file has a chat template: then it is an instruct model, to be asked with messages."""
+        """Whether the file has a chat template: then it is an instruct model, and prompts should be messages."""
         return self._prompts.has_template
 
     def __repr__(self) -> str:
@@ -193,7 +193,7 @@ class Model:
         return self.native.detokenize(tokens, special=special).decode("utf-8", "replace")
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
-        """Return the text that the file's chat template makes of `messages`, up to where the model's answer begins."""
+        """Return `messages` rendered by the file's chat template, up to where the model's answer begins."""
         return self._prompts.render(messages, tools=tools, **variables)
 
     def chat_tokens(
@@ -287,20 +287,22 @@ class Model:
     ) -> list[Completion]:
         """Answer `prompts`, up to `parallel` of them at once, and return the completions in the prompts' order.
 
-        `params` is one object for all prompts, or a list with one for each; `options` replace fields of them. The
+        `params` is one object for all prompts, or a list with one for each; `options` replace their fields. The
         prompts' common prefix is read once, and the next prompt starts as soon as an answer ends. `on_completion` is
         called with each prompt's index and completion as it finishes. llama.cpp's kernels are not batch-invariant: at a
         near tie, a greedy answer may differ from that of a single run. With `reproducible`, prompts run one by one.
         """
         if not 1 <= parallel <= batch.MAX_PARALLEL:
             raise ValueError(f"parallel must lie in 1..{batch.MAX_PARALLEL}, found {parallel}")
-        each = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts have {len(each)} parameters: give one for each, or one for all")
+        all_params = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(all_params) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts have {len(all_params)} parameters: give one for each, or one for all"
+            )
         with self.native.in_use():
             jobs = [
-                batch.Job(number, self.prompt_tokens(prompt), own.replace(**options))
-                for number, (prompt, own) in enumerate(zip(prompts, each, strict=True))
+                batch.Job(number, self.prompt_tokens(prompt), prompt_params.replace(**options))
+                for number, (prompt, prompt_params) in enumerate(zip(prompts, all_params, strict=True))
             ]
             for job in jobs:
                 self.validate(job.prompt, job.params)
@@ -309,20 +311,24 @@ class Model:
             if any(job.params.reproducible for job in jobs):
                 return batch.one_by_one(self._engine, jobs, on_completion)
             n_slots = min(parallel, len(jobs))
-            with self._batch_context(batch.cells_wanted(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
+            with self._batch_context(batch.cells_needed(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
                 return batch.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
 
     def _batch_context(self, n_cells: int, n_seq_max: int) -> NativeContext:
         """Return a unified context of `n_cells` tokens, or of as many as memory allows, but at least `n_ctx`."""
-        own = self._context.options
+        own_options = self._context.options
         if self._n_gpu_layers == 0:
             at_4096, at_8192 = (
-                hardware.memory_needed(self._header, n_ctx=n_ctx, kv_type=own.kv_type) for n_ctx in (4096, 8192)
+                hardware.memory_needed(self._header, n_ctx=n_ctx, kv_type=own_options.kv_type) for n_ctx in (4096, 8192)
             )
             per_token = max(1, (at_8192.kv_bytes - at_4096.kv_bytes) // 4096)
             n_cells = min(n_cells, max(self.n_ctx, hardware.free_memory_bytes() * 3 // 4 // per_token))
         options = dataclasses.replace(
-            own, n_ctx=max(n_cells, n_seq_max), n_batch=ContextOptions.n_batch, n_seq_max=n_seq_max, kv_unified=True
+            own_options,
+            n_ctx=max(n_cells, n_seq_max),
+            n_batch=ContextOptions.n_batch,
+            n_seq_max=n_seq_max,
+            kv_unified=True,
         )
         return self.native.thread.run(lambda: NativeContext(self.native, options), lambda: None)
 

@@ -40,20 +40,20 @@ class ModelKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Settings of a loaded model; ``ValueError`` names the one that no model can have.
+    """Settings of a loaded model; ``ValueError`` names one that is invalid.
 
-    - `n_ctx`: how many tokens a conversation may have. None is 8192, or less where the model was trained for less or
-      the free memory holds less. A larger number than it was trained for is allowed, with a warning.
+    - `n_ctx`: how many tokens a conversation may have. None is 8192, or less if the model was trained for less or
+      the free memory holds less. More than the model was trained for is allowed, with a warning.
     - `n_threads`: threads that compute. None is the number of physical cores that this process may use.
-    - `n_gpu_layers`: how many layers the GPU computes. "auto" is all where the installed llama.cpp can use a GPU, else
-      none; "all" or a number is an error where there is no GPU.
-    - `device`: which GPU, by the name that ``llamalite doctor`` shows; several with commas between.
+    - `n_gpu_layers`: how many layers the GPU computes. "auto" is all if the installed llama.cpp can use a GPU, else
+      none; "all" or a number is an error without a GPU.
+    - `device`: which GPU, by the name that ``llamalite doctor`` shows; several are separated by commas.
     - `n_batch`: tokens of a prompt that are decoded in one call.
     - `kv_type`: the type of the KV cache; `flash_attn`: "auto", True or False.
     - `exact`: an F32 cache and no flash attention, for comparing figures across machines.
     - `lora`: LoRA adapters in GGUF form: paths, or `LoraAdapter`s with a scale.
-    - `seed`: the seed of generations that name none; None draws one for each.
-    - `draft`: a small model with the same vocabulary that guesses tokens ahead, where that is faster
+    - `seed`: the seed of generations that set none; None draws a new one for each.
+    - `draft`: a small model with the same vocabulary that guesses tokens ahead, if that is faster
       (`llamalite.generation.speculation`).
     """
 

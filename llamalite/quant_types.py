@@ -120,7 +120,7 @@ FILE_TYPES = _file_types(
     ("Q4_K_S", 14, "Q4_K", "4 bits, 5 for the first layers"),
     ("Q4_1", 3, "Q4_1", "4 bits, an older layout with an offset"),
     ("Q4_0", 2, "Q4_0", "4 bits, an older layout: fast on Arm"),
-    ("IQ4_NL", 25, "IQ4_NL", "4 bits on a curved scale, for rows that are no multiple of 256"),
+    ("IQ4_NL", 25, "IQ4_NL", "4 bits on a curved scale, for rows that are not a multiple of 256"),
     ("IQ4_XS", 30, "IQ4_XS", "4 bits on a curved scale, a little smaller than Q4_K_S"),
     ("Q3_K_L", 13, "Q3_K", "3 bits, 5 for the tensors that need them"),
     ("Q3_K_M", 12, "Q3_K", "3 bits, 4 and 5 for the tensors that need them"),

@@ -8,7 +8,7 @@
     ...
     ValueError: top_p must lie in 0..1, found 2.0
 
-This module only checks values; `llamalite.native.sampler` makes llama.cpp's samplers of them. The defaults are
+This module only checks values; `llamalite.native.sampler` makes llama.cpp's samplers from them. The defaults are
 llama.cpp's (``common_params_sampling``, common/common.h), unless a model's file has its own under
 ``general.sampling.*``.
 """
@@ -62,23 +62,23 @@ class SamplingParams:
     """Parameters of one generation; ``ValueError`` names a field whose value is wrong, and its range.
 
     - `max_tokens`: the most tokens to generate; None goes on until the model ends its answer or the context is full.
-    - `temperature`: what logits are divided by; 0 always takes the likeliest token.
+    - `temperature`: the divisor of the logits; 0 always takes the likeliest token.
     - `top_k` (0: off), `top_p` (1: off), `min_p` (0: off): which tokens remain candidates, applied in this order.
     - `repeat_penalty` (1: off), `presence_penalty`, `frequency_penalty` (0: off): for tokens among the last
       `repeat_last_n`, those of the prompt included.
     - `logit_bias`: token id → a number to add to its logit; ``-inf`` forbids the token.
     - `seed`: None draws one, which the totals report.
-    - `stop`: texts that end the generation; they are not part of the answer.
-    - `logprobs`: n reports the log-probability of each token and the n likeliest tokens in its place, by the model's
-      own distribution (before temperature, penalties and bias); None reports nothing.
+    - `stop`: strings that end the generation; they are not part of the answer.
+    - `logprobs`: a number n reports the log-probabilities of each token and of the n likeliest in its place, under the
+      model's own distribution (before temperature, penalties and bias); None reports nothing.
     - `grammar` (GBNF) or `json_schema`: what the text must match. With a schema, an answer whose finish reason is
       "stop" is valid JSON and matches it.
-    - `reproducible`: start with an empty context and decode nothing else beside, so that the same call gives the same
-      bytes, whatever ran before. Without a `seed`, the seed is 0.
-    - `speculate`: guess tokens and check several in one decode, where that is faster
+    - `reproducible`: start with an empty context and decode nothing else alongside, so that the same call gives the
+      same bytes, whatever ran before. Without a `seed`, the seed is 0.
+    - `speculate`: guess tokens and check several in one decode, if that is faster
       (`llamalite.generation.speculation`). "lookup" guesses what followed the last tokens when they occurred before,
-      "draft" asks the model's draft model. None is "draft" where the model has one, else "off". Batches and
-      `reproducible` go without.
+      "draft" asks the model's draft model. None is "draft" if the model has one, else "off". Batches and
+      `reproducible` do not speculate.
     """
 
     max_tokens: int | None = None
@@ -101,26 +101,26 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            self._whole("max_tokens", 0, 2**31 - 1)
-        self._number("temperature", 0.0, 100.0)
-        self._whole("top_k", 0, 2**31 - 1)
-        self._number("top_p", 0.0, 1.0)
-        self._number("min_p", 0.0, 1.0)
-        self._number("repeat_penalty", 0.01, 100.0)
-        self._whole("repeat_last_n", 0, 2**20)
-        self._number("presence_penalty", -100.0, 100.0)
-        self._number("frequency_penalty", -100.0, 100.0)
+            self._check_whole("max_tokens", 0, 2**31 - 1)
+        self._check_number("temperature", 0.0, 100.0)
+        self._check_whole("top_k", 0, 2**31 - 1)
+        self._check_number("top_p", 0.0, 1.0)
+        self._check_number("min_p", 0.0, 1.0)
+        self._check_number("repeat_penalty", 0.01, 100.0)
+        self._check_whole("repeat_last_n", 0, 2**20)
+        self._check_number("presence_penalty", -100.0, 100.0)
+        self._check_number("frequency_penalty", -100.0, 100.0)
         if self.seed is not None:
-            self._whole("seed", 0, 2**32 - 2)  # 2**32 - 1 means "draw one" (LLAMA_DEFAULT_SEED)
+            self._check_whole("seed", 0, 2**32 - 2)  # 2**32 - 1 means "draw one" (LLAMA_DEFAULT_SEED)
         if self.logprobs is not None:
-            self._whole("logprobs", 0, 1000)
+            self._check_whole("logprobs", 0, 1000)
         if self.speculate not in (None, "off", "lookup", "draft"):
             raise ValueError(f"speculate must be 'off', 'lookup', 'draft' or None, found {self.speculate!r}")
         if not isinstance(self.stop, (str, list, tuple)):
-            raise ValueError(f"stop must be a text or a list of texts, found {self.stop!r}")
+            raise ValueError(f"stop must be a string or a list of strings, found {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop must hold texts that are not empty, found {self.stop!r}")
+            raise ValueError(f"stop must hold strings that are not empty, found {self.stop!r}")
         object.__setattr__(self, "stop", stop)
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias maps token ids to numbers, found {self.logit_bias!r}")
@@ -132,18 +132,18 @@ class SamplingParams:
         if self.grammar is not None and self.json_schema is not None:
             raise ValueError("grammar and json_schema exclude each other: give one")
         if not isinstance(self.grammar, (str, type(None))):
-            raise ValueError(f"grammar must be a text (GBNF), found {self.grammar!r}")
+            raise ValueError(f"grammar must be a string (GBNF), found {self.grammar!r}")
         if self.grammar is not None and not self.grammar.strip():
             raise ValueError("grammar is empty: give None for no grammar")
         if self.json_schema is not None and stop:
             raise ValueError("stop and json_schema exclude each other: a stop text would cut the JSON short")
 
-    def _number(self, name: str, low: float, high: float) -> None:
+    def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"{name} must lie in {low:g}..{high:g}, found {value!r}")
 
-    def _whole(self, name: str, low: int, high: int) -> None:
+    def _check_whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name} must be a whole number in {low}..{high}, found {value!r}")

@@ -91,7 +91,7 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
         ("not json", "it is not JSON"),
         ("[1]", 'either "prompt" or "messages"'),
         ('{"prompt": "a", "messages": []}', 'either "prompt" or "messages"'),
-        ('{"prompt": 5}', '"prompt" must be a text, found 5'),
+        ('{"prompt": 5}', '"prompt" must be a string, found 5'),
         ('{"messages": ["hi"]}', '"messages" must be a list of objects'),
         ('{"messages": []}', "prompt has no tokens|no message to render"),
         ('{"prompt": "a", "temperature": -1}', r"temperature must lie in 0\.\.100"),
@@ -103,7 +103,7 @@ def test_answers_to_another_file_are_not_added_to(model: Model, tmp_path: Path) 
         ('{"prompt": "a", "logit_bias": [1]}', r'"logit_bias" must be an object, found \[1\]'),
         ('{"prompt": "a", "logit_bias": null}', '"logit_bias" must be an object, found None'),
         pytest.param('{"prompt": "a", "logit_bias": {"1": 1%s}}' % ("0" * 400), "logit_bias|OverflowError", id="huge"),
-        ('{"prompt": "a", "grammar": 5}', '"grammar" must be a text, found 5'),
+        ('{"prompt": "a", "grammar": 5}', '"grammar" must be a string, found 5'),
         ('{"prompt": "a", "json_schema": {"allOf": {"a": 1}}}', "it is invalid|allOf"),
         (r'{"prompt": "a", "id": "\ud800"}', '"id" has half a character'),
         ('{"prompt": null}', "."),
@@ -161,7 +161,7 @@ def test_answers_cannot_be_written_into_the_prompts_file(model: Model, tmp_path:
         with pytest.raises(LlamaliteError, match="is the file of prompts"):
             answer_file(model, source, target, params=PARAMS)
     assert source.read_text() == '{"prompt": "once"}'
-    with pytest.raises(LlamaliteError, match="is no regular file"):
+    with pytest.raises(LlamaliteError, match="is not a regular file"):
         answer_file(model, source, Path(os.devnull), params=PARAMS)
 
 

@@ -6,7 +6,7 @@ import fake
 import pytest
 
 from llamalite.errors import ContextOverflowError
-from llamalite.generation.batch import Batch, Job, cells_wanted
+from llamalite.generation.batch import Batch, Job, cells_needed
 from llamalite.generation.completion import Completion
 from llamalite.generation.engine import Engine
 from llamalite.sampling import SamplingParams
@@ -129,5 +129,5 @@ def test_the_engine_takes_turns_with_a_batch() -> None:
 
 
 def test_the_cells_needed_are_those_of_the_largest_slots() -> None:
-    assert cells_wanted(jobs(5, 9, 2), 2, 100) == (1 + 9) + (1 + 5)
-    assert cells_wanted([Job(0, [1], SamplingParams())], 4, 100) == 100
+    assert cells_needed(jobs(5, 9, 2), 2, 100) == (1 + 9) + (1 + 5)
+    assert cells_needed([Job(0, [1], SamplingParams())], 4, 100) == 100

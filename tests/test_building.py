@@ -91,7 +91,7 @@ def test_a_compiler_is_named_if_the_one_that_built_python_is_not_installed(tmp_p
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     named = building.environment({"PATH": str(tmp_path)}, PLAIN)
-    usual = {name: building._pythons_compiler(name)[:1] for name in ("CC", "CXX")}
+    usual = {name: building._python_compiler(name)[:1] for name in ("CC", "CXX")}
     assert named == {name: there for name, there in (("CC", "cc"), ("CXX", "c++")) if usual[name] != [there]}
 
 
@@ -102,16 +102,16 @@ def test_the_key_is_the_same_for_the_same_build_and_differs_for_any_other(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"CC": compiler("gcc 14"), "CXX": compiler("gcc 12"), "CMAKE_ARGS": "-DGGML_CUDA=on"}
-    keys = [building.key(own, PLAIN)]
-    assert building.key(own | {"HOME": "elsewhere", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}, PLAIN) == keys[0]
-    keys.append(building.key(own, AMX))
-    keys += [building.key(own | {name: "-g"}, PLAIN) for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")]
-    keys.append(building.key(own | {"CXX": compiler("clang 14")}, PLAIN))
+    keys = [building.wheel_key(own, PLAIN)]
+    assert building.wheel_key(own | {"HOME": "elsewhere", "CMAKE_BUILD_PARALLEL_LEVEL": "1"}, PLAIN) == keys[0]
+    keys.append(building.wheel_key(own, AMX))
+    keys += [building.wheel_key(own | {name: "-g"}, PLAIN) for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")]
+    keys.append(building.wheel_key(own | {"CXX": compiler("clang 14")}, PLAIN))
     compiler("gcc 12", version="1.1")  # upgraded in its place
-    keys.append(building.key(own, PLAIN))
+    keys.append(building.wheel_key(own, PLAIN))
     for name, value in (("_RECIPE", -1), ("requirement", lambda: "llama-cpp-python==0.0.0")):
         monkeypatch.setattr(building, name, value)
-        keys.append(building.key(own, PLAIN))
+        keys.append(building.wheel_key(own, PLAIN))
     assert len(set(keys)) == len(keys)
     assert all(key.isalnum() for key in keys)
 
@@ -121,9 +121,9 @@ def test_wheels_are_kept_complete_and_the_oldest_are_removed(tmp_path: Path) -> 
     wheel.write_bytes(b"wheel")
     for age in range(6):
         folder = tmp_path / "wheels" / str(age)
-        building.keep(wheel, folder)
+        building.keep_wheel(wheel, folder)
         os.utime(folder, (age, age))
-    building.keep(wheel, tmp_path / "wheels" / "new")
+    building.keep_wheel(wheel, tmp_path / "wheels" / "new")
     kept = sorted(path.name for path in (tmp_path / "wheels").iterdir())
     assert "new" in kept
     assert len(kept) == building._N_KEPT

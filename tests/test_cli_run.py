@@ -186,7 +186,7 @@ def test_a_session_that_cannot_be_saved_is_refused_before_the_first_word(
     llamalite_command: Run, instruct: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for place, message in (("missing/x", "there is no folder missing"), ("pipe", "pipe is no regular file")):
+    for place, message in (("missing/x", "there is no folder missing"), ("pipe", "pipe is not a regular file")):
         ran = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", place)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert message in ran.stderr

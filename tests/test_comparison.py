@@ -135,7 +135,7 @@ def test_a_model_against_itself_costs_nothing(base: Path) -> None:
 
 def test_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
     without_bos = toy.write_toy(tmp_path / "other.gguf", add_bos=False)
-    with pytest.raises(EvaluationError, match="cuts the text into other tokens than base.gguf"):
+    with pytest.raises(EvaluationError, match="tokenizes the text differently from base.gguf"):
         compare(base, [without_bos], TEXT, **SETTINGS)
     with pytest.raises(ValueError, match="nothing to compare"):
         compare(base, [], TEXT, **SETTINGS)

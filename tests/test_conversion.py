@@ -591,7 +591,7 @@ def test_fallbacks_are_summed_up_by_kind_and_listed_with_v(tmp_path: Path, llama
     assert sorted(listed) == sorted(tensor.name for tensor in plan_of(folder).tensors if tensor.types[0].instead_of)
     done = llamalite_command("convert", folder)
     assert "% larger than Q4_K_M promises" in done.stdout
-    fallback = "is Q5_0 instead of Q4_K, whose blocks its rows do not fill; so are 21 more tensors: the file is"
+    fallback = "is Q5_0 instead of Q4_K, because its rows do not fill whole blocks; so are 21 more tensors: the file is"
     assert f"  token_embd.weight {fallback} " in done.stdout
 
 

@@ -85,7 +85,7 @@ def test_the_command_to_reinstall_is_that_of_the_platform(
 ) -> None:
     monkeypatch.setattr(building, "identity", lambda: "a processor without AMX")
     monkeypatch.setattr(sys, "platform", platform)
-    assert devices.reinstall().startswith(part)
+    assert devices.gpu_install_command().startswith(part)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU backend")

@@ -37,8 +37,8 @@ def made(**changes: object) -> Machine:
 
 
 def test_instructions_are_used_missed_or_not_there() -> None:
-    has = processor.of_cpuinfo("processor : 0\nflags\t\t: fpu pni avx avx2 fma avx512f avx512_vnni\n")
-    flags = {feature.name: (feature.used, feature.there) for feature in features.known_features(TOLD, "x86_64", has)}
+    has = processor.cpuinfo_checker("processor : 0\nflags\t\t: fpu pni avx avx2 fma avx512f avx512_vnni\n")
+    flags = {feature.name: (feature.used, feature.present) for feature in features.known_features(TOLD, "x86_64", has)}
     assert flags["AVX2"] == (True, True)
     assert flags["AVX512"] == (False, True)
     assert flags["AVX512_VNNI"] == (False, True)
@@ -47,12 +47,14 @@ def test_instructions_are_used_missed_or_not_there() -> None:
 
 
 def test_facts_that_a_system_does_not_report_are_unknown() -> None:
-    hidden = made(features=tuple(features.known_features(TOLD, "x86_64", processor.of_cpuinfo(""))))
+    hidden = made(features=tuple(features.known_features(TOLD, "x86_64", processor.cpuinfo_checker(""))))
     assert hidden.missed == []
     assert "AVX512" in hidden.unknown
     assert "AVX2" not in hidden.unknown  # llama.cpp uses it, or would not run
-    mac = processor.of_sysctl("hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.neon: 1\n")
-    there = {feature.name: feature.there for feature in features.known_features("NEON = 1", "arm64", mac)}
+    mac = processor.sysctl_checker(
+        "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.neon: 1\n"
+    )
+    there = {feature.name: feature.present for feature in features.known_features("NEON = 1", "arm64", mac)}
     assert (there["DOTPROD"], there["NEON"], there["SVE"]) == (True, True, None)
     assert "MATMUL_INT8" not in there
     assert features.known_features(TOLD, "riscv64", mac) == []
@@ -60,7 +62,7 @@ def test_facts_that_a_system_does_not_report_are_unknown() -> None:
 
 def test_this_build_uses_nothing_that_this_processor_lacks() -> None:
     assert features.processor_name()
-    assert all(feature.there in (True, None) for feature in features.cpu_features() if feature.used)
+    assert all(feature.present in (True, None) for feature in features.cpu_features() if feature.used)
 
 
 def test_the_machines_cores_are_all_of_them(tmp_path: Path) -> None:

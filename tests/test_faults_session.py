@@ -120,7 +120,7 @@ def test_a_cache_of_nan_is_reported_and_gone_when_cleared(model: Model, held: Sa
 ])  # fmt: skip
 def test_a_forged_conversation_is_refused(extra: object, model: Model, held: SavedSession, tmp_path: Path) -> None:
     session_file.write(tmp_path / "a.session", SavedSession(held.facts | {"extra": extra}, held.tokens, held.state))
-    with pytest.raises(LlamaliteError, match="holds no conversation of llamalite|without a conversation"):
+    with pytest.raises(LlamaliteError, match="does not hold a llamalite conversation|without a conversation"):
         ChatSession(model).load(tmp_path / "a.session")
 
 

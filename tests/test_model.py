@@ -79,7 +79,7 @@ def test_what_a_user_types_never_becomes_a_control_token(model: Model) -> None:
 def test_a_file_without_a_template_takes_no_messages(tmp_path: Path) -> None:
     with (
         Model(toy.write_toy(tmp_path / "base.gguf"), n_threads=1) as base,
-        pytest.raises(TemplateError, match="has no chat template: it continues text"),
+        pytest.raises(TemplateError, match="has no chat template: it can only continue a text"),
     ):
         base.generate([{"role": "user", "content": "hi"}])
 
@@ -296,7 +296,7 @@ def test_a_setting_that_no_model_can_have_is_refused_by_name(
 def test_arguments_that_are_not_a_path_or_a_prompt_are_named(model: Model, wrong: object) -> None:
     with pytest.raises(TypeError, match=f"a model is named by a path or a name, found {wrong}"):
         Model(wrong)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=f"prompt must be a text, a list of messages or token ids, found {wrong}"):
+    with pytest.raises(TypeError, match=f"prompt must be a string, a list of messages or token ids, found {wrong}"):
         model.generate(wrong)  # type: ignore[arg-type]
 
 

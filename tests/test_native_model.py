@@ -117,7 +117,7 @@ def test_gpu_layers_are_refused_if_the_build_has_no_gpu(tmp_path: Path) -> None:
     if llama().llama_supports_gpu_offload():
         pytest.skip("the installed llama.cpp has a GPU backend")
     path = toy.write_toy(tmp_path / "toy.gguf")
-    with pytest.raises(ModelLoadError, match="has no GPU backend .*: use none, or install it with one"):
+    with pytest.raises(ModelLoadError, match="has no GPU backend .*: use no GPU, or install it with a GPU backend"):
         NativeModel(path, n_gpu_layers=-1)
 
 

@@ -133,11 +133,14 @@ def test_logits_that_are_nan_are_an_error(model: NativeModel, temperature: float
             "4000 is the limit",
         ),
         ('root ::= "\0"', "NUL"),
-        ('root ::= "a"{5,2}', r"line 1 of the grammar, \{5,2\}: the most, 2, is below the least, 5"),
-        ('root ::= "{1}" # "\n  [\\]"] { 7 # }\n , 3 }', "line 2 of the grammar, .*the most, 3, is below the least, 7"),
-        ('root ::= "a"{0,2001}', "2000 repetitions are the most"),
-        ('root ::= "a"{' + "9" * 5000 + "}", "2000 repetitions are the most"),
-        ('root ::= "' + "a" * 1000 + '"{2000}', "write out 2004000 characters"),
+        ('root ::= "a"{5,2}', r"line 1 of the grammar, \{5,2\}: the maximum, 2, is below the minimum, 5"),
+        (
+            'root ::= "{1}" # "\n  [\\]"] { 7 # }\n , 3 }',
+            "line 2 of the grammar, .*the maximum, 3, is below the minimum, 7",
+        ),
+        ('root ::= "a"{0,2001}', "allows at most 2000 repetitions"),
+        ('root ::= "a"{' + "9" * 5000 + "}", "allows at most 2000 repetitions"),
+        ('root ::= "' + "a" * 1000 + '"{2000}', "expand to 2004000 characters"),
     ],
 )
 def test_a_grammar_that_llama_cpp_cannot_take_is_refused(

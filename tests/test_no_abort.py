@@ -100,7 +100,7 @@ CASES = {
     ),
     "text for a file without a tokenizer": (
         "NativeModel(PATH.replace('toy', 'mute')).tokenize('hi', add_special=True, parse_special=False)",
-        "LlamaliteError: mute.gguf carries no vocabulary",
+        "LlamaliteError: mute.gguf has no vocabulary",
     ),
     "a LoRA adapter that is none": (
         "load(lora=PATH)",

@@ -38,10 +38,12 @@ class Scripted:
         self.prompt, self.n, self.wrong = list(prompt), n, wrong
         self.rooms: list[int] = []
 
-    def draft(self, said: Sequence[int], room: int) -> list[int]:
+    def draft(self, answer_tokens: Sequence[int], room: int) -> list[int]:
         self.rooms.append(room)
-        story = fake.story([*self.prompt, *said], min(self.n, room))
-        return [1 if self.wrong and (len(said) + i) % self.wrong == 0 else token for i, token in enumerate(story)]
+        story = fake.story([*self.prompt, *answer_tokens], min(self.n, room))
+        return [
+            1 if self.wrong and (len(answer_tokens) + i) % self.wrong == 0 else token for i, token in enumerate(story)
+        ]
 
 
 def make_engine(context: fake.FakeContext, n: int = 3, wrong: int = 0, **options: object) -> Engine:
@@ -129,11 +131,11 @@ def test_cancelling_and_closing_inside_an_accepted_run_forget_what_was_not_said(
         context = fake.FakeContext()
         engine = make_engine(context, 7)
         stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
-        said = [next(stream).token for _ in range(4)]
+        answer_tokens = [next(stream).token for _ in range(4)]
         getattr(stream, end)()
         assert [piece.finish_reason for piece in stream] == (["cancelled"] if end == "cancel" else [])
-        assert said == fake.story(PROMPT, 4)
-        assert context.sequences[0] == engine.cache.held == [*PROMPT, *said[:-1]]
+        assert answer_tokens == fake.story(PROMPT, 4)
+        assert context.sequences[0] == engine.cache.held == [*PROMPT, *answer_tokens[:-1]]
         assert list(run(engine).tokens) == fake.story(PROMPT, 9)  # what is held is right, and the turn is free
 
 
@@ -160,9 +162,9 @@ def test_a_sampler_that_raises_inside_an_accepted_run_leaves_what_was_said() -> 
 def test_the_next_prompt_is_not_read_twice_after_drafts() -> None:
     context = fake.FakeContext()
     engine = make_engine(context, 5, 4)
-    said = run(engine)
-    completion = Completion.of(engine.stream([*PROMPT, *said.tokens, 9, 9], SamplingParams(max_tokens=1)))
-    assert completion.totals.n_cached == len(PROMPT) + len(said.tokens) - 1
+    completed = run(engine)
+    completion = Completion.of(engine.stream([*PROMPT, *completed.tokens, 9, 9], SamplingParams(max_tokens=1)))
+    assert completion.totals.n_cached == len(PROMPT) + len(completed.tokens) - 1
 
 
 def test_a_state_that_cannot_rewind_never_gets_drafts() -> None:
@@ -224,7 +226,7 @@ def test_drafts_do_not_change_the_distribution(drafted: int) -> None:
         context.row = lambda held: np.log(Chain.p(held)).astype(np.float32)  # type: ignore[method-assign]
         engine = Engine(context, Never(), Forced, make_speculator=lambda *_: Always(drafted))
         tokens = Completion.of(engine.stream([1, 2], SamplingParams(max_tokens=3))).tokens
-        assert len(weights) == 3  # one draw a token that was said: none for what was thrown away
+        assert len(weights) == 3  # one draw a token that was kept: none for what was thrown away
         weights_of[tokens] += math.prod(weights)  # type: ignore[assignment]
 
     class Never(fake.FakeVocabulary):
@@ -300,18 +302,18 @@ class Machine:
         """Return the time that `story` takes after `prompt`, and the decodes."""
         costs = Costs()
         speculator = Speculator(proposer or Lookup(), prompt, costs)
-        said, spent, decodes = story[:1], 0.0, 0
-        while len(said) < len(story):
+        answer_tokens, spent, decodes = story[:1], 0.0, 0
+        while len(answer_tokens) < len(story):
             before = proposer.now if proposer else 0.0
-            drafted = speculator.draft(said, len(story) - len(said) - 1)
+            drafted = speculator.draft(answer_tokens, len(story) - len(answer_tokens) - 1)
             spent += proposer.now - before if proposer else 0.0
             took = self.single_s + self.more_s * len(drafted)
             costs.add(1 + len(drafted), took)
             spent, decodes = spent + took, decodes + 1
             right = 0
-            while right < len(drafted) and drafted[right] == story[len(said) + right]:
+            while right < len(drafted) and drafted[right] == story[len(answer_tokens) + right]:
                 right += 1
-            said = story[: len(said) + right + 1]
+            answer_tokens = story[: len(answer_tokens) + right + 1]
         return spent, decodes
 
 
@@ -493,10 +495,10 @@ def test_some_drafts_are_accepted_and_some_are_not(model: Model) -> None:
 
 def test_sessions_and_prefixes_are_right_after_drafts(model: Model, tmp_path: Path) -> None:
     prompt = model.tokenize("once upon a time there was")
-    said = model.generate(prompt, max_tokens=40, temperature=0)
+    completed = model.generate(prompt, max_tokens=40, temperature=0)
     assert model.n_held == len(prompt) + 39
     model.save_session(tmp_path / "a.session")
-    going_on = [*prompt, *said.tokens, *model.tokenize(" story", add_special=False)]
+    going_on = [*prompt, *completed.tokens, *model.tokenize(" story", add_special=False)]
     want = model.generate(going_on, max_tokens=12, temperature=0, speculate="off")
     assert want.totals.n_cached == len(prompt) + 39
     model.clear()
@@ -534,7 +536,7 @@ def test_a_draft_model_needs_the_same_vocabulary_token_by_token(path: Path, tmp_
     raw = path.read_bytes()
     other = tmp_path / "other.gguf"
     other.write_bytes(raw.replace("▁story".encode(), "▁stary".encode()))
-    with pytest.raises(VocabularyError, match=r"other.gguf cannot draft for toy.gguf: token \d+ is '▁stary' there"):
+    with pytest.raises(VocabularyError, match=r"other.gguf cannot draft for toy.gguf: its token \d+ is '▁stary'"):
         Model(path, draft=other)
 
 
@@ -556,10 +558,10 @@ def test_recurrent_models_are_refused(tmp_path: Path) -> None:
 
     mamba = test_recurrent.write_mamba(tmp_path / "mamba.gguf")
     with Model(mamba, n_threads=1) as model:
-        with pytest.raises(ValueError, match="mamba.gguf is recurrent, and cannot take back what it has read"):
+        with pytest.raises(ValueError, match="mamba.gguf is recurrent, and cannot undo what it has read"):
             model.generate("once", speculate="lookup")
         assert model.generate("once", max_tokens=2).finish_reason in ("length", "stop")
-    with pytest.raises(LlamaliteError, match="cannot take back what it has read"):
+    with pytest.raises(LlamaliteError, match="cannot undo what it has read"):
         Model(mamba, draft=mamba)
 
 

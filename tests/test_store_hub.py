@@ -119,7 +119,7 @@ def test_the_client_is_not_loaded_before_it_is_needed() -> None:
 
 
 def test_a_path_never_reaches_the_network(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a repository of the hub: expected org/name"):
+    with pytest.raises(ValueError, match="is not a repository on the hub: expected org/name"):
         hub.fetch_checkpoint("../secret")
 
 

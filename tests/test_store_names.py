@@ -213,7 +213,7 @@ def test_what_has_to_be_made_or_fetched_first_says_how(tmp_path: Path, monkeypat
     ):
         Model("demo-q6_k")
     for name in ("org/name", "org/name:Q8_0"):
-        with pytest.raises(FileNotFoundError, match=rf"of the hub, Model\.from_pretrained\('{name}'\) downloads it"):
+        with pytest.raises(FileNotFoundError, match=rf"on the hub, Model\.from_pretrained\('{name}'\) downloads it"):
             Model(name)
 
 

@@ -56,7 +56,7 @@ def test_what_the_library_was_compiled_to_use_is_read_without_starting_it() -> N
 
 def test_a_right_build_ends_its_trial_without_a_fault() -> None:
     report = verdict.run_child(True, ["F32", "Q4_0", "Q4_K"])
-    assert (report.crash, report.wrong, report.features) == (None, [], installed.compiled_features())
+    assert (report.crash, report.wrong_types, report.features) == (None, [], installed.compiled_features())
     assert [line["type"] for line in report.lines if "type" in line] == ["F32", "Q4_0", "Q4_K"]
 
 
@@ -101,7 +101,7 @@ def test_wrong_results_and_nan_count_as_a_crash() -> None:
     judged = verdict.judge(child(lambda *_: None, lambda step, extra: extra and step == "Q6_K"))
     assert not judged.extra_buffers
     assert "wrong numbers with Q6_K" in str(judged.warning())
-    assert Report([{"type": "Q4_K", "distance": float("nan")}], None).wrong == ["Q4_K"]
+    assert Report([{"type": "Q4_K", "distance": float("nan")}], None).wrong_types == ["Q4_K"]
 
 
 def test_types_that_never_work_are_refused_and_the_others_are_not() -> None:
@@ -118,12 +118,12 @@ def test_types_that_never_work_are_refused_and_the_others_are_not() -> None:
 @pytest.mark.parametrize("step", verdict.STARTS)
 def test_a_library_that_cannot_start_is_reported_with_the_reason(step: str) -> None:
     judged = verdict.judge(child(lambda at, _: "abort" if at == step else None))
-    with pytest.raises(ModelLoadError, match=f"dies when it {verdict.STARTS[step]} .abort.: .*pip install"):
+    with pytest.raises(ModelLoadError, match=f"crashes when it {verdict.STARTS[step]} .abort.: .*pip install"):
         judged.require()
 
 
 def test_the_instructions_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "of_this_system", lambda: processor.of_cpuinfo("flags : sse2 avx2"))
+    monkeypatch.setattr(processor, "instruction_checker", lambda: processor.cpuinfo_checker("flags : sse2 avx2"))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     judged = verdict.judge(child(lambda at, _: "illegal instruction" if at == "start" else None))
     with pytest.raises(ModelLoadError, match=r"compiled for processors with AMX_INT8, which this one lacks\. .*pip"):
@@ -158,7 +158,7 @@ def test_amx_that_could_not_be_tried_is_turned_off() -> None:
 def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "trials" / "x.json"
     judged = verdict.judge(child(lambda step, extra: "abort" if extra and step == "Q4_0" else None))
-    verdict._keep(judged, path)
+    verdict._save(judged, path)
     assert verdict._read(path) == judged
     for text in ("", "[]", "{}", path.read_text()[:-9], '{"faults": [{"step": 1}], "features": null, "n_types": 2}'):
         path.write_text(text)
@@ -168,7 +168,7 @@ def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Pat
 def test_a_verdict_counts_even_if_it_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.INFO):
-        verdict._keep(LibraryVerdict(), tmp_path / "file" / "x.json")
+        verdict._save(LibraryVerdict(), tmp_path / "file" / "x.json")
     assert "cannot be saved for the next run" in caplog.text
 
 
@@ -280,7 +280,7 @@ def test_a_type_that_never_works_is_refused_and_the_process_lives(llamalite_comm
             "for a newer processor",
             "cannot run on this processor (illegal instruction): it uses an instruction that this",
         ),
-        ("aborts at the start", "dies when it starts (abort): "),
+        ("aborts at the start", "crashes when it starts (abort): "),
     ],
 )
 def test_a_library_that_cannot_start_is_reported_in_every_verb(

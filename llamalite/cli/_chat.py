@@ -31,8 +31,8 @@ COMMANDS = {
     "/help": "show this list",
 }
 KEYS = (
-    "A line that ends with a backslash continues on the next one; three quotation marks begin and end a text of "
-    "several lines.",
+    "A line that ends with a backslash continues on the next one; three quotation marks begin and end a "
+    "multi-line text.",
     "Ctrl-C stops an answer, or discards what you are typing; Ctrl-D or /exit ends the chat.",
 )
 
@@ -40,10 +40,10 @@ KEYS = (
 def help_text(columns: int) -> str:
     """Return the text of /help, wrapped to `columns`."""
     # A terminal too narrow for two columns gets a small indentation instead.
-    room = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
+    name_width = max(map(len, COMMANDS)) + 2 if columns >= 40 else 2
     lines = []
     for name, about in COMMANDS.items():
-        lines += wrapped(about, columns, first_indent=f"{name:{room - 1}} ", indent=" " * room)
+        lines += wrapped(about, columns, first_indent=f"{name:{name_width - 1}} ", indent=" " * name_width)
     for text in KEYS:
         lines += wrapped(text, columns)
     return "\n".join(lines)
@@ -58,7 +58,7 @@ def write(text: str) -> None:
 def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
     """Print an answer while it is generated, end its line, close the stream, and return its totals.
 
-    A terminal first shows `prompt`, a text that the answer continues, and lines are wrapped between words.
+    On a terminal, `prompt` (the text that the answer continues) is shown first, and lines are wrapped between words.
     """
     wrapper = StreamWrapper() if sys.stdout.isatty() else None
     totals, last = None, ""
@@ -200,10 +200,10 @@ class ChatLoop:
         chat.reset()
 
     def _undo(self, _argument: str) -> None:
-        taken = self._conversation().undo()
-        if taken is None:
+        removed = self._conversation().undo()
+        if removed is None:
             raise ValueError("there is nothing to undo")
-        question = _text.short(_text.clean(" ".join(taken.split())), max(20, _text.width() - 30))
+        question = _text.short(_text.clean(" ".join(removed.split())), max(20, _text.width() - 30))
         self._confirm(f'removed: "{question}" and its answer')
 
     def _retry(self, _argument: str) -> None:
@@ -238,9 +238,9 @@ class ChatLoop:
     def _help(_argument: str) -> None:
         click.echo(help_text(_text.width()), err=True)
 
-    def _confirm(self, what: str) -> None:
+    def _confirm(self, message: str) -> None:
         if not self._quiet:
-            click.echo(what, err=True)
+            click.echo(message, err=True)
 
 
 def _path(argument: str) -> Path:

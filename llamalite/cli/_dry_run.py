@@ -53,19 +53,19 @@ def _print_summary(
     kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
     click.echo(f"{name}: {_text.size(n_bytes)}{shards}, {plan.bits_per_weight(i_output):.2f} bits per weight ({kinds})")
     _print_fallbacks(plan.fallbacks(i_output), every=every_fallback)
-    # As when it is read from files: a split model is its first header, with the others as `rest`.
-    whole = Inspection(dataclasses.replace(files[0], rest=tuple(files[1:])))
+    # A split model is its first header with the others as `rest`, as when it is read from files.
+    inspection = Inspection(dataclasses.replace(files[0], rest=tuple(files[1:])))
     try:
-        memory = [needed for needed in whole.memory_needed() if needed.n_ctx <= MAX_CONTEXT]
+        memory = [needed for needed in inspection.memory_needed() if needed.n_ctx <= MAX_CONTEXT]
     except GGUFError:
-        return  # a GGUF source of another family: the memory that it needs is not known
+        return  # a GGUF source of another family, whose memory cannot be computed
     if memory:
         amounts = ", ".join(f"{_text.size(needed.total_bytes)} with {needed.n_ctx:,}" for needed in memory)
         click.echo(f"  memory to run it: {amounts} tokens of context")
 
 
 def _print_fallbacks(fallbacks: Mapping[str, Choice], *, every: bool) -> None:
-    """Print the tensors that get another type than the rules name, and why: a line for each kind, or each tensor."""
+    """Print the tensors whose type is not the one that the rules name, and why; one line a kind, or one a tensor."""
     kinds: dict[Choice, list[str]] = {}
     for tensor, choice in fallbacks.items():
         kinds.setdefault(choice, []).append(tensor)

@@ -1,4 +1,4 @@
-"""Finds and loads MODEL for all verbs (`llamalite.store`), and shows what is downloaded, converted or loaded."""
+"""Finds and loads MODEL for all verbs (`llamalite.store`), and shows what it downloads, converts or loads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoint(ctx: click.Context, source: str, revision: str | None) -> Path:
 
     if not hub.is_repo_id(source):
         if revision is not None:
-            raise click.UsageError(f"--revision is for a repository of the hub, which {source} is not")
+            raise click.UsageError(f"--revision needs a repository on the hub (org/name), found {source}")
         return Path(source)
     with _announcing(ctx) as announce:
         return hub.fetch_checkpoint(source, revision, announce=announce, progress=is_watched(ctx.obj, sys.stderr))
@@ -57,8 +57,8 @@ def locate(ctx: click.Context, model: str) -> Path:
 def _announcing(ctx: click.Context) -> Iterator[Callable[[str], None] | None]:
     """Yield a function that prints a line on standard error; None with -q.
 
-    A terminal shows a `llamalite.store.hub.Question` at once, and wipes it if an error follows, so that a failure is
-    one line. Elsewhere it is printed only when it has been answered.
+    On a terminal, a `llamalite.store.hub.Question` is shown at once and wiped if an error follows, so that a failure is
+    one line. Elsewhere, it is printed only once it has been answered.
     """
     if ctx.obj["quiet"]:
         yield None

@@ -1,4 +1,4 @@
-"""Options of several verbs, each defined once: the same name, the same bounds, the same message for a wrong value.
+"""Options that several verbs share, so that their names, bounds and error messages are the same.
 
 A value that is never valid is wrong usage (exit code 2, click's message). A value that this model or this machine
 cannot use is an error of the library (exit code 1).
@@ -20,7 +20,7 @@ MOST_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h)
 
 
 class Count(click.IntRange):
-    """A whole number of at least `least` that fits into C's int."""
+    """A whole number from `least` up that fits into C's int."""
 
     def __init__(self, least: int) -> None:
         super().__init__(min=least)
@@ -79,7 +79,7 @@ def gpu(default: str = "auto") -> Callable[[F], F]:
     """Add ``--gpu-layers`` and ``--device``, whose values `offload` checks."""
 
     def add(command: F) -> F:
-        command = click.option("--device", metavar="NAME", help="The GPU to use, as llamalite doctor lists them.")(
+        command = click.option("--device", metavar="NAME", help="The GPU to use, by its name in llamalite doctor.")(
             command
         )
         return click.option(
@@ -106,7 +106,7 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> int | s
 def offload(options: dict[str, Any]) -> dict[str, Any]:
     """Remove ``gpu_layers`` and ``device`` from `options`, and return them as the library's arguments.
 
-    Raises an error if the installed llama.cpp cannot offload: before anything is downloaded, converted or read.
+    If the installed llama.cpp cannot offload, raises an error before anything is downloaded, converted or read.
     """
     wanted, device = options.pop("gpu_layers"), options.pop("device")
     if wanted == 0 and device is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_watched(settings: dict[str, Any], stream: IO[str]) -> bool:
-    """Return whether to write to `stream` what only a person wants to see: on a terminal, and without -q."""
+    """Return whether a person may be watching `stream`: it is a terminal, and -q is not given."""
     return not settings["quiet"] and stream.isatty()
 
 

@@ -22,7 +22,7 @@ def print_table(
     keep_end: bool = False,
     indent: int = 0,
 ) -> list[str]:
-    """Print `rows` under `head`, the columns `left` aligned to the left; return the heads of omitted columns.
+    """Print `rows` under `head`, with the columns `left` left-aligned; return the heads of the omitted columns.
 
     A table that is too wide for the terminal loses its `optional` columns one by one; then its column `shrinking` is
     cut at the end, or with `keep_end` at the beginning. In a pipe it is printed whole. Two spaces separate columns.

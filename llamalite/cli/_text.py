@@ -13,7 +13,7 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def size(n_bytes: float) -> str:
-    """Return a size for people, in powers of 1024 as in llama.cpp's tools.
+    """Return a readable size, in powers of 1024 as in llama.cpp's tools.
 
     >>> size(668_788_096), size(25e9), size(980), size(3_781_216)
     ('638 MiB', '23.3 GiB', '980 bytes', '3.61 MiB')
@@ -93,12 +93,12 @@ def read(path: Path) -> str:
 
 
 def clean(text: str) -> str:
-    """Return `text` with its control characters escaped: a stranger's file must not control the terminal."""
+    """Return `text` with its control characters escaped: an untrusted file must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def short(text: str, room: int, *, end: bool = False) -> str:
-    """Return `text` cut to `room` columns; `end` keeps its end, where the name of a model has its type."""
-    if len(text) <= room:
+def short(text: str, n_columns: int, *, end: bool = False) -> str:
+    """Return `text` cut to `n_columns` columns; `end` keeps its end: a model's name ends with its type."""
+    if len(text) <= n_columns:
         return text
-    return "…" + text[len(text) - max(0, room - 1) :] if end else text[: max(0, room - 1)] + "…"
+    return "…" + text[len(text) - max(0, n_columns - 1) :] if end else text[: max(0, n_columns - 1)] + "…"

@@ -33,8 +33,10 @@ def wrapped(text: str, columns: int, *, first_indent: str = "", indent: str = ""
     )
 
 
-def print_wrapped(text: str, *, label: str = "", room: int = 0, in_pipes: bool = False, err: bool = False) -> None:
-    """Print `text` after `label`, which takes `room` columns, wrapped to the terminal's width.
+def print_wrapped(
+    text: str, *, label: str = "", label_width: int = 0, in_pipes: bool = False, err: bool = False
+) -> None:
+    """Print `text` after `label`, which takes `label_width` columns, wrapped to the terminal's width.
 
     In a pipe it is one line, unless `in_pipes` is set.
     """
@@ -43,21 +45,21 @@ def print_wrapped(text: str, *, label: str = "", room: int = 0, in_pipes: bool =
     lines = [text]
     if in_pipes or stream.isatty():
         columns = min(_text.width() - 1, _text.MAX_COLUMNS)
-        lines = wrapped(text, max(_MIN_COLUMNS, columns - room)) or [""]
-    click.echo(label + ("\n" + " " * room).join(lines), err=err)
+        lines = wrapped(text, max(_MIN_COLUMNS, columns - label_width)) or [""]
+    click.echo(label + ("\n" + " " * label_width).join(lines), err=err)
 
 
-def print_labelled(label: str, text: str, room: int) -> None:
-    """Print wrapped `text` after `label`, which is padded to `room` columns and indented by two."""
-    print_wrapped(text, label=f"  {label:{room}}", room=room + 2, in_pipes=True)
+def print_labelled(label: str, text: str, width: int) -> None:
+    """Print wrapped `text` after `label`, which is padded to `width` columns and indented by two."""
+    print_wrapped(text, label=f"  {label:{width}}", label_width=width + 2, in_pipes=True)
 
 
 class StreamWrapper:
     """Wraps a text that comes in pieces. `columns` returns the terminal's current width.
 
-    A word is held back until it is complete, when it is known whether it fits. Code between fences (```) and indented
-    lines are not wrapped; with `joins_lines`, they are, and all white space becomes one space. What is written
-    stays: if the width changes, the current line may be too long.
+    A word is held back until it is complete: only then is it known whether it fits. Code between fences (```) and
+    indented lines are not wrapped, unless `joins_lines` is set: then any white space becomes one space. Written text
+    stays as it is, so the current line may be too long if the width changes.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class StreamWrapper:
         self._column = 0  # columns written of the current line
         self._gap, self._word = "", ""  # white space and the word after it, held back
         self._begins = True  # no word of this line has been written
-        self._may_indent = False  # at the very beginning, white space follows a prompt and is no indentation
+        self._may_indent = False  # at the very beginning, white space follows a prompt and is not indentation
         self._in_fence = self._keeps_form = False
         self._continues_word = False  # the beginning of a word longer than a line has been written
 
@@ -93,7 +95,7 @@ class StreamWrapper:
                 self._word = character
                 output.append(self._place_word())
             elif character != "\r":
-                # A model may repeat a stranger's text: its control characters are escaped.
+                # A model may repeat untrusted text: its control characters are escaped.
                 self._word += _text.clean(character) if unicodedata.category(character) == "Cc" else character
                 if len(self._word) > self._room():
                     output.append(self._place_word())
@@ -101,7 +103,7 @@ class StreamWrapper:
         return "".join(output)
 
     def end(self) -> str:
-        """Return the rest to write at the end of the text."""
+        """Return what is still to write at the end of the text."""
         return self._place_word()
 
     def _room(self) -> int:

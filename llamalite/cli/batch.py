@@ -52,7 +52,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
 
     A model with a chat template gets each prompt as a user message, as in `llamalite run`.
 
-    A run that was stopped continues where it was. If a line cannot be used, its number is reported, the others are
+    A stopped run continues where it was. If a line cannot be used, its number is reported, the others are
     answered, and the exit code is 1.
 
     \b
@@ -89,7 +89,7 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
             except (KeyboardInterrupt, SystemExit):  # SystemExit: SIGTERM
                 bar.clear()
                 if not quiet:
-                    kept = f"{_text.clean(str(target))} has the answers so far; the same command continues"
+                    kept = f"{_text.clean(str(target))} has the answers so far; run the same command to continue"
                     click.echo(f"stopped: {kept}", err=True)
                 raise
         seconds = time.perf_counter() - began

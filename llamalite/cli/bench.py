@@ -52,7 +52,7 @@ def _layers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
               help="Types of the KV cache: F32, F16, Q8_0, ...")  # fmt: skip
 @click.option("--gpu-layers", "n_gpu_layers", default="0", show_default=True, callback=_layers, metavar="N,N",
               help="Layers on the GPU: auto, all, or numbers.")  # fmt: skip
-@click.option("--device", metavar="NAME", help="The GPU to use, as llamalite doctor lists them.")
+@click.option("--device", metavar="NAME", help="The GPU to use, by its name in llamalite doctor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.pass_context
@@ -122,10 +122,10 @@ def _measure_in_processes(paths: list[str], options: dict[str, Any]) -> list[dic
     for path in paths:
         program = [sys.executable, "-c", ONLY_INSTALLED + "from llamalite.cli import main; main()"]
         program += ["bench", path, "--json", *typed]
-        done = subprocess.run(program, stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise click.exceptions.Exit(done.returncode)  # it has printed the reason on standard error, which it shares
-        rows += json.loads(done.stdout)["rows"]
+        child = subprocess.run(program, stdout=subprocess.PIPE, check=False)
+        if child.returncode:
+            raise click.exceptions.Exit(child.returncode)  # the child has printed the reason on our standard error
+        rows += json.loads(child.stdout)["rows"]
     return rows
 
 

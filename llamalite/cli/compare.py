@@ -280,8 +280,8 @@ def _plus_minus(value: float, error: float, digits: int = 4) -> str:
 def _print_budgets(results: list[BudgetResult], kld_budget: float, n_ctx: int, free: int) -> None:
     click.echo()
     print_wrapped(
-        f"The smallest with a mean KLD of at most {kld_budget:g} that fits into the free memory, {_text.size(free)}, "
-        f"with {n_ctx:,} tokens of context:"
+        f"The smallest model with a mean KLD of at most {kld_budget:g} that fits into the free memory "
+        f"({_text.size(free)}) with {n_ctx:,} tokens of context:"
     )
     rows = []
     for result in results:
@@ -290,4 +290,4 @@ def _print_budgets(results: list[BudgetResult], kld_budget: float, n_ctx: int, f
         rows.append(("→" if result.chosen else " ", result.candidate.name, kld, memory))
     print_table(None, rows, left=(0, 1, 2, 3), shrinking=1, keep_end=True)
     if not any(result.chosen for result in results):
-        click.echo("None of them: allow a larger budget, add larger types with -t, or free memory.")
+        click.echo("No model does: allow a larger budget, add larger types with -t, or free memory.")

@@ -1,4 +1,4 @@
-"""``llamalite completion``: prints the script with which a shell completes verbs, options and types."""
+"""``llamalite completion``: prints the script that makes a shell complete verbs, options and types."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
     help="List the types and exit.",
     callback=lambda ctx, _param, value: _list_types(ctx) if value else None,
 )
-@click.option("--revision", metavar="REV", help="The branch, tag or commit of a repository of the hub. Default: main.")
+@click.option("--revision", metavar="REV", help="The branch, tag or commit of a repository on the hub. Default: main.")
 @click.option(
     "--imatrix",
     metavar="FILE",
@@ -117,11 +117,11 @@ def complete_quant_types(_ctx: click.Context, _param: click.Parameter, incomplet
 @click.option(
     "--pure", is_flag=True, help="Use the same type for every matrix, without the usual mix (Q4_K_M has some Q6_K)."
 )
-@click.option("--allow-requantize", is_flag=True, help="Allow a GGUF file that is quantized already.")
+@click.option("--allow-requantize", is_flag=True, help="Allow a GGUF file that is already quantized.")
 @click.option(
     "--allow-token-mismatch",
     is_flag=True,
-    help="Convert even if the file would tokenize text differently from the original; the file notes it.",
+    help="Convert even if the file would tokenize text differently from the original; the file records this.",
 )
 @click.option(
     "--metadata",
@@ -155,7 +155,7 @@ def command(ctx: click.Context, /, source: str, output: Path | None, qtypes: tup
 
     SRC is the folder of a Hugging Face model (config.json, *.safetensors or pytorch_model*.bin, tokenizer), the folder
     of one of Meta's models (params.json, consolidated.*.pth, tokenizer.model), a GGUF file, or org/name, a repository
-    of the Hugging Face hub, from which only the necessary files are downloaded. SRC is read once. The result is, byte
+    on the Hugging Face hub, from which only the necessary files are downloaded. SRC is read once. The result is, byte
     for byte, what llama.cpp's converter and llama-quantize write in two steps.
 
     \b
@@ -227,7 +227,7 @@ def _print_report(report: ConversionReport) -> None:
             others = f"; so are {len(output.fallbacks) - 1} more tensors" if len(output.fallbacks) > 1 else ""
             excess = output.bits_per_weight / output.bits_without_fallbacks - 1
             larger = f": the file is {excess:.0%} larger than {output.qtype} promises" if excess > 0.05 else ""
-            click.echo(f"  {name} is {types}, whose blocks its rows do not fill{others}{larger}")
+            click.echo(f"  {name} is {types}, because its rows do not fill whole blocks{others}{larger}")
     if report.tokens and report.tokens.differences:
         click.echo(f"  {report.tokens.describe()}")
     click.echo(f"It took {report.seconds:.1f} s, for {_text.size(report.source_bytes)} of weights.")

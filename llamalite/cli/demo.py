@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llamalite.generation.completion import Piece, Totals
 
 TYPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
-ASKED = "Q4_K_M"
+ASKED_TYPE = "Q4_K_M"
 QUESTIONS = (
     "What is the capital of France?",
     "How do you say \"good morning\" in German?",
@@ -61,10 +61,10 @@ def command(settings: dict[str, Any], source: Path | None, text_file: Path | Non
     report = _convert(source or store.demo_checkpoint(), store.models_folder(), settings)
     paths = {output.qtype: output.path for output in report.outputs}
     if not quiet:
-        _ask(paths[ASKED])
+        _ask(paths[ASKED_TYPE])
     _measure(report, text, text_file.name, None if source is None else CHUNKS, settings)
     if not quiet:
-        _print_next_steps(paths[ASKED], time.perf_counter() - started)
+        _print_next_steps(paths[ASKED_TYPE], time.perf_counter() - started)
 
 
 def _heading(number: int, text: str) -> None:
@@ -150,7 +150,7 @@ def _measure(
 def _print_next_steps(path: Path, seconds: float) -> None:
     # `make demo` runs llamalite from .venv/bin, with the models folder of the Makefile.
     program = "llamalite" if shutil.which("llamalite") else _as_typed(Path(sys.argv[0]))
-    model = _as_typed(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED}")[0]
+    model = _as_typed(path) if "LLAMALITE_MODELS" in os.environ else path.stem.rpartition(f"-{ASKED_TYPE}")[0]
     click.secho(f"\nDone in {seconds:.0f} s. Next:", bold=True)
     click.echo(f"   {program} run {model}")
     click.echo(f"   {program} convert PATH/TO/YOUR/CHECKPOINT")

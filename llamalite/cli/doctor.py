@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llamalite.performance.forecast import Forecast
     from llamalite.performance.machine import Machine
 
-_ROOM = 12  # columns of a label
+_LABEL_WIDTH = 12  # columns of a label
 _PROMPT, _GENERATED, _REPETITIONS = 64, 32, 2  # measures a model of some billions of weights in seconds, not minutes
 
 
@@ -50,7 +50,7 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
     from llamalite.performance.machine import examine
 
     if not as_json:
-        _print_trial(verdict.current())  # first: if llama.cpp cannot run, nothing else can be said
+        _print_trial(verdict.current())  # first: if llama.cpp cannot run, nothing below works
     path = _model_to_measure(ctx, model, threads)
     machine = examine()
     of_model = None
@@ -79,7 +79,7 @@ def command(ctx: click.Context, model: str | None, threads: bool, n_ctx: int, as
 
 
 def _model_to_measure(ctx: click.Context, model: str | None, threads: bool) -> Path | None:
-    """Return the file of MODEL; to measure threads without a MODEL, the largest in the models folder that fits."""
+    """Return the file of MODEL; to measure threads without MODEL, the largest that fits from the models folder."""
     from llamalite import hardware, store
     from llamalite.cli import _model
 
@@ -110,7 +110,7 @@ def _measure(ctx: click.Context, path: Path, counts: list[int]) -> list[tuple[Be
 
 
 def _print_line(label: str, text: str) -> None:
-    print_labelled(label, text, _ROOM)
+    print_labelled(label, text, _LABEL_WIDTH)
 
 
 def _print_trial(verdict: LibraryVerdict) -> None:
@@ -150,7 +150,7 @@ def _print_machine(machine: Machine) -> None:
     )
     _print_line("misses", " ".join(machine.missed) or ("nothing" if machine.features else "unknown"))
     if machine.unknown:
-        _print_line("unknown", f"whether there is {' '.join(machine.unknown)}: this system does not tell")
+        _print_line("unknown", f"whether there is {' '.join(machine.unknown)}: the operating system does not say")
     total = _text.size(machine.total_bytes) if machine.total_bytes else "size unknown"
     bandwidth = (
         f"{machine.bandwidth_bytes_per_s / 1e9:.1f} GB/s measured with {_text.count(machine.n_usable, 'thread')}"
@@ -178,8 +178,8 @@ def _print_conclusions(
                               f"{building.command()}")  # fmt: skip
     if machine.supports_gpu:
         _print_line("GPU", "used for all layers, unless --gpu-layers and --device say otherwise")
-    elif devices.gpu_at_hand():
-        _print_line("GPU", f"this build does not use it; for one that does: {devices.reinstall()}")
+    elif devices.has_gpu_driver():
+        _print_line("GPU", f"this build does not use it; for one that does: {devices.gpu_install_command()}")
     else:
         _print_line("GPU", "none found, and this build uses none; to add one, see docs/install.md, A GPU")
     if of_model is not None:

@@ -14,7 +14,7 @@ from llamalite.cli._wrapping import print_labelled
 if TYPE_CHECKING:
     from llamalite.store.inspection import Inspection
 
-_ROOM = 14  # columns of a label
+_LABEL_WIDTH = 14  # columns of a label
 
 
 @click.command("inspect")
@@ -25,8 +25,8 @@ _ROOM = 14  # columns of a label
 def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -> None:
     """Show what MODEL contains and needs to run: shape, vocabulary, tensors by type, memory, keys.
 
-    MODEL is any GGUF file (of a split model the first; other families and adapters too), a name in the models
-    folder, demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a
+    MODEL is any GGUF file (the first of a split model; other families and adapters too), a name in the models folder,
+    demo, the folder of a checkpoint, or org/name[:TYPE]. Only the header is read. The exit code is 1 for a
     model that llama.cpp would not load.
 
     \b
@@ -55,7 +55,7 @@ def command(ctx: click.Context, model: str, with_tensors: bool, as_json: bool) -
 
 
 def _print_line(label: str, text: str) -> None:
-    print_labelled(label, text, _ROOM)
+    print_labelled(label, text, _LABEL_WIDTH)
 
 
 def _print_heading(text: str) -> None:
@@ -91,7 +91,7 @@ def _print_model(inspection: Inspection) -> None:
     if header.metadata.length_of("tokenizer.ggml.tokens"):
         _print_line("template", "yes: answers messages" if inspection.has_template else "none: continues text")
     if inspection.problem:
-        click.secho(f"  {'does not load':{_ROOM}}{_text.clean(inspection.problem)}", fg="red")
+        click.secho(f"  {'does not load':{_LABEL_WIDTH}}{_text.clean(inspection.problem)}", fg="red")
 
 
 def _print_vocabulary(inspection: Inspection) -> None:
@@ -117,7 +117,12 @@ def _print_types(inspection: Inspection) -> None:
     total = sum(share.n_bytes for share in shares)
     _print_heading("Tensors")
     rows = [
-        (f"{share.name:{_ROOM}}", str(share.n_tensors), _text.size(share.n_bytes), f"{share.n_bytes / total:.1%}")
+        (
+            f"{share.name:{_LABEL_WIDTH}}",
+            str(share.n_tensors),
+            _text.size(share.n_bytes),
+            f"{share.n_bytes / total:.1%}",
+        )
         for share in shares
     ]
     print_table(None, rows, indent=2)

@@ -17,8 +17,8 @@ from llamalite.cli import _text
 def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None:
     """Delete the models NAME from the models folder: all files of each, with its note.
 
-    `llamalite list` shows the names. Nothing outside the folder is deleted, nor what a link in it points to. On a
-    terminal you are asked first; elsewhere --yes is required.
+    `llamalite list` shows the names. Nothing outside the folder is deleted, not even what a link in it points to. On
+    a terminal you are asked first; elsewhere --yes is required.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def command(settings: dict[str, Any], names: tuple[str, ...], yes: bool) -> None
     n_bytes = sum(path.lstat().st_size for path in files)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("this deletes files, and there is no terminal to ask on: add --yes")
+            raise click.UsageError("this deletes files, and there is no terminal for a question: add --yes")
         for path in files:
             click.echo(f"  {_text.size(path.lstat().st_size):>10}  {_text.clean(str(path))}", err=True)
         question = f"Delete {'it' if len(files) == 1 else f'these {len(files)} files'}?"

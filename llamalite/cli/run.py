@@ -109,7 +109,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     """Let MODEL answer PROMPT, or chat with it.
 
     MODEL is a GGUF file, a name in the models folder, demo (the model that comes with llamalite), the folder of a
-    checkpoint, or org/name[:TYPE], a repository of the Hugging Face hub. A checkpoint is converted once and kept in the
+    checkpoint, or org/name[:TYPE], a repository on the Hugging Face hub. A checkpoint is converted once and kept in the
     models folder. An instruct model gets PROMPT as a user message in its chat template; a base model continues the
     text. Without PROMPT, the text comes from standard input, or a chat begins on a terminal; /help lists its commands.
     In a pipe only the answer is printed.
@@ -159,17 +159,17 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
         _answer_or_chat(ctx, loaded, prompt, as_chat, system, sampling, options)
 
 
-def _prompt(given: str | None, file: Path | None) -> str | None:
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
     """Return the prompt; None for a chat."""
     if file is not None:
-        if given is not None:
+        if prompt is not None:
             raise click.UsageError("give a PROMPT or -f FILE, not both")
-        given = _text.read(file).removesuffix("\n")
-    elif given is None and not sys.stdin.isatty():
-        given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
-    if given == "":
+        prompt = _text.read(file).removesuffix("\n")
+    elif prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    if prompt == "":
         raise ValueError("the prompt is empty: give a question, or some text to continue")
-    return given
+    return prompt
 
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:

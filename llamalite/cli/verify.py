@@ -53,11 +53,9 @@ def command(
 
     path = _model.obtain(ctx, model)
     if against is None:
-        note = source_note.read(path)  # also if the file has changed since: verify is to find that out
+        note = source_note.read(path)  # even if the file has changed since: that is for verify to find
         if note is None:
-            raise click.UsageError(
-                f"there is no note beside {path.name} that names its checkpoint: give it with --against DIR"
-            )
+            raise click.UsageError(f"no note beside {path.name} names its checkpoint: give it with --against DIR")
         against = Path(note.folder)
     params = QuantizeParams(importance=Importance.load(imatrix) if imatrix else None)
     if not run(ctx, path, against, params, threads, as_json=as_json):
@@ -83,7 +81,7 @@ def run(
         return report.ok
     for check in report.checks:
         word = click.style("ok   ", fg="green") if check.ok else click.style("WRONG", fg="red", bold=True)
-        print_wrapped(check.text, label=f"{word}  {check.name:8}  ", room=17)
+        print_wrapped(check.text, label=f"{word}  {check.name:8}  ", label_width=17)
     if report.ok:
         click.echo(f"{path} matches {against}.")
     else:

@@ -1,11 +1,11 @@
-"""A reference and its quantized candidates, decoded in lockstep over the same chunks of a text: what each type costs.
+"""Measures what each type costs: decodes a reference and its candidates in lockstep over the same chunks of a text.
 
     comparison = compare("tiny-F16.gguf", ["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"], text, chunks=32)
     comparison.candidates[1].divergence.mean_kld
 
-Every model decodes each batch, and then the rows of logits are compared where llama.cpp left them (`divergence`): no
-logits are stored, and none are rounded. Models that do not fit into memory together are compared in several passes; the
-reference is decoded again in each.
+Every model decodes each batch, and then the rows of logits are compared in place (`divergence`): no logits are stored
+or rounded. Models that do not fit into memory together are compared in several passes; the reference is decoded again
+in each.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunningCost:
     load_s: float
     pp_tok_per_s: float  # tokens of the text, in the comparison's own batches
     tg_tok_per_s: float  # one token at a time: the median of `N_GENERATED`
-    memory_bytes: int  # by how much the process grew: weights, cache, buffers
+    memory_bytes: int  # growth of the process: weights, cache, buffers
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Comparison:
 
 
 class _ComparedModel:
-    """A model's file, and what has been measured of it so far. It is loaded for some passes only, and exists in all."""
+    """A model's file and its measurements so far. The object lives through all passes; the model is loaded in some."""
 
     def __init__(self, path: Path, n_tokens: int) -> None:
         self.path = path
@@ -231,7 +231,7 @@ def iter_compare(
 
 
 def _described(protocol: EvalProtocol, context: NativeContext, n_tokens: int) -> dict[str, Any]:
-    """Return the protocol with date and machine, without which speeds mean nothing."""
+    """Return the protocol with the date and the machine, without which speeds mean nothing."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     about = {"n_tokens": n_tokens, "date": now, "machine": machine_facts()}
     return protocol.described(context.model, context) | about
@@ -279,7 +279,7 @@ def _loaded(
 
 
 def _generation_speed(decoder: Decoder) -> float:
-    """Return tokens per second, decoded one at a time from an empty cache. The median ignores disturbed ones."""
+    """Return tokens per second when decoding one at a time from an empty cache: the median, which ignores outliers."""
     context, seconds = decoder.context, []
     n = min(_N_WARM + N_GENERATED, context.n_ctx_seq)
     for position in range(n):
@@ -311,7 +311,7 @@ def _check_vocabulary(
         )
     if isinstance(text, str | bytes) and not np.array_equal(tokens_of(text, native, len(tokens)), tokens):
         raise EvaluationError(
-            f"{model.path.name} cuts the text into other tokens than {base.path.name}: only models with the same "
+            f"{model.path.name} tokenizes the text differently from {base.path.name}: only models with the same "
             "vocabulary can be compared"
         )
 

@@ -4,8 +4,8 @@
     KL(p‖q) = 0.5·ln 2 − 0.25·ln 2 + 0 = 0.1733 nats; the top tokens differ; Δp of token 0 is −0.25
 
 Both distributions are computed in float64 from the raw logits. (llama.cpp stores the reference's log-probabilities in a
-file, as 16-bit integers, cut 16 nats below the maximum; here nothing is stored and nothing cut.) The statistics and
-their names are those of ``kl_divergence()`` in llama.cpp's tools/perplexity/perplexity.cpp. This module knows neither
+file, as 16-bit integers, cut 16 nats below the maximum; here nothing is stored or cut.) The statistics and
+their names are those of ``kl_divergence()`` in llama.cpp's tools/perplexity/perplexity.cpp. This module uses neither
 models nor texts.
 """
 

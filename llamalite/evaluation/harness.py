@@ -4,8 +4,8 @@
     llamalite eval demo-Q4_K_M arc_easy             # the same
 
 A task's requests are scored together (`likelihoods`), so that the context of a question is decoded once for all its
-choices. Texts are tokenized as by the harness's own `hf` model, so that both give the same scores for the same weights.
-lm_eval finds this module through the entry point ``lm_eval.models``; a version that has none must import it first.
+choices. Texts are tokenized as in the harness's own `hf` model, so that both give the same scores for the same weights.
+lm_eval finds this module through the entry point ``lm_eval.models``; with a version that has none, import it first.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
         return self.model.path.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the tokens of `string`, after BOS where the vocabulary adds it and the text does not have it."""
+        """Return the tokens of `string`, with BOS in front if the vocabulary adds it and the text lacks it."""
         native = self.model.native
         ids = self.model.tokenize(string, add_special=False, parse_special=True)
         if native.add_bos and add_special_tokens is not False and ids[:1] != [native.bos]:

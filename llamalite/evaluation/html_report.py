@@ -78,7 +78,7 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
     machine = how["machine"]
     cores = f"{machine['n_cores']} cores" if machine["n_cores"] else "cores unknown"
     memory = f"{machine['memory_bytes'] / GIB:.1f} GiB" if machine["memory_bytes"] else "memory unknown"
-    flash = {"auto": "where llama.cpp chooses", False: "off", True: "on"}[how["flash_attn"]]
+    flash = {"auto": "as llama.cpp chooses", False: "off", True: "on"}[how["flash_attn"]]
     return [
         ("date", str(how["date"]).replace("T", " ").replace("+00:00", " UTC")),
         ("machine", f"{machine['processor']}, {cores}, {memory}, {machine['system']}"),
@@ -98,14 +98,14 @@ def _facts(comparison: Comparison, text: str | None) -> list[tuple[str, str]]:
 
 def _quality_row(model: Candidate, comparison: Comparison) -> str:
     cells = [escape(model.name), f"{model.n_bytes / 2**20:,.1f}", f"{model.bits_per_weight:.2f}"]
-    if (own := model.divergence) is not None:
+    if (divergence := model.divergence) is not None:
         cells += [
-            _plus_minus(own.ppl, own.ppl_err, 4),
-            _plus_minus(own.ppl_diff, own.ppl_diff_err, 4),
-            _plus_minus(own.mean_kld, own.mean_kld_err, 6),
-            *(f"{value:.5f}" for value in (own.median_kld, own.p99_kld, own.max_kld)),
-            f"{own.same_top_p:.2%} <small>± {own.same_top_p_err:.2%}</small>",
-            f"{own.rms_delta_p:.3%}",
+            _plus_minus(divergence.ppl, divergence.ppl_err, 4),
+            _plus_minus(divergence.ppl_diff, divergence.ppl_diff_err, 4),
+            _plus_minus(divergence.mean_kld, divergence.mean_kld_err, 6),
+            *(f"{value:.5f}" for value in (divergence.median_kld, divergence.p99_kld, divergence.max_kld)),
+            f"{divergence.same_top_p:.2%} <small>± {divergence.same_top_p_err:.2%}</small>",
+            f"{divergence.rms_delta_p:.3%}",
         ]
     else:  # the reference: every candidate has its perplexity
         first = comparison.candidates[0].divergence if comparison.candidates else None

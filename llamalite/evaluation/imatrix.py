@@ -5,7 +5,7 @@
 
 Quantization weighs errors by these figures, since a column with large inputs needs smaller errors. They are collected
 as llama-imatrix does (tools/imatrix/imatrix.cpp): chunks as in `perplexity`, all tokens counted, products of fewer than
-16 rows ignored; but summed in float64 instead of float32. This module does not know how the figures are used.
+16 rows ignored. Only the sums differ: they are in float64, not float32. This module does not use the figures itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ImportanceMatrix:
         """Write the GGUF form that llama-quantize and `convert --imatrix` read, whole or not at all."""
         with replacing(path) as part:
             writer = gguf.GGUFWriter(part, "imatrix")
-            writer.kv_data[0].pop("general.architecture")  # llama-imatrix writes none either: it is no model
+            writer.kv_data[0].pop("general.architecture")  # llama-imatrix writes none either: this is not a model
             writer.add_type("imatrix")
             writer.add_array("imatrix.datasets", [dataset])
             writer.add_uint32("imatrix.chunk_count", self.n_chunks)
@@ -61,7 +61,7 @@ class ImportanceMatrix:
 
 
 class _Collector:
-    """Adds up squares. An input that several matrices share (q, k and v) comes once for each, and is squared once."""
+    """Adds up squares. An input that several matrices share (q, k, v) arrives once for each and is squared once."""
 
     def __init__(self, matrix: ImportanceMatrix, *, process_output: bool) -> None:
         self._matrix, self._process_output = matrix, process_output
@@ -111,7 +111,7 @@ def collect_imatrix(
     """Return the importance matrix of `model` over the first `chunks` chunks of `text`, each of `n_ctx` tokens.
 
     `process_output` includes the output matrix, which llama.cpp leaves out by default. `progress` is called with the
-    chunks done and their total. Raises ``EvaluationError`` for a text of less than two chunks, a mixture of experts,
+    chunks done and their total. Raises ``EvaluationError`` for a text shorter than two chunks, a mixture of experts,
     and values that are not finite.
     """
     protocol = EvalProtocol(n_ctx=n_ctx, n_batch=n_ctx, chunks=chunks, n_threads=n_threads)

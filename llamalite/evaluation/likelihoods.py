@@ -1,10 +1,10 @@
-"""Likelihoods of continuations after their contexts: many requests in one decode, each distinct context read once.
+"""Scores continuations of contexts: many requests in one decode, and each distinct context read once.
 
     context  "The capital of France is"     read once, then shared by the sequences of its continuations
              " Paris"  " Lyon"  " a city"   read together, each in its own sequence
 
-The context of a question with four choices is read once instead of four times. This module knows tokens, but no tasks;
-those are in `harness`.
+The context of a question with four choices is read once instead of four times. This module works on tokens; tasks
+are in `harness`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LikelihoodScorer:
         """Yield groups of requests that fit into the cache together, long contexts first."""
         by_context: dict[tuple[int, ...], _Group] = {}
         for index, request in enumerate(requests):
-            context, continuation = self._fitted(request)
+            context, continuation = self._truncated(request)
             by_context.setdefault(context, _Group(context, [])).members.append((index, continuation))
         groups: list[_Group] = []
         n_cells = n_seqs = 0
@@ -117,7 +117,7 @@ class LikelihoodScorer:
         if groups:
             yield groups
 
-    def _fitted(self, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _truncated(self, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:
         context, continuation = tuple(request.context), tuple(request.continuation)
         if not context or not continuation:
             raise ValueError("a context and its continuation need at least one token each")

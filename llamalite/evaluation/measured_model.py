@@ -1,11 +1,12 @@
-"""A model that is being measured: opened from a path or a name, and decoded in a way that Ctrl-C can stop.
+"""A model that is being measured: opened from a path or a name, and decoded so that Ctrl-C can stop it.
 
     with opened("demo-Q4_K_M") as model, protocol.context(model) as context:
         decoder = Decoder(context)
         logits = decoder.decode(batch)          # float32 [n_rows, n_vocab]
 
 A batch of 2048 tokens takes a laptop a minute, and Python handles Ctrl-C only between calls into C. So the decode runs
-in the model's thread (`llamalite.native.decode_thread`) while the caller's waits; an exception there aborts the decode.
+in the model's thread (`llamalite.native.decode_thread`) while the caller's thread waits; an exception in the caller's
+thread aborts the decode.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Decoder:
     def compute(self, call: Callable[[], T]) -> T:
         """Return the result of `call`, run in the model's thread. An exception in the caller's thread aborts it.
 
-        Raises ``GenerationCancelled`` if the model is closed, before or meanwhile.
+        Raises ``GenerationCancelled`` if the model is closed, before or during the call.
         """
         context = self.context
         with context.in_use():

@@ -35,7 +35,7 @@ class PerplexityResult:
     nll: float  # mean, in nats per token
     nll_err: float
     n_scored: int  # tokens
-    n_bytes: int | None  # of the scored tokens; None where the file carries no vocabulary
+    n_bytes: int | None  # of the scored tokens; None if the file has no vocabulary
     n_words: int | None
     n_tokens: int  # of the text; with `chunks`, of the part that they need
     n_decoded: int  # tokens that went through the model
@@ -99,7 +99,7 @@ def perplexity(
         for result in iter_perplexity(native, text, protocol):
             if progress is not None:
                 progress(result)
-    assert result is not None  # there is a window: for a text without any, an error was raised
+    assert result is not None  # a text without windows raises an error
     return result
 
 

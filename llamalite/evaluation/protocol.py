@@ -1,4 +1,4 @@
-"""How a text is cut up and computed: the settings that a perplexity means nothing without.
+"""How a text is cut up and computed: the settings without which a perplexity means nothing.
 
 protocol = EvalProtocol(n_ctx=512, chunks=32, exact=True)
 protocol.windows(tokens, model), protocol.context(model)
@@ -45,7 +45,7 @@ class EvalProtocol:
                 raise ValueError(f"{name} must be 1 or more, found {value}")
 
     def tokens_needed(self) -> int | None:
-        """Return how many tokens of a text are evaluated at most, None for all."""
+        """Return the maximum number of tokens of a text to evaluate; None for all."""
         if self.chunks is None:
             return None
         if self.stride is not None:

@@ -4,7 +4,7 @@
     >>> negative_log_likelihoods(logits, np.array([0])).round(6)        # -ln 0.5
     array([0.693147])
 
-The rows are read where llama.cpp left them, a few at a time and on several threads (NumPy releases the interpreter
+The rows are read in place, a few at a time and on several threads (NumPy releases the interpreter
 lock), so that nothing as large as the logits is allocated. Scoring takes a few thousandths of the decoding time
 (`docs/evaluation.md`). Copying the rows, to score them while the next batch decodes, would save less than that and
 double the memory.

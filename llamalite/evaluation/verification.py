@@ -4,13 +4,13 @@
     report.ok, [check.name for check in report.checks]
 
 - keys: the ``llama.*`` and ``tokenizer.*`` keys are those that a conversion would write, bit for bit;
-- template: so is the chat template;
+- template: the chat template is the checkpoint's;
 - tensors: the checkpoint is converted again to the file's types, and the result is compared instead of written;
 - tokens: both tokenizers give the same tokens for a few thousand texts (`llamalite.converters.vocabulary.probe`);
 - logits: for a fixed text, llama.cpp in exact mode agrees with `llamalite.converters.reference` on the same weights.
 
 Neither torch nor transformers is needed. A file made with an importance matrix, or with a ggml that another compiler
-built, may differ in its bytes: its tensors then have to be as near as their types allow.
+built, may differ in its bytes: its tensors must then agree within the error of their types.
 """
 
 from __future__ import annotations
@@ -114,20 +114,20 @@ def verify(
     `params` are those that the file was made with: given its importance matrix, bytes are compared instead of errors.
     Raises what opening the file or the checkpoint raises, but not for a failed check.
     """
-    with open_checkpoint(Path(path)) as made, open_checkpoint(Path(against)) as original:
-        if made.carried is None or original.carried is not None:
+    with open_checkpoint(Path(path)) as converted, open_checkpoint(Path(against)) as original:
+        if converted.carried is None or original.carried is not None:
             raise ValueError("verify compares a GGUF file with the checkpoint that it was made from, in this order")
         planned = make_plan(original, [FILE_TYPES["F32"]], QuantizeParams())
         threads = n_threads or physical_cores()
-        checks = [*_keys(made, original, planned)]
-        checks.append(_tensors(made, planned, params or QuantizeParams(), threads, progress))
+        checks = [*_keys(converted, original, planned)]
+        checks.append(_tensors(converted, planned, params or QuantizeParams(), threads, progress))
         if all(check.ok or check.name == "template" for check in checks) or _can_be_loaded(checks):
             tokens = probe.compare(original.tokenizer_folder, original.config, Path(path))
             checks.append(
                 Check("tokens", not tokens.differences, tokens.describe(), {"n_texts": tokens.n_texts,
                       "n_differences": len(tokens.differences), "n_known": len(tokens.known)})
             )  # fmt: skip
-            checks.append(_logits(Path(path), made, original, planned, threads))
+            checks.append(_logits(Path(path), converted, original, planned, threads))
     return VerificationReport(Path(path), Path(against), tuple(checks))
 
 
@@ -136,14 +136,14 @@ def _can_be_loaded(checks: Sequence[Check]) -> bool:
     return not any(check.figures.get("missing") for check in checks)
 
 
-def _keys(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> list[Check]:
-    assert made.carried is not None
+def _keys(converted: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> list[Check]:
+    assert converted.carried is not None
     vocabulary = read_vocabulary(original.tokenizer_folder, original.config)
     wanted = dict(header.keys_of(original, planned, vocabulary))
-    written = dict(made.carried.pairs)
+    written = dict(converted.carried.pairs)
     keys = [key for key in wanted if key.startswith((b"llama.", b"tokenizer."))]
     wrong = [key.decode() for key in keys if key != TEMPLATE and written.get(key) != wanted[key]]
-    text = f"{len(keys)} keys are those of a conversion"
+    text = f"{len(keys)} keys match a new conversion"
     if wrong:
         missing = [key for key in wrong if key.encode() not in written]
         text = f"{', '.join(wrong[:4])} {'is missing' if missing == wrong[:1] else 'differ'}"
@@ -163,7 +163,7 @@ def _keys(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> li
 
 
 class _TensorComparer:
-    """Takes the place of the pipeline's output file: compares what is written of a tensor with the file's bytes."""
+    """Stands in for the pipeline's output file: compares the bytes written to it with those of the checked file."""
 
     def __init__(self, file: SourceFile, offset: int, kind: TensorType) -> None:
         self._file = file
@@ -198,7 +198,7 @@ class _TensorComparer:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the tensor; None if it is equal, or as near as another way to quantize would be."""
+        """What is wrong with the tensor; None if it is equal, or within the error of another way to quantize."""
         if not self.n_wrong:
             return None
         unit = "blocks" if self.kind.is_quantized else "weights"
@@ -216,21 +216,23 @@ def allowed_error(kind: TensorType) -> float:
 
 
 def _tensors(
-    made: Checkpoint,
+    converted: Checkpoint,
     planned: ConversionPlan,
     params: QuantizeParams,
     n_threads: int,
     progress: pipeline.Progress | None,
 ) -> Check:
     names = {tensor.name: tensor for tensor in planned.tensors}
-    missing = [name for name in names if name not in made.tensors or made.tensors[name].shape != names[name].shape]
-    unknown = [name for name in made.tensors if name not in names]
+    missing = [
+        name for name in names if name not in converted.tensors or converted.tensors[name].shape != names[name].shape
+    ]
+    unknown = [name for name in converted.tensors if name not in names]
     comparers: dict[str, _TensorComparer] = {}
     tensors = []
     for name, tensor in names.items():
         if name in missing:
             continue
-        source = made.tensors[name]
+        source = converted.tensors[name]
         assert isinstance(source, FileTensor | QuantizedTensor)
         kind = source.type if isinstance(source, QuantizedTensor) else TENSOR_TYPES[source.dtype]
         comparers[name] = _TensorComparer(source.file, source.offset, kind)
@@ -244,7 +246,7 @@ def _tensors(
         unknown, "does not belong to the model"
     )
     exact = sum(not comparer.n_wrong for comparer in comparers.values())
-    text = f"all {len(comparers)} tensors are those of a conversion, byte for byte"
+    text = f"all {len(comparers)} tensors match a new conversion, byte for byte"
     if exact < len(comparers):
         text = f"{exact} of {len(comparers)} tensors agree byte for byte, the others within the error of their types"
     if faults:
@@ -254,11 +256,12 @@ def _tensors(
     return Check("tensors", not faults, text, {"exact": exact, "faults": faults, "missing": missing})
 
 
-def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: ConversionPlan, n_threads: int) -> Check:
+def _logits(path: Path, converted: Checkpoint, original: Checkpoint, planned: ConversionPlan, n_threads: int) -> Check:
     """Run a text through llama.cpp, and through the NumPy forward pass with the file's weights and the checkpoint's.
 
-    The weights themselves are compared elsewhere. This check passes if llama.cpp computes with the file's weights what
-    the checkpoint's config says; it also reports how far the logits are from those of the checkpoint's weights.
+    The weights themselves are compared elsewhere. This check passes if llama.cpp, with the file's weights, agrees with
+    NumPy, with the same weights and the checkpoint's config; it also reports how far the logits are from those of the
+    checkpoint's weights.
     """
     with NativeModel(path) as model:
         ids = model.tokenize(TEXT, add_special=True, parse_special=False)[:N_TOKENS]
@@ -267,10 +270,10 @@ def _logits(path: Path, made: Checkpoint, original: Checkpoint, planned: Convers
             Decoder(context).compute(lambda: context.decode(ids, np.arange(len(ids)), 0, True))
             ours = context.logits().copy()  # float32 [n_tokens, n_vocab]
     with np.errstate(over="ignore", invalid="ignore"):  # a broken file gives infinities, which are found below
-        expected = reference.forward(_with_weights(made, original, planned), ids.tolist())
+        expected = reference.forward(_with_weights(converted, original, planned), ids.tolist())
         theirs = reference.forward(original, ids.tolist())
         computed, lost = _divergence(expected, ours, ids), _divergence(theirs, ours, ids)
-    limit = allowed_kld(made)
+    limit = allowed_kld(converted)
     ok = bool(np.isfinite(ours).all()) and computed.mean_kld <= limit
     text = (
         f"llama.cpp's logits are {'' if ok else 'not '}those of the file's weights: mean KL divergence "
@@ -286,15 +289,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _with_weights(made: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> Checkpoint:
+def _with_weights(converted: Checkpoint, original: Checkpoint, planned: ConversionPlan) -> Checkpoint:
     """Return the checkpoint with the file's weights, by the checkpoint's names, for `reference.forward`.
 
     q and k keep the file's row order, that of Meta's checkpoints: not permuted.
     """
-    assert planned.config is not None  # the checkpoint is no GGUF file
+    assert planned.config is not None  # the checkpoint is not a GGUF file
     rules = planned.config.tensor_rules(permuted=False)
-    tensors = {rule.source: made.tensors[rule.name] for rule in rules if rule.name in made.tensors}
-    return Checkpoint(made.folder, original.config, tensors, permuted=False)
+    tensors = {rule.source: converted.tensors[rule.name] for rule in rules if rule.name in converted.tensors}
+    return Checkpoint(converted.folder, original.config, tensors, permuted=False)
 
 
 def _divergence(base: npt.NDArray[np.float32], other: npt.NDArray[np.float32], ids: TokenIds) -> Divergence:
@@ -312,9 +315,9 @@ def _divergence(base: npt.NDArray[np.float32], other: npt.NDArray[np.float32], i
 _MOST_KLD = {"quantized": 1e-2, "16 bits": 1e-3, "F32": 1e-6}
 
 
-def allowed_kld(made: Checkpoint) -> float:
+def allowed_kld(converted: Checkpoint) -> float:
     """Return the mean KL divergence (nats) above which llama.cpp and NumPy, with the same weights, do not agree."""
-    matrices = [tensor for tensor in made.tensors.values() if len(tensor.shape) > 1]
+    matrices = [tensor for tensor in converted.tensors.values() if len(tensor.shape) > 1]
     if any(isinstance(matrix, QuantizedTensor) for matrix in matrices):
         return _MOST_KLD["quantized"]
     return _MOST_KLD["F32" if all(matrix.dtype == "F32" for matrix in matrices) else "16 bits"]

@@ -7,9 +7,9 @@ With n_ctx = 8 and a vocabulary that adds BOS (``B``), the 16 tokens ``B1234567 
 
 This is llama-perplexity's protocol (``perplexity()`` in llama.cpp's tools/perplexity/perplexity.cpp): chunks that do
 not overlap, the first token of each replaced by BOS, the second half scored, and as many chunks in a batch as fit, each
-as a sequence. Like there, the last row is computed but not scored: a batch without it might be rounded differently.
+as a sequence. As there, the last row is computed but not scored: a batch without it might be rounded differently.
 
-This module knows no model: `perplexity`, `comparison` and `imatrix` decode and score the batches.
+This module loads no model: `perplexity`, `comparison` and `imatrix` decode and score the batches.
 """
 
 from __future__ import annotations
@@ -111,14 +111,15 @@ def chunk_windows(tokens: TokenIds, n_ctx: int, bos: int | None) -> list[Window]
     """Return llama-perplexity's windows of `tokens`: whole chunks of `n_ctx`, the second half of each scored.
 
     `bos` replaces the first token of each chunk; None leaves it. BOS is never scored: it separates the texts of an
-    iterable and belongs to none of them. Raises ``EvaluationError`` for less than two chunks, as llama-perplexity does.
+    iterable and belongs to none of them. Raises ``EvaluationError`` for fewer than two chunks, as llama-perplexity
+    does.
     """
     if n_ctx < 4:
         raise ValueError(f"n_ctx must be 4 or more, so that half a chunk has a token to score; found {n_ctx}")
     if len(tokens) < 2 * n_ctx:
         largest = len(tokens) // 2
         shorter = (
-            f", or a smaller context: the largest for this one is {largest} (--ctx {largest})" if largest > 3 else ""
+            f", or a smaller context: the largest for this text is {largest} (--ctx {largest})" if largest > 3 else ""
         )
         raise EvaluationError(
             f"the text has {len(tokens)} tokens, and a context of {n_ctx} needs at least {2 * n_ctx}: "
@@ -141,7 +142,7 @@ def stride_windows(tokens: TokenIds, n_ctx: int, stride: int) -> list[Window]:
     """Return windows of `n_ctx` tokens that start every `stride` tokens, each token scored once.
 
     The method is "Perplexity of fixed-length models" in Hugging Face's documentation: BOS is only at the beginning of
-    the text; the first window is scored from its second token on, a later one on the tokens that the windows before did
+    the text; the first window is scored from its second token on, a later one on the tokens that earlier windows did
     not reach. (That page weighs a later window by one token less than it scores; here every token weighs the same.)
     """
     if not 1 <= stride <= n_ctx:

@@ -1,4 +1,4 @@
-"""The names of the files of a model that has several: the numbers in them are read and written here only.
+"""The file names of split models. Only this module reads and writes the numbers in them.
 
 big-Q4_K_M-00001-of-00003.gguf          llama.cpp's ``llama_split_path``
 model-00001-of-00002.safetensors        Hugging Face's checkpoints
@@ -50,7 +50,7 @@ def stem_of(name: str) -> str:
     return shard.stem if shard else name
 
 
-def lying_in(folder: Path, stem: str, suffix: str) -> list[Path]:
+def shards_in(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return all shards of the model `stem` in `folder`, whatever their count, sorted by name."""
     named = ((path, parse(path.name.removesuffix(suffix))) for path in folder.glob(f"*{suffix}"))
     return sorted(path for path, shard in named if shard and shard.stem == stem)

@@ -26,21 +26,21 @@ class SourceNote:
     - `folder`: the checkpoint's folder, an absolute path without links.
     - `files`: [size, modification time in ns] of the checkpoint's files, by name.
     - `plain`: no option but the type was given, so that the model may be converted again without asking.
-    - `made`: [size, modification time in ns] of the model itself; None until the note is written.
+    - `model_stamp`: [size, modification time in ns] of the model itself; None until the note is written.
     """
 
     folder: str
     qtype: str
     files: dict[str, list[int]]
     plain: bool
-    made: list[int] | None = None
+    model_stamp: list[int] | None = None
 
     @classmethod
     def of(cls, folder: Path, qtype: str, *, plain: bool) -> SourceNote:
         """Return the note for the checkpoint in `folder` as it is now."""
         paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES_READ or path.name == "README.md"]
         paths += folder.glob("additional_chat_templates/*.jinja")
-        # A broken link is skipped: if a conversion needs it, it says so.
+        # A broken link is skipped; a conversion that needs it reports it.
         files = {path.relative_to(folder).as_posix(): _stamp(path) for path in sorted(paths) if path.is_file()}
         return cls(absolute(folder), qtype, files, plain)
 
@@ -78,7 +78,7 @@ def read(model: Path) -> SourceNote | None:
 def read_current(model: Path) -> SourceNote | None:
     """Return the note beside `model` if `model` is still the file that the note was written for."""
     note = read(model)
-    return note if note and model.is_file() and note.made == _stamp(model) else None
+    return note if note and model.is_file() and note.model_stamp == _stamp(model) else None
 
 
 def absolute(path: Path) -> str:

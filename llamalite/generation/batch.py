@@ -39,14 +39,14 @@ class Job:
     prompt: list[int]
     params: SamplingParams
 
-    def room(self, n_ctx: int) -> int:
-        """Return the most tokens this job may need: its prompt and `max_tokens`, or `n_ctx` where there is no limit."""
+    def tokens_needed(self, n_ctx: int) -> int:
+        """Return the most tokens this job may need: its prompt and `max_tokens`, or `n_ctx` without a limit."""
         return n_ctx if self.params.max_tokens is None else len(self.prompt) + max(self.params.max_tokens, 1)
 
 
-def cells_wanted(jobs: Sequence[Job], n_slots: int, n_ctx: int) -> int:
+def cells_needed(jobs: Sequence[Job], n_slots: int, n_ctx: int) -> int:
     """Return how many cells of the cache the `n_slots` largest of `jobs` need together."""
-    return sum(sorted((job.room(n_ctx) for job in jobs), reverse=True)[:n_slots])
+    return sum(sorted((job.tokens_needed(n_ctx) for job in jobs), reverse=True)[:n_slots])
 
 
 def one_by_one(engine: Engine, jobs: Sequence[Job], on_completion: OnCompletion | None = None) -> list[Completion]:
@@ -111,7 +111,7 @@ class Batch(Cancellable):
                 on_completion(job.number, completion)
 
         for job in jobs:
-            if job.room(self.context.n_ctx_seq) > self.context.n_ctx_seq:
+            if job.tokens_needed(self.context.n_ctx_seq) > self.context.n_ctx_seq:
                 raise ContextOverflowError(
                     f"prompt {job.number} has {len(job.prompt)} tokens and asks for {job.params.max_tokens} more, and "
                     f"the context holds {self.context.n_ctx_seq}"
@@ -158,14 +158,14 @@ class Batch(Cancellable):
     def _fill(self, waiting: collections.deque[Job], slots: dict[int, _Slot], prefix: list[int]) -> None:
         """Give free slots to waiting jobs, in order, as long as the cache has room for all that each may need."""
         n_ctx = self.context.n_ctx_seq
-        promised = len(prefix) + sum(slot.job.room(n_ctx) - len(prefix) for slot in slots.values())
+        reserved = len(prefix) + sum(slot.job.tokens_needed(n_ctx) - len(prefix) for slot in slots.values())
         for seq_id in range(1, self._n_slots + 1):
             if not waiting or seq_id in slots:
                 continue
-            more = waiting[0].room(n_ctx) - len(prefix)
-            if slots and promised + more > n_ctx:
+            needed = waiting[0].tokens_needed(n_ctx) - len(prefix)
+            if slots and reserved + needed > n_ctx:
                 return
-            promised += more
+            reserved += needed
             job = waiting.popleft()
             if prefix:
                 self.context.seq_cp(0, seq_id, 0, len(prefix))

@@ -5,7 +5,7 @@
         piece = answer.take(logits)              # samples the next token; None when that token ends the answer
         ...                                      # decode answer.tokens[-1], get its logits
 
-This module knows neither contexts nor threads. A piece never ends inside a character, and text that may still become a
+This module uses neither contexts nor threads. A piece never ends inside a character, and text that may still become a
 stop string is held back.
 """
 

@@ -8,11 +8,11 @@ import collections
 class Costs:
     """Seconds of a decode of n tokens, each with its logits.
 
-    Where memory bandwidth is the limit, eight tokens in one decode take hardly longer than one; where arithmetic is,
+    If memory bandwidth is the limit, eight tokens in one decode take hardly longer than one. If arithmetic is the limit
     and the kernels gain nothing from computing rows together, they take eight times as long. Only measuring tells.
 
-    Each figure is the least of the last five measurements, so that a decode that something else slowed down counts
-    little. Figures older than 256 decodes are forgotten: a fuller cache or a busier machine changes them.
+    Each figure is the least of the last five measurements, so that an occasional slow decode does not matter. Figures
+    older than 256 decodes are forgotten: a fuller cache or a busier machine changes them.
     """
 
     _MEMORY = 256  # decodes
@@ -44,7 +44,7 @@ class Costs:
             return self._least[n][0]
         return self._least[1][0] + (n - 1) * self._estimated_per_token()
 
-    def more(self, n: int) -> float:
+    def extra_per_token(self, n: int) -> float:
         """Return the seconds that each of `n` tokens after the first adds to a decode."""
         return max(0.0, ((self.of(1 + n) or 0.0) - (self.of(1) or 0.0)) / n)
 

@@ -4,10 +4,11 @@
     for piece in engine.stream(prompt_ids, SamplingParams(max_tokens=32)):
         print(piece.text, end="")            # the last piece has the text held back, a finish reason and the totals
 
-This module does not import llama.cpp: a context, a vocabulary and a sampler are anything with a few methods, and the
-tests use fakes. `llamalite.generation.prefix_cache` keeps what the context holds, so that a prompt with a common prefix
-costs only its rest. One decode may check several drafted tokens (`llamalite.generation.speculation`); those that turn
-out wrong are taken back. `llamalite.generation.batch` runs many generations at once.
+This module does not import llama.cpp: any object with the right methods can be the context, the vocabulary or the
+sampler, and the tests use fakes. `llamalite.generation.prefix_cache` keeps what the context holds, so that a prefix in
+common with the last prompt is not read again. One decode may check several drafted tokens
+(`llamalite.generation.speculation`); those that turn out wrong are removed. `llamalite.generation.batch` runs many
+generations at once.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from llamalite.errors import ContextOverflowError, GenerationCancelled, Llamalit
 from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
 from llamalite.generation.costs import Costs
 from llamalite.generation.prefix_cache import Context, PrefixCache
-from llamalite.native.decode_thread import DecodeThread, stop_at_the_end
+from llamalite.native.decode_thread import DecodeThread, stop_at_exit
 from llamalite.sampling import SamplingParams
 
 
 class SupportsDraft(Protocol):
     """What the engine needs of a `llamalite.generation.speculation.Speculator`."""
 
-    def draft(self, said: Sequence[int], room: int) -> Sequence[int]: ...
+    def draft(self, answer_tokens: Sequence[int], room: int) -> Sequence[int]: ...
 
 
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
@@ -55,7 +56,7 @@ class Cancellable:
         self._engine.abort(self)
 
     def close(self) -> None:
-        """Cancel; where this thread itself runs the job, it has ended when this returns."""
+        """Cancel the job; if this thread runs it, it has ended when this returns."""
         self.cancel()
 
 
@@ -110,10 +111,10 @@ class Stream(Iterator[Piece]):
 
 
 class Engine:
-    """Runs generations over sequence 0 of a context, one after another, whichever threads ask for them.
+    """Runs generations over sequence 0 of a context, one after another, from any thread.
 
-    `make_speculator` returns what drafts tokens for a generation, or None for one token a decode. `can_rewind`,
-    `prompt_step` and `thread` are those of `PrefixCache`.
+    `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
+    `can_rewind`, `prompt_step` and `thread` are those of `PrefixCache`.
     """
 
     def __init__(
@@ -153,14 +154,14 @@ class Engine:
     def _turn_for(self, job: Cancellable | None, *, while_closing: bool) -> Iterator[None]:
         if self._owner == threading.get_ident():
             raise LlamaliteError(
-                "a generation of this model is still open in this thread: read the stream to its end or close it "
-                "first, or use generate_batch for several at once, whose callback can only cancel the model"
+                "a generation of this model is still open in this thread: read the stream to its end or close it; "
+                "for several at once use generate_batch, whose callback can only cancel the model"
             )
         while not self._turn.acquire(timeout=0.1):  # with a timeout, so that signals are handled on Windows too
             if job is not None and job.cancelled:
                 raise GenerationCancelled("cancelled while waiting for the model's turn")
             self._refuse_while_closing(while_closing)
-            stop_at_the_end()
+            stop_at_exit()
         try:
             self._owner = threading.get_ident()
             with self._guard:
@@ -177,12 +178,12 @@ class Engine:
             self._owner = None
             self._turn.release()
 
-    def _refuse_while_closing(self, is_the_closer: bool) -> None:
-        if self._is_closing and not is_the_closer:
+    def _refuse_while_closing(self, is_closer: bool) -> None:
+        if self._is_closing and not is_closer:
             raise GenerationCancelled("the model is being closed")
 
     def abort(self, job: Cancellable) -> None:
-        """Abort what `job` computes, if it is its turn."""
+        """Abort the computation of `job`, if it has the turn."""
         with self._guard:
             if self._active is job:
                 job.context.abort()
@@ -220,7 +221,7 @@ class Engine:
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, n_prompt: int, params: SamplingParams) -> None:
-        """Raise ``ContextOverflowError``, which says by how much, when prompt and `max_tokens` do not fit.
+        """Raise ``ContextOverflowError``, with the number of excess tokens, if prompt and `max_tokens` do not fit.
 
         Raises ``ValueError`` for a prompt of no tokens: there would be nothing to continue.
         """
@@ -237,8 +238,8 @@ class Engine:
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
         """Return the stream of one generation; nothing is computed before its first piece is asked for.
 
-        Raises at once ``ValueError`` for an empty prompt or parameters that do not fit this model, and
-        ``ContextOverflowError`` when prompt and `max_tokens` exceed the context.
+        Raises immediately ``ValueError`` for an empty prompt or parameters that do not fit this model, and
+        ``ContextOverflowError`` if prompt and `max_tokens` exceed the context.
         """
         ids = [int(token) for token in prompt]
         self.check_room(len(ids), params)
@@ -266,7 +267,7 @@ class Engine:
                 drafted: Sequence[int] = ()
                 while answer.reason is None and reason is None:
                     # Row i of the last decode follows the first i drafted tokens: it is valid if those were sampled.
-                    n_sure, n_right = len(cache.held) - len(drafted), 0
+                    n_before, n_right = len(cache.held) - len(drafted), 0
                     try:
                         for row in cache.context.logits():
                             piece = answer.take(row)
@@ -283,7 +284,7 @@ class Engine:
                                 break
                             n_right += 1
                     finally:
-                        cache.truncate(n_sure + n_right)
+                        cache.truncate(n_before + n_right)
                         n_accepted += n_right
                     if answer.reason is None and reason is None:
                         if len(cache.held) >= cache.context.n_ctx_seq:

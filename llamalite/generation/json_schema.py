@@ -46,7 +46,7 @@ _FORMATS = {
     "uuid": '[0-9a-f]{8} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{12}',
 }
 _SHARED_RULES = {
-    "ws": '| " " | "\\n" [ \\t]{0,20}',  # bounded: a small model may go on writing blanks forever
+    "ws": '| " " | "\\n" [ \\t]{0,20}',  # bounded: a small model may write blanks forever
     "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u00" [01] [0-9a-f])',
     "string": '"\\"" char* "\\""',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
@@ -65,7 +65,8 @@ _USES = {
 _MAX_REPEATED = 2000
 _MAX_DEPTH = 150  # of nested schemas: Python allows a thousand nested calls, and each schema takes up to four
 _SHAPES = {  # what a keyword's value must be
-    "type": "a type or a list of types", "properties": "an object", "required": "a list of texts", "format": "a text",
+    "type": "a type or a list of types", "properties": "an object", "required": "a list of strings",
+    "format": "a string",
     **dict.fromkeys(("enum", "allOf", "prefixItems"), "a list"),
     **dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), "a number"),
     **dict.fromkeys("minLength maxLength minItems maxItems".split(), "a number"),
@@ -99,7 +100,7 @@ class _Writer:
         return name
 
     def _rule(self, body: str, near: str) -> str:
-        """Return the name of a new rule for `body`; as a rule, it nests no brackets, however deep the schema."""
+        """Return the name of a new rule for `body`. With rules, a deep schema does not nest brackets."""
         number = 1
         while f"{near}-{number}" in self._rules:
             number += 1
@@ -138,7 +139,7 @@ class _Writer:
         if not types:
             _refuse(at, f"a grammar cannot express {sorted(keys)[0]!r}")
         allowed = set().union(*(_OF_TYPE[json_type] for json_type in types))
-        # A keyword of another type does not concern this one: it is ignored, as validators do.
+        # Keywords of other types are ignored, as in validators.
         ignored = set().union(*_OF_TYPE.values()) - allowed
         if "number" in types:
             ignored -= {"exclusiveMinimum", "exclusiveMaximum", "maximum"}
@@ -179,7 +180,7 @@ class _Writer:
         values = [schema["const"]] if "const" in keys else list(schema["enum"])
         types = schema.get("type", list(_OF_TYPE))
         types = [types] if isinstance(types, str) else types
-        values = [value for value in values if any(_is(value, json_type) for json_type in types)]
+        values = [value for value in values if any(_has_type(value, json_type) for json_type in types)]
         if not values:
             _refuse(at, "no value of 'enum' has the schema's type")
         return _any_of([_json_literal(value, at) for value in values])
@@ -262,8 +263,8 @@ class _Writer:
         for key, schema_of_key in properties.items():
             body = self._visit(schema_of_key, name, f"{at}/properties/{key}")
             pairs[key] = f'{_json_literal(key, at)} ws ":" ws {_group(body)}'
-        # From the last property to the first: `rest` is what may follow once a property has been written, each with its
-        # comma; optional ones may be left out. `beginnings` are the properties that may come first.
+        # From the last property to the first: `rest` matches the properties that may follow, each after a comma, where
+        # optional ones may be left out. `beginnings` match the properties that may come first, with what follows.
         rest, beginnings, keys = '""', [], list(pairs)
         for key in reversed(keys):
             after = self._rule(rest, name)
@@ -291,7 +292,7 @@ def _refuse(at: str, why: str) -> NoReturn:
 def _check_shapes(schema: Mapping[Any, Any], at: str) -> None:
     for key, value in schema.items():
         if not isinstance(key, str):
-            _refuse(at, f"a keyword is a text, found {key!r:.60}")
+            _refuse(at, f"a keyword is a string, found {key!r:.60}")
         shape = _SHAPES.get(key)
         if shape is not None and not _has_shape(value, shape):
             _refuse(at, f"{key!r} must be {shape}, found {value!r:.60}")
@@ -302,7 +303,7 @@ def _check_shapes(schema: Mapping[Any, Any], at: str) -> None:
 
 
 def _has_shape(value: Any, shape: str) -> bool:
-    if shape == "a text":
+    if shape == "a string":
         return isinstance(value, str)
     if shape == "a number":
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
@@ -342,7 +343,7 @@ def _literal(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _is(value: Any, kind: str) -> bool:
+def _has_type(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "null": type(None)}
@@ -380,15 +381,15 @@ def _same_length(low: str, high: str) -> str:
     n = len(low) - 1
     digits = "".join(" [0-9]" for _ in range(n))
     a, b = int(low[0]), int(high[0])
-    whole_low, whole_high = low[1:] == "0" * n, high[1:] == "9" * n
-    if a == b and not (whole_low and whole_high):
+    low_ends_in_zeros, high_ends_in_nines = low[1:] == "0" * n, high[1:] == "9" * n
+    if a == b and not (low_ends_in_zeros and high_ends_in_nines):
         return f'"{a}" {_group(_same_length(low[1:], high[1:]))}'
     parts = []
-    if not whole_low:
+    if not low_ends_in_zeros:
         parts.append(f'"{a}" {_group(_same_length(low[1:], "9" * n))}')
-    first, last = a + (not whole_low), b - (not whole_high)
+    first, last = a + (not low_ends_in_zeros), b - (not high_ends_in_nines)
     if first <= last:
         parts.append((f"[{first}-{last}]" if first < last else f'"{first}"') + digits)
-    if not whole_high:
+    if not high_ends_in_nines:
         parts.append(f'"{b}" {_group(_same_length("0" * n, high[1:]))}')
     return " | ".join(parts)

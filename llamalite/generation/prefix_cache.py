@@ -1,11 +1,11 @@
-"""What sequence 0 of a context holds, so that a prompt which begins alike costs only its rest.
+"""Keeps track of what sequence 0 of a context holds, so that the common beginning of a prompt is not read again.
 
     cache = PrefixCache(context)
     cache.read(prompt_ids)                   # decodes what is new; the last token's logits are ready
     cache.extend([token])                    # decodes one more token, or several: a row of logits for each
     cache.truncate(len(prompt_ids))          # forgets the tokens after the prompt
 
-This module does not import llama.cpp: a context is anything with the methods of `Context`. Decodes run in the model's
+This module does not import llama.cpp: a context is any object with the methods of `Context`. Decodes run in the model's
 decode thread (`llamalite.native.decode_thread`), and `Costs` records how long they took.
 """
 
@@ -42,9 +42,10 @@ class Context(Protocol):
 class PrefixCache:
     """Decodes tokens into sequence 0 of `context` and knows which ones it holds.
 
-    `can_rewind` is False for models whose memory cannot forget its newest tokens (recurrent ones): a prompt is then
-    read anew unless it continues what is held. `prompt_step` is the most tokens of a prompt in one decode: n_batch
-    where a decode can be aborted, fewer where a cancellation has to wait for its end. `thread` is the model's.
+    `can_rewind` is False for models whose memory cannot forget its newest tokens (recurrent ones): then a prompt is
+    read again from its beginning unless it continues what is held. `prompt_step` is the most tokens of a prompt in one
+    decode: n_batch if a decode can be aborted, fewer if a cancellation has to wait for the end of a decode. `thread` is
+    the model's.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class PrefixCache:
             return
         if self.context.seq_rm(0, n, -1):
             del self.held[n:]
-        else:  # this memory cannot forget a part, although `can_rewind` says so
+        else:  # `can_rewind` was wrong: this memory cannot forget a part
             self.can_rewind = False
             tokens = self.held[:n]
             self.clear()
@@ -140,7 +141,7 @@ class PrefixCache:
         self.held.extend(tokens)
 
     def _resync(self, tokens: Sequence[int]) -> None:
-        """After a decode that did not finish: hold those of `tokens` that the context says it has."""
+        """After an unfinished decode, keep those of `tokens` that the context reports to have."""
         n = self.context.seq_pos_max(0) + 1
         if self.can_rewind and 0 < n <= len(tokens):
             self.held = list(tokens[:n])

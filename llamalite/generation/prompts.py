@@ -1,9 +1,9 @@
-"""Turns a prompt into token ids: a text, chat messages by the file's chat template, or token ids as they are.
+"""Turns a prompt into token ids: a text, chat messages (with the file's chat template), or token ids unchanged.
 
     prompts = Prompts(native_model)
     ids = prompts.tokens([{"role": "user", "content": "hi <|im_end|>"}])     # one BOS; the user's <|im_end|> is text
 
-Only a chat template can make control tokens; in messages and texts, what spells one stays text.
+Only a chat template can make control tokens; in messages and texts, the spelling of one stays text.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Prompts:
         if isinstance(prompt, (str, bytes)):
             return self._tokenize(prompt, add_special=True)
         if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
-            raise TypeError(f"prompt must be a text, a list of messages or token ids, found {prompt!r:.80}")
+            raise TypeError(f"prompt must be a string, a list of messages or token ids, found {prompt!r:.80}")
         if any(isinstance(item, Mapping) for item in prompt):
             return self.chat_tokens(prompt)  # type: ignore[arg-type]
         return [int(token) for token in self._model.check_tokens(prompt)]  # type: ignore[arg-type]
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
-        """Return the text that the template makes of `messages`, up to where the model's answer begins."""
+        """Return `messages` rendered by the template, up to where the model's answer begins."""
         settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
         return self._template(tools is not None).render(messages, tools=tools, **settings)
 
@@ -56,7 +56,7 @@ class Prompts:
         from llamalite import templates
 
         model = self._model
-        if any(self._spells_control(text) for text in templates.texts([messages, tools])):
+        if any(self._spells_control(text) for text in templates.strings([messages, tools])):
             control = model.control_tokens()
             guarded = templates.guard(messages, control)
             rendered = self.render(guarded, tools=templates.guard(tools, control), **variables)
@@ -90,7 +90,7 @@ class Prompts:
             key += ".tool_use"
         if key not in self._templates:
             if key not in self._model.metadata:
-                raise TemplateError(f"{self._model.path.name} has no chat template: it continues text, give it a text")
+                raise TemplateError(f"{self._model.path.name} has no chat template: it can only continue a text")
             from llamalite.templates import ChatTemplate
 
             self._templates[key] = ChatTemplate(self._model.metadata[key])

@@ -2,9 +2,9 @@
 
     LLAMALITE-SESSION 1\\n | length, JSON of the facts | length, int32 tokens | length, state | sha256 of all before
 
-llama.cpp's own state file does not say which model it is of, and a truncated one aborts the process. This file also has
-the model's fingerprint, every length, and a digest, and one that does not match is refused before llama.cpp sees any of
-it. The digest detects damage, not forgery: code that loads a session checks its content as that of any untrusted file.
+llama.cpp's own state file does not name its model, and a truncated one aborts the process. This file also has the
+model's fingerprint, all lengths and a digest; if any of them does not match, it is refused before llama.cpp reads it.
+The digest detects damage, not forgery: code that loads a session must check its content, as with any untrusted file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SavedSession:
 
 
 def fingerprint(path: Path, data_offset: int) -> str:
-    """Return what identifies a GGUF file: a digest of its size, its header and 256 samples of its tensors.
+    """Return a digest that identifies a GGUF file: of its size, its header and 256 samples of its tensors.
 
     Reading a whole file of gigabytes would take longer than reading the saved conversation again.
     """
@@ -54,10 +54,10 @@ def fingerprint(path: Path, data_offset: int) -> str:
 
 
 def check_place(path: Path) -> None:
-    """Raise ``LlamaliteError`` if no session can be saved at `path`; any other file there is not to be overwritten."""
+    """Raise ``LlamaliteError`` if no session can be saved at `path`; any other kind of file is not overwritten."""
     if path.exists():
         if not path.is_file():
-            raise LlamaliteError(f"{path} is no regular file: a session cannot be saved there")
+            raise LlamaliteError(f"{path} is not a regular file: a session cannot be saved there")
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise LlamaliteError(f"{path} is not a llamalite session: name another file")

@@ -1,10 +1,10 @@
 """Speculative decoding: several tokens are drafted, and one decode of the model checks all of them.
 
     speculator = Speculator(Lookup(), prompt_ids, cache.costs)
-    drafted = speculator.draft(said, room)          # tokens that may follow `said`; none where checking does not pay
-    cache.extend([said[-1], *drafted])              # one decode, a row of logits for each
+    drafted = speculator.draft(answer_tokens, room)     # tokens that may come next; none if checking does not pay off
+    cache.extend([answer_tokens[-1], *drafted])         # one decode, a row of logits for each
 
-`Lookup` drafts what followed the last tokens when they occurred before, which pays where an answer repeats its input
+`Lookup` drafts what followed the last tokens when they occurred before, which pays off if an answer repeats its input
 (editing, extraction, translated code). `DraftModel` asks a small model with the same vocabulary.
 
 The answer's distribution does not change. At each place the answer's own sampler draws a token from the model's logits
@@ -45,11 +45,11 @@ _MIN_CHANCE = 0.05  # that all tokens up to this one are right; below it, no fur
 
 
 class Proposer(Protocol):
-    """Guesses tokens. Each guess has a grade, how sure it is; `AcceptanceRates` measures how often a grade is right."""
+    """Guesses tokens. Each guess has a grade of confidence; `AcceptanceRates` measures how often a grade is right."""
 
     @property
     def priors(self) -> Sequence[float]:
-        """For each grade, how often such a guess is presumed right before any was measured."""
+        """For each grade, the share of right guesses to assume before any is measured."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Proposer(Protocol):
 
     @property
     def n_before(self) -> int:
-        """How many tokens an answer has before the first guess: for a short one, reading the prompt does not pay."""
+        """How many tokens an answer has before the first guess: a short one is not worth reading the prompt for."""
         ...
 
     def push(self, token: int) -> None:
@@ -81,8 +81,8 @@ class Lookup:
     [7, 8, 1, 5]
 
     It takes the latest occurrence of the last four, three or two tokens (as ``common_ngram_simple_draft``,
-    common/ngram-map.cpp, and transformers' ``PromptLookupCandidateGenerator`` do), unless the match it is following is
-    longer. Where that match ends at a token that differs, it goes on after it: a word may have been replaced.
+    common/ngram-map.cpp, and transformers' ``PromptLookupCandidateGenerator`` do), unless the current match is longer.
+    When a match ends at a token that differs, proposals continue after that token: a word may have been replaced.
     """
 
     priors = (0.05, 0.2, 0.4, 0.6, 0.75, 0.85)  # for matches of 0, 1, 2-3, 4-7, 8-15 and 16 or more tokens
@@ -160,7 +160,7 @@ class DraftModel:
 
 
 class AcceptanceRates:
-    """How often guesses of each grade were right: over about the last thirty, and four presumed ones."""
+    """How often guesses of each grade were right: over about the last thirty, and four assumed ones."""
 
     def __init__(self, priors: Sequence[float]) -> None:
         self._right = [4 * prior for prior in priors]
@@ -183,9 +183,9 @@ class AcceptanceRates:
 class Speculator:
     """Decides, decode by decode, how many drafted tokens of one answer to check.
 
-    It knows how long a decode of n tokens takes (`Costs`) and how often guesses of each grade are right. The latter is
-    also counted while none are checked, by comparing each new token with the guess for it. It takes the size that
-    promises the most tokens a second, if that is more than single tokens give. It also keeps a balance of time: when
+    It knows how long a decode of n tokens takes (`Costs`) and how often guesses of each grade are right. Guesses are
+    also compared with the new tokens while no decode checks them. It takes the size that promises the most tokens a
+    second, if that is more than single tokens give. It also keeps a balance of time: when
     checking has cost more than it has saved, it pauses, each time for longer.
     """
 
@@ -195,7 +195,7 @@ class Speculator:
         self._proposer, self._costs, self._rates = proposer, costs, rates or AcceptanceRates(proposer.priors)
         self._rates.fade()
         self._prompt = prompt
-        self._n_said: int | None = None  # tokens of the answer that the proposer has; None: not even the prompt
+        self._n_pushed: int | None = None  # tokens of the answer that the proposer has; None: not even the prompt
         self._proposed: list[tuple[int, int]] = []
         self._max_drafted = SIZES[1] - 1  # grows when that many tokens were all right
         self._n_drafted = 0  # in the last decode
@@ -204,14 +204,14 @@ class Speculator:
         self._caught_up = False
         self._pause, self._next_pause = 0, 64  # decodes
 
-    def draft(self, said: Sequence[int], room: int) -> list[int]:
-        """Return up to `room` tokens that may follow the prompt and the answer so far, `said`; often none.
+    def draft(self, answer_tokens: Sequence[int], room: int) -> list[int]:
+        """Return up to `room` tokens that may follow the prompt and `answer_tokens`, the answer so far; often none.
 
-        Call it once before each decode: the tokens added to `said` since the last call show which guesses were right.
+        Call it once before each decode: the tokens added since the last call show which guesses were right.
         """
-        if len(said) < self._proposer.n_before:
+        if len(answer_tokens) < self._proposer.n_before:
             return []
-        self._learn(said)
+        self._learn(answer_tokens)
         single_s = self._costs.of(1)
         if single_s is None or room < 1:  # nothing measured yet: decode one token, which is measured
             return []
@@ -230,11 +230,11 @@ class Speculator:
             chances.append(chance)
             if chance < _MIN_CHANCE:
                 break
-            if step_s:  # another guess pays while it adds tokens faster than the decode gives them without it
-                more_s = step_s + self._costs.more(n)
+            if step_s:  # guess on only while that adds tokens faster than the decode does without it
+                more_s = step_s + self._costs.extra_per_token(n)
                 if chance * rate / more_s < expected / (single_s + n * more_s):
                     break
-        # The first time does not count: a draft model then also reads everything before this place.
+        # The first time does not count: a draft model then also reads all tokens before.
         self._proposing_s = time.perf_counter() - began if self._caught_up else 0.0
         self._caught_up = True
         self._n_drafted = self._best_size(chances, single_s) - 1
@@ -252,14 +252,14 @@ class Speculator:
                     best, most = n, tok_per_s
         return best
 
-    def _learn(self, said: Sequence[int]) -> None:
+    def _learn(self, answer_tokens: Sequence[int]) -> None:
         """Give the proposer the new tokens of the answer, and count which guesses were right and what they cost."""
-        if self._n_said is None:
+        if self._n_pushed is None:
             for token in self._prompt:
                 self._proposer.push(token)
-            self._n_said = 0
-        new = said[self._n_said :]
-        self._n_said = len(said)
+            self._n_pushed = 0
+        new = answer_tokens[self._n_pushed :]
+        self._n_pushed = len(answer_tokens)
         for token in new:
             self._proposer.push(token)
         n_right = 0
@@ -288,7 +288,7 @@ class Speculator:
 def speculator_factory(
     model: NativeModel, draft: PrefixCache | None
 ) -> Callable[[SamplingParams, Sequence[int], Costs], Speculator | None]:
-    """Return the function that makes a generation's speculator, or None, as its parameters ask.
+    """Return a function that makes the speculator that a generation's parameters ask for, or returns None.
 
     It raises ``ValueError`` for parameters that `model` cannot serve.
     """
@@ -300,7 +300,7 @@ def speculator_factory(
         if kind == "off":
             return None
         if model.is_recurrent:
-            raise ValueError(f"speculate: {model.path.name} is recurrent, and cannot take back what it has read")
+            raise ValueError(f"speculate: {model.path.name} is recurrent, and cannot undo what it has read")
         if kind == "draft" and draft is None:
             raise ValueError("speculate='draft' needs a draft model: load the model with draft=FILE, or use 'lookup'")
         if params.reproducible:
@@ -311,31 +311,31 @@ def speculator_factory(
     return make
 
 
-def open_draft_model(path: Path, beside: NativeContext, *, n_gpu_layers: int = 0) -> PrefixCache:
-    """Load a draft model for the context `beside`, to be aborted with that context and closed with its model.
+def open_draft_model(path: Path, main_context: NativeContext, *, n_gpu_layers: int = 0) -> PrefixCache:
+    """Load a draft model for `main_context`: it is aborted with that context and closed with that context's model.
 
-    Raises ``VocabularyError`` where the two vocabularies differ in any token, ``LlamaliteError`` for recurrent models.
+    Raises ``VocabularyError`` if the two vocabularies differ in any token, ``LlamaliteError`` for recurrent models.
     """
-    target = beside.model
-    native = NativeModel(path, n_gpu_layers=n_gpu_layers, thread=target.thread)
+    main_model = main_context.model
+    native = NativeModel(path, n_gpu_layers=n_gpu_layers, thread=main_model.thread)
     try:
-        if (difference := target.difference(native)) is not None:
+        if (difference := main_model.difference(native)) is not None:
             raise VocabularyError(
-                f"{path.name} cannot draft for {target.path.name}: {difference}; a draft model needs the same "
+                f"{path.name} cannot draft for {main_model.path.name}: {difference}; a draft model needs the same "
                 "vocabulary, as a smaller model of the same family has"
             )
-        for model in (target, native):
+        for model in (main_model, native):
             if model.is_recurrent or not model.has_decoder:
-                raise LlamaliteError(f"{model.path.name} cannot take back what it has read: it runs without a draft")
+                raise LlamaliteError(f"{model.path.name} cannot undo what it has read: load the model without a draft")
         options = ContextOptions(
-            n_ctx=beside.n_ctx_seq,
-            n_batch=beside.n_batch,
-            n_threads=beside.n_threads,
-            flash_attn=beside.options.flash_attn,
+            n_ctx=main_context.n_ctx_seq,
+            n_batch=main_context.n_batch,
+            n_threads=main_context.n_threads,
+            flash_attn=main_context.options.flash_attn,
         )
-        context = NativeContext(native, options, abort_flag=beside.abort_flag)
+        context = NativeContext(native, options, abort_flag=main_context.abort_flag)
     except BaseException:
         native.close()
         raise
-    target.own(native)
-    return PrefixCache(context, prompt_step=None if n_gpu_layers == 0 else context.n_ubatch, thread=target.thread)
+    main_model.own(native)
+    return PrefixCache(context, prompt_step=None if n_gpu_layers == 0 else context.n_ubatch, thread=main_model.thread)

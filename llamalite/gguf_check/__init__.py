@@ -6,8 +6,8 @@
 
 `read_header` reads what every GGUF file has, keys and a table of tensors, and checks them against the file's size.
 `checked_header` also checks what llama.cpp will do with them: the vocabulary, the model's numbers, the tensors' shapes,
-the other files of a split model. A file that passes is not therefore a good model, only one that llama.cpp survives;
-docs/security.md says how that was tried. `check_adapter` checks a LoRA adapter against the header of its model.
+the other files of a split model. A file that passes may be a bad model, but it does not crash llama.cpp;
+docs/security.md says how that was tested. `check_adapter` checks a LoRA adapter against the header of its model.
 """
 
 from llamalite.gguf_check.adapter import check_adapter

@@ -24,7 +24,7 @@ def check_adapter(path: str | os.PathLike[str], model: Header) -> Header:
         if actual != repr(wanted):
             raise GGUFError(f"{header.path} is not a LoRA adapter: its key {key} is {actual:.60}, expected {wanted!r}")
     if header.architecture != model.architecture:
-        _foreign(header, model, f"its architecture is {header.architecture:.60}, the model's {model.architecture}")
+        _wrong_model(header, model, f"its architecture is {header.architecture:.60}, the model's {model.architecture}")
     if (kind := header.metadata.type_of("adapter.lora.alpha")) not in ("", "float32"):
         _damaged(header, f"key adapter.lora.alpha should be a float32, found {kind}")
     bases = {tensor.name: tensor for tensor in model.all_tensors}
@@ -43,7 +43,7 @@ def check_adapter(path: str | os.PathLike[str], model: Header) -> Header:
         if len(pair) < 2:
             _damaged(header, f"tensor {name} has {next(iter(pair))} only, expected lora_a and lora_b")
         if name not in bases:
-            _foreign(header, model, f"it changes {name}, which the model does not have")
+            _wrong_model(header, model, f"it changes {name}, which the model does not have")
         if name == "token_embd.weight" and "output.weight" not in bases:  # as output matrix it needs transposed factors
             raise GGUFError(
                 f"{header.path} changes the embedding, which is also the output matrix of {model.path.name}: llama.cpp "
@@ -51,12 +51,14 @@ def check_adapter(path: str | os.PathLike[str], model: Header) -> Header:
             )
         if not _fits(bases[name], pair["lora_a"], pair["lora_b"]):
             shapes = f"{list(pair['lora_a'].shape)} and {list(pair['lora_b'].shape)}"
-            _foreign(header, model, f"its factors for {name} are {shapes}, and the matrix is {list(bases[name].shape)}")
+            _wrong_model(
+                header, model, f"its factors for {name} are {shapes}, and the matrix is {list(bases[name].shape)}"
+            )
     return header
 
 
 def _fits(base: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
-    """Tell whether the product of `a` and `b` has the shape of `base`; what they share is the adapter's rank."""
+    """Tell whether the product of `a` and `b` has the shape of `base`; the size they share is the adapter's rank."""
     (n_in, n_out, *more), (a_0, a_1, *more_a), (b_0, b_1, *more_b) = ((*t.shape, 1, 1, 1)[:4] for t in (base, a, b))
     if base.name == "token_embd.weight":  # rows of its lora_a are looked up (llm_graph_context::build_inp_embd)
         return (a_1, b_1, a_0) == (n_out, n_in, b_0) and more == more_a == more_b
@@ -67,5 +69,5 @@ def _damaged(header: Header, what: str) -> NoReturn:
     raise GGUFError(f"{header.path}: {what}; {DAMAGED}")
 
 
-def _foreign(header: Header, model: Header, why: str) -> NoReturn:
-    raise GGUFError(f"{header.path} is an adapter for another model than {model.path.name}: {why}")
+def _wrong_model(header: Header, model: Header, why: str) -> NoReturn:
+    raise GGUFError(f"{header.path} is not an adapter for {model.path.name}: {why}")

@@ -5,7 +5,7 @@
     header.metadata["tokenizer.ggml.tokens"][:3]             # ['<unk>', '<s>', '</s>'], decoded when first asked for
     header.tensors[0]        # TensorInfo('token_embd.weight', TensorType('F32', ...), shape=(64, 512), offset=..., ...)
 
-What a model needs to have in its header is not known here: that is `llamalite.gguf_check.llama`.
+`llamalite.gguf_check.llama` checks what a model must have in its header.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Metadata(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself. Properties that need a key raise ``GGUFError`` when it is missing or no number.
+    """What a GGUF file says about itself. Properties raise ``GGUFError`` if their key is missing or not a number.
 
     They can be relied on after `checked_header`; after `read_header` alone they are what the file claims.
     """

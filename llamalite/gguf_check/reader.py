@@ -1,6 +1,6 @@
-"""Reading a header: every count and length is checked against the file's size before it is used.
+"""Reads a header: every count and length is checked against the file's size before it is used.
 
-Here are the checks that need not know the architecture: those of ``gguf_init_from_reader`` (ggml/src/gguf.cpp of
+These checks do not depend on the architecture. They are those of ``gguf_init_from_reader`` (ggml/src/gguf.cpp of
 llama.cpp, as bundled in llama-cpp-python 0.3.36) and a few more: names are UTF-8 without NUL bytes, no dimension is
 zero, and the header's size is bounded. No memory is mapped: a file that shrinks while it is read raises an error here
 instead of a SIGBUS.
@@ -45,7 +45,7 @@ class _Reader:
         raise GGUFError(f"{self.path}: {text}")
 
     def grow(self, needed: int, what: str) -> None:
-        """Read on until the buffer reaches byte `needed` of the file; `what` is being read, for messages."""
+        """Read on until the buffer reaches byte `needed` of the file; `what` names it in messages."""
         if needed > self.size:
             self.fail(f"the file ends inside {what}: byte {needed} is needed, and it has {self.size}; {DAMAGED}")
         if needed > MAX_HEADER_BYTES:
@@ -83,7 +83,7 @@ class _Reader:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not valid UTF-8: {raw[:80]!r}; {DAMAGED}")
-        if not name.isprintable() or not name:  # C would cut it at a NUL, and a terminal obey control characters
+        if not name.isprintable() or not name:  # C would cut it at a NUL, and a terminal would obey control characters
             self.fail(f"{what} is {raw[:80]!r}, expected a name of printable characters; {DAMAGED}")
         return name
 
@@ -94,7 +94,7 @@ class _Reader:
                 f"{what} claims {n} strings, more than the file can hold or any vocabulary needs ({MAX_STRINGS}); "
                 f"{DAMAGED}"
             )
-        likely = min(self.at + 20 * n, self.size, MAX_HEADER_BYTES)  # enough, mostly, for the search to succeed at once
+        likely = min(self.at + 20 * n, self.size, MAX_HEADER_BYTES)  # nearly always enough for the search
         if likely > len(self.buffer):
             self.grow(likely, what)
         while (spans := packed_spans(self.buffer, self.at, n)) is None:
@@ -204,7 +204,7 @@ def _alignment(reader: _Reader, entries: dict[str, Entry]) -> int:
 
 
 def _read_tensors(reader: _Reader, n_tensors: int, alignment: int) -> tuple[tuple[TensorInfo, ...], int]:
-    """Return the table and the offset of the data, in which tensors follow the table's order, padded to `alignment`."""
+    """Return the table and the offset of the data, which must hold the tensors in order, aligned to `alignment`."""
     table: dict[str, tuple[TensorType, tuple[int, ...], int, int]] = {}
     expected = 0
     for i in range(n_tensors):

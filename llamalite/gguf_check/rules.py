@@ -1,8 +1,8 @@
-"""The whole check: the header, the files of a split model as one set, and what the architecture needs.
+"""Checks a model: its header, the files of a split model as one set, and what its architecture needs.
 
 For ``llama`` every key, tensor and token is checked against what llama.cpp does with it. For other architectures the
 check covers the header, the vocabulary's arrays, and the assertions of ``llama_model_base::load_hparams``
-(llama-model.cpp) that run before an architecture's own code; what that code expects of its own keys is not known here.
+(llama-model.cpp) that run before an architecture's own code; what that code expects of its own keys is not checked.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _with_the_rest(first: Header) -> Header:
     name = shards.parse(first.path.stem)
     if name is None or name.count != count or first.path.suffix != ".gguf":
         raise GGUFError(
-            f"{first.path} is one of {count} files, but is not named {shards.Shard('NAME', 1, count)}.gguf: give all "
-            "of them back their original names"
+            f"{first.path} is one of {count} files, but is not named {shards.Shard('NAME', 1, count)}.gguf: give "
+            "all of them their original names"
         )
     paths = [first.path.with_name(f"{shard}.gguf") for shard in shards.all_of(name.stem, count)]
     if first.path != paths[0]:
@@ -64,7 +64,7 @@ def _with_the_rest(first: Header) -> Header:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise GGUFError(f"{first.path} is one of {count} files, and these are missing beside it: {shown}")
     rest = tuple(_other_file(path) for path in paths[1:])
-    whole = dataclasses.replace(first, rest=rest)
+    joined = dataclasses.replace(first, rest=rest)
     seen: dict[str, Path] = {}
     for i, header in enumerate((first, *rest)):
         number = _typed(header, "split.no", "uint16", None)
@@ -77,7 +77,7 @@ def _with_the_rest(first: Header) -> Header:
     expected = _typed(first, "split.tensors.count", "int32", None)
     if expected != len(seen):
         _fail(first, f"key split.tensors.count is {expected}, and the {count} files hold {len(seen)} tensors")
-    return whole
+    return joined
 
 
 def _other_file(path: Path) -> Header:

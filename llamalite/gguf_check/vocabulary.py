@@ -1,4 +1,4 @@
-"""The tokenizer's keys: arrays of equal length, no token twice, ids inside the vocabulary, a token for every byte.
+"""Checks the tokenizer's keys: arrays of equal length, no token twice, ids in range, a token for every byte.
 
 llama.cpp aborts the process on a vocabulary that has a token twice, and on a text with a byte that a SentencePiece
 vocabulary has no token for (llama-vocab.cpp, ``llama_vocab::impl::load``, ``llama_vocab::byte_to_token``).
@@ -48,7 +48,7 @@ def check_vocabulary(header: Header, models: tuple[str, ...] | None) -> int:
     if "tokenizer.ggml.scores" in metadata:
         _array(header, "tokenizer.ggml.scores", ("float32", "int32"), n_tokens)
         if np.isnan(metadata["tokenizer.ggml.scores"]).any():
-            _fail(header, "key tokenizer.ggml.scores holds NaN, by which tokens cannot be ordered")
+            _fail(header, "key tokenizer.ggml.scores holds NaN, so tokens cannot be ordered")
     if "tokenizer.ggml.token_type" in metadata:
         _array(header, "tokenizer.ggml.token_type", ("int32",), n_tokens)
         kinds = metadata["tokenizer.ggml.token_type"]
@@ -99,20 +99,23 @@ def _check_texts(header: Header, model: str) -> None:
     def text(i: int) -> bytes:
         return buffer[int(spans[i, 0]) : int(spans[i, 1])]
 
-    twin = first_duplicate(buffer, spans)
-    if twin is not None:
-        _fail(header, f"tokens {twin[0]} and {twin[1]} are both {text(twin[0])[:80]!r}, expected no token twice")
-    cut = _first_with_nul(buffer, spans)
-    if cut is not None:
-        _fail(header, f"token {cut} holds a NUL byte, where llama.cpp would cut it: {text(cut)[:80]!r}")
+    duplicate = first_duplicate(buffer, spans)
+    if duplicate is not None:
+        _fail(
+            header,
+            f"tokens {duplicate[0]} and {duplicate[1]} are both {text(duplicate[0])[:80]!r}, expected no token twice",
+        )
+    with_nul = _first_with_nul(buffer, spans)
+    if with_nul is not None:
+        _fail(header, f"token {with_nul} holds a NUL byte, where llama.cpp would cut it: {text(with_nul)[:80]!r}")
     # llama.cpp renames an empty token to "[EMPTY_7]", which must not be another token's text.
     empty = np.flatnonzero(spans[:, 0] == spans[:, 1])
-    every: set[bytes] = set()
+    all_tokens: set[bytes] = set()
     if len(empty) or model == "llama":
         starts, ends = spans[:, 0].tolist(), spans[:, 1].tolist()
-        every = {buffer[start:end] for start, end in zip(starts, ends, strict=True)}
+        all_tokens = {buffer[start:end] for start, end in zip(starts, ends, strict=True)}
     for i in empty.tolist():
-        if b"[EMPTY_%d]" % i in every:
+        if b"[EMPTY_%d]" % i in all_tokens:
             _fail(header, f"token {i} is empty, and the name that llama.cpp gives it, [EMPTY_{i}], is a token too")
     if "tokenizer.ggml.token_type" in header.metadata:
         for i in np.flatnonzero(header.metadata["tokenizer.ggml.token_type"] == _BYTE).tolist():
@@ -120,7 +123,7 @@ def _check_texts(header: Header, model: str) -> None:
                 _fail(header, f"token {i} is of type byte, but {text(i)[:80]!r} is not one such as '<0x0A>'")
     if model == "llama":
         for byte in range(256):
-            if b"<0x%02X>" % byte not in every and bytes([byte]) not in every:
+            if b"<0x%02X>" % byte not in all_tokens and bytes([byte]) not in all_tokens:
                 _fail(header, f"the vocabulary has no token <0x{byte:02X}>: llama.cpp could not spell every text")
 
 
@@ -129,7 +132,7 @@ def _is_byte(text: bytes) -> bool:
 
 
 def _first_with_nul(buffer: bytes, spans: Spans) -> int | None:
-    """Return the first string that holds a zero byte; zeros are counted first, as nearly always there are none."""
+    """Return the first string that holds a zero byte; zeros are counted first, since there are nearly always none."""
     start, end = int(spans[0, 0]) - 8, int(spans[-1, 1])
     lengths = np.ascontiguousarray(spans[:, 1] - spans[:, 0])
     n_in_lengths = 8 * len(lengths) - int(np.count_nonzero(lengths.view(np.uint8)))
@@ -140,7 +143,7 @@ def _first_with_nul(buffer: bytes, spans: Spans) -> int | None:
 
 
 def first_duplicate(buffer: bytes, spans: Spans) -> tuple[int, int] | None:
-    """Return the first pair of equal strings (that whose second string comes first); empty strings are ignored.
+    """Return the first pair of equal strings (the pair whose second string comes first); empty strings are ignored.
 
     Strings are hashed by their length and their first and last eight bytes; only those with equal hashes are compared
     in full.
@@ -154,17 +157,17 @@ def first_duplicate(buffer: bytes, spans: Spans) -> tuple[int, int] | None:
     last = last >> (short * np.uint64(8))  # drop the bytes of the length
     first = words[np.where(length > 8, start, end - 8)]
     first[length <= 8] = 0
-    mixed = first * np.uint64(0x9E3779B97F4A7C15) + last
-    mixed ^= mixed >> np.uint64(32)
-    mixed = mixed * np.uint64(0xD6E8FEB86659FD93) + length.astype(np.uint64) * np.uint64(0xFF51AFD7ED558CCD)
-    ordered = np.sort(mixed)
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(again):
+    hashes = first * np.uint64(0x9E3779B97F4A7C15) + last
+    hashes ^= hashes >> np.uint64(32)
+    hashes = hashes * np.uint64(0xD6E8FEB86659FD93) + length.astype(np.uint64) * np.uint64(0xFF51AFD7ED558CCD)
+    ordered = np.sort(hashes)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
         return None
     suspicious = np.zeros(1 << 16, np.bool_)  # by the lowest 16 bits: quicker than searching for whole hashes
-    suspicious[again & np.uint64(0xFFFF)] = True
+    suspicious[repeated & np.uint64(0xFFFF)] = True
     seen: dict[bytes, int] = {}
-    for i in np.flatnonzero(suspicious[mixed & np.uint64(0xFFFF)] & (length > 0)).tolist():
+    for i in np.flatnonzero(suspicious[hashes & np.uint64(0xFFFF)] & (length > 0)).tolist():
         text = buffer[int(start[i]) : int(end[i])]
         if text in seen:
             return seen[text], i

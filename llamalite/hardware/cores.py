@@ -1,7 +1,7 @@
 """The processor's cores: how many there are, and how many this process may use.
 
 On Linux they are read from /proc and /sys (affinity, cgroup v1 and v2, hybrid cores), on macOS and Windows from system
-calls. Where a system does not tell the physical cores, they are estimated from the hardware threads.
+calls. Where a system does not report the physical cores, they are estimated from the hardware threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llamalite.hardware.system import cgroup_folders, cpu_list, read_number, rea
 def physical_cores() -> int:
     """Return how many physical cores this process may use: the best number of threads for generation.
 
-    Affinity and the cgroup's quota are respected. Of hybrid processors only the fast cores count, as in llama.cpp
+    Affinity and the cgroup's quota are respected. On hybrid processors only the fast cores count, as in llama.cpp
     (``cpu_get_num_math``, common/common.cpp).
     """
     if sys.platform == "linux":
@@ -51,7 +51,7 @@ def linux_cores(root: Path, allowed: Iterable[int]) -> int:
 
 
 def machine_cores() -> int | None:
-    """Return how many physical cores the machine has, usable or not; None where the system does not tell."""
+    """Return how many physical cores the machine has, usable or not; None if the system does not say."""
     if sys.platform == "linux":
         return linux_machine_cores(Path("/"))
     if sys.platform == "darwin":

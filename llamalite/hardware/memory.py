@@ -62,7 +62,7 @@ def linux_free_memory(root: Path) -> int:
 
 
 def total_memory_bytes() -> int | None:
-    """Return the bytes of memory of this machine, or of the cgroup's limit; None where the system does not tell."""
+    """Return the bytes of memory of this machine, or of the cgroup's limit; None if the system does not say."""
     if sys.platform == "linux":
         return linux_total_memory(Path("/"))
     if sys.platform == "darwin":

@@ -55,8 +55,8 @@ class MemoryNeeded:
 def repacked_types(features: str | None = None) -> frozenset[str]:
     """Return the tensor types of which llama.cpp keeps a second copy, in an order made for the processor.
 
-    `features` is the text of ``llama_print_system_info()``; by default, that of the installed llama.cpp here, with what
-    its trial turned off. The rules are ``ggml_repack_get_optimal_repack_type`` (ggml-cpu/repack.cpp) and the
+    `features` is the text of ``llama_print_system_info()``; by default, that of the installed llama.cpp here, without
+    what its trial turned off. The rules are ``ggml_repack_get_optimal_repack_type`` (ggml-cpu/repack.cpp) and the
     ``supports_op`` of AMX's buffers (ggml-cpu/amx/amx.cpp).
     """
     if features is None:
@@ -99,17 +99,17 @@ def memory_needed(
         if tensor.type.name in repacked and tensor.name != "token_embd.weight" and len(tensor.shape) == 2
     )
     kv = TENSOR_TYPES[kv_type.upper()]
-    heads = _known(lambda: header.n_head_kv * (header.n_embd_head_k + header.n_embd_head_v))
-    kv_bytes = n_ctx * _known(lambda: header.n_layer) * heads * kv.block_bytes // kv.block_size
-    widest = max(header.n_vocab, 2 * (_known(lambda: header.n_ff) + _known(lambda: header.n_embd)))
-    attention = 4 if flash_attn else 4 + 4 * _known(lambda: header.n_head)
-    per_row = 4 * (widest + 4 * _known(lambda: header.n_embd)) + n_ctx * attention
+    heads = _number_or_zero(lambda: header.n_head_kv * (header.n_embd_head_k + header.n_embd_head_v))
+    kv_bytes = n_ctx * _number_or_zero(lambda: header.n_layer) * heads * kv.block_bytes // kv.block_size
+    widest = max(header.n_vocab, 2 * (_number_or_zero(lambda: header.n_ff) + _number_or_zero(lambda: header.n_embd)))
+    attention = 4 if flash_attn else 4 + 4 * _number_or_zero(lambda: header.n_head)
+    per_row = 4 * (widest + 4 * _number_or_zero(lambda: header.n_embd)) + n_ctx * attention
     compute_bytes = n_ubatch * per_row + 4 * header.n_vocab
     return MemoryNeeded(n_ctx, header.tensor_bytes, repacked_bytes, kv_bytes, compute_bytes)
 
 
-def _known(number: Callable[[], int]) -> int:
-    """Return a key's number, 0 where an architecture has no such key: a recurrent model has no heads to cache."""
+def _number_or_zero(number: Callable[[], int]) -> int:
+    """Return a key's number, or 0 if the architecture has no such key: a recurrent model has no heads to cache."""
     try:
         return number()
     except GGUFError:
@@ -138,7 +138,7 @@ def plan_memory(
         flash = flash_attn or kv != kv_type
         return memory_needed(header, n_ctx=n, kv_type=kv, flash_attn=flash, repacked=repacked)
 
-    trained = _known(lambda: header.n_ctx_train) or DEFAULT_N_CTX
+    trained = _number_or_zero(lambda: header.n_ctx_train) or DEFAULT_N_CTX
     wanted = n_ctx if n_ctx is not None else max(1, min(DEFAULT_N_CTX, trained))
     if needed(wanted).fits(free_bytes):
         return needed(wanted)
@@ -167,7 +167,7 @@ def planned_n_ctx(
     flash_attn: bool,
     draft: Header | None = None,
 ) -> int:
-    """Return the context length with which to load a model, beside its draft model if it has one.
+    """Return the context length to load a model with, leaving room for its draft model if it has one.
 
     Raises ``OutOfMemoryError`` as `plan_memory` does. For layers on a GPU, llama.cpp itself checks the memory.
     """

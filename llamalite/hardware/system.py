@@ -1,4 +1,4 @@
-"""Reads what the operating system tells: text and numbers in files, lists of processors, cgroups, sysctl."""
+"""Reads what the operating system reports: text and numbers in files, lists of processors, cgroups, sysctl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds llama-cpp-python so that it works on this machine: which compiler, flags and command; and keeps the wheels.
+"""Builds llama-cpp-python with the compiler and flags that work on this machine, and keeps the wheels.
 
     $ python -m llamalite.native.building                   # what `make` runs: installs a wheel, compiled if need be
     command({"CMAKE_ARGS": "-DGGML_CUDA=on"})        # 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall ...'
@@ -6,7 +6,7 @@
 Compilers get llama.cpp's AMX code wrong in two ways; a probe tells whether the installed one does. GCC 11.3 and 12.2,
 among others, believe that ldtilecfg reads 8 bytes instead of 64 (``_tile_loadconfig``, amxtileintrin.h) and drop the
 stores of the rest (``ggml_tile_config_init``, ggml-cpu/amx/mmq.cpp): the process then crashes on any quantized model.
-clang 14 names the macro that llama.cpp tests ``__AMXINT8__``, so that AMX is left out.
+llama.cpp tests the macro ``__AMX_INT8__``, which clang 14 calls ``__AMXINT8__``: AMX is left out.
 
 This module imports only the standard library, so that it can run before anything is installed.
 """
@@ -35,7 +35,7 @@ from llamalite.files.user_folders import cache_folder
 from llamalite.native.processor import identity
 
 _LOG = logging.getLogger(__name__)
-_RECIPE = 1  # to be raised when this file changes what is built: older wheels are then not used
+_RECIPE = 1  # raise it when this file changes what is built, so that older wheels are not used
 _N_KEPT = 4  # the newest wheels, of 5 to 500 MB each: for other compilers, settings, or machines that share a home
 _STORES = "-fno-tree-dse -fno-dse"  # GCC: do not drop stores as dead; the first flag alone is not enough
 _MACRO = "-D__AMX_INT8__=__AMXINT8__"  # clang: the name that llama.cpp tests; it has no effect without AMX
@@ -75,8 +75,8 @@ def requirement() -> str:
 def command(settings: Mapping[str, str] | None = None, *, binary: str = "") -> str:
     """Return the command for this system's shell that compiles and installs llama-cpp-python so that it works here.
 
-    `settings` are environment variables, such as CMAKE_ARGS, on top of those that are set. With `binary`, the address
-    of an index of wheels, the command installs a ready-made wheel instead.
+    `settings` are environment variables, such as CMAKE_ARGS, in addition to those that are set. With `binary`, the
+    address of an index of wheels, the command installs a ready-made wheel instead.
     """
     pip = f"pip install --force-reinstall --no-cache-dir --no-deps {requirement()}"
     if binary:
@@ -94,8 +94,8 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'" if sys.platform == "win32" else shlex.quote(value)
 
 
-def environment(environ: Mapping[str, str], has: str) -> dict[str, str]:
-    """Return the variables to set for the build, on top of `environ`; `has` is the processor's `identity`.
+def environment(environ: Mapping[str, str], cpu: str) -> dict[str, str]:
+    """Return the variables to set for the build, in addition to `environ`; `cpu` is the processor's `identity`.
 
     The user's own flags are kept, and ours follow them. CMake ignores CXXFLAGS if CMAKE_ARGS define CMAKE_CXX_FLAGS.
     """
@@ -104,38 +104,38 @@ def environment(environ: Mapping[str, str], has: str) -> dict[str, str]:
         # scikit-build-core takes the compiler that Python was built with, even if only another one is installed.
         if variable not in environ:
             installed = _installed_compiler(variable, environ)
-            if installed and installed != _pythons_compiler(variable):
+            if installed and installed != _python_compiler(variable):
                 changes[variable] = shlex.join(installed)
-    flags = amx_flags(environ, has) or ""
+    flags = amx_flags(environ, cpu) or ""
     macros = " ".join(flag for flag in flags.split() if flag[1] in "DU")
     for added, variable, define in ((macros, "CFLAGS", "CMAKE_C_FLAGS"), (flags, "CXXFLAGS", "CMAKE_CXX_FLAGS")):
-        users = _defined(define, environ)
-        if added and users is None:
+        user_flags = _defined(define, environ)
+        if added and user_flags is None:
             changes[variable] = f"{environ.get(variable, '')} {added}".strip()
         elif added:
             arguments = changes.get("CMAKE_ARGS", environ["CMAKE_ARGS"])
-            changes["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={users} {added}')}"
+            changes["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={user_flags} {added}')}"
     return changes
 
 
-def amx_flags(environ: Mapping[str, str], has: str) -> str | None:
-    """Return the flags that make the compiler get AMX right, "" if it needs none; None if no AMX code is compiled."""
+def amx_flags(environ: Mapping[str, str], cpu: str) -> str | None:
+    """Return the flags with which the compiler gets AMX right ("" for none); None if no AMX code is compiled."""
     compiler = compiler_of("CXX", environ)
     native = _defined("GGML_NATIVE", environ) or ("OFF" if "SOURCE_DATE_EPOCH" in environ else "ON")
     if not compiler:
         return None
-    users = shlex.split(environ.get("CXXFLAGS", ""))
+    user_flags = shlex.split(environ.get("CXXFLAGS", ""))
     if native.upper() in ("ON", "1", "TRUE", "YES", "Y"):
-        return fewest_flags(compiler, [*users, "-march=native"]) if "amx_int8" in has.split() else None
+        return fewest_flags(compiler, [*user_flags, "-march=native"]) if "amx_int8" in cpu.split() else None
     settings = " ".join(environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"))
     if re.search("amx|all_variants|-march", settings, re.I):  # for other machines: AMX may be in one of the variants
-        target = [*users, "-mamx-tile", "-mamx-int8"]
+        target = [*user_flags, "-mamx-tile", "-mamx-int8"]
         return _STORES if fewest_flags(compiler, target) == _STORES else ""
     return None
 
 
 def fewest_flags(compiler: Sequence[str], target: Sequence[str]) -> str:
-    """Return the fewest flags with which `compiler` gets llama.cpp's AMX code right, or the one that leaves it out."""
+    """Return the fewest flags with which `compiler` gets llama.cpp's AMX code right, or the flag that leaves it out."""
     for flags in ("", _STORES, _MACRO, f"{_MACRO} {_STORES}"):
         if _LOADED in _assembly([*compiler, "-O3", *target, *flags.split()]):
             return flags
@@ -145,7 +145,7 @@ def fewest_flags(compiler: Sequence[str], target: Sequence[str]) -> str:
 def _assembly(compiler: Sequence[str]) -> str:
     """Return the assembly that `compiler` (with its flags) makes of the probe, "" if it fails.
 
-    Debug information and LTO are off, because they would name `_LOADED` in any case.
+    Debug information and LTO are off, because with them the assembly would always contain `_LOADED`.
     """
     try:
         done = subprocess.run(
@@ -158,7 +158,7 @@ def _assembly(compiler: Sequence[str]) -> str:
 
 
 def compiler_of(variable: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the command of a build's C (CC) or C++ (CXX) compiler, empty if CMake will look for Microsoft's."""
+    """Return the command of the C (CC) or C++ (CXX) compiler; it is empty if CMake will look for Microsoft's."""
     define = _defined({"CC": "CMAKE_C_COMPILER", "CXX": "CMAKE_CXX_COMPILER"}[variable], environ)
     return [define] if define else _installed_compiler(variable, environ)
 
@@ -167,13 +167,13 @@ def _installed_compiler(variable: str, environ: Mapping[str, str]) -> list[str]:
     if variable in environ or sys.platform == "win32":
         return shlex.split(environ.get(variable, ""), posix=sys.platform != "win32")
     names = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}[variable]
-    for words in (_pythons_compiler(variable), *([name] for name in names)):
+    for words in (_python_compiler(variable), *([name] for name in names)):
         if words and shutil.which(words[0], path=environ.get("PATH")):
             return words
     return []
 
 
-def _pythons_compiler(variable: str) -> list[str]:
+def _python_compiler(variable: str) -> list[str]:
     """Return the compiler that Python was built with, without its flags: scikit-build-core's default."""
     words = shlex.split(sysconfig.get_config_var(variable) or "")
     flags = (at for at, word in enumerate(words) if word.startswith("-"))
@@ -196,23 +196,23 @@ def _output(words: Sequence[str]) -> str:
         return ""
 
 
-def ingredients(environ: Mapping[str, str], has: str) -> dict[str, object]:
+def build_inputs(environ: Mapping[str, str], cpu: str) -> dict[str, object]:
     """Return everything that decides what is compiled. Python's version does not: the wheel is tagged py3-none."""
     toolkits = [line for name, lines in _TOOLKITS.items() if name in environ.get("CMAKE_ARGS", "") for line in lines]
     return {
         "recipe": _RECIPE,
         "package": requirement(),
         "platform": [sysconfig.get_platform(), *platform.libc_ver()],
-        "processor": has,
+        "processor": cpu,
         "compilers": [_output([*words, "--version"]) for v in ("CC", "CXX") if (words := compiler_of(v, environ))],
         "toolkits": [_output(line.split()) for line in toolkits],
         "settings": {name: value for name, value in sorted(environ.items()) if _SETTINGS.fullmatch(name)},
     }
 
 
-def key(environ: Mapping[str, str] | None = None, has: str | None = None) -> str:
-    """Return the name under which a wheel is kept; it differs when anything that decides what is compiled differs."""
-    parts = ingredients(os.environ if environ is None else environ, identity() if has is None else has)
+def wheel_key(environ: Mapping[str, str] | None = None, cpu: str | None = None) -> str:
+    """Return the name under which a wheel is kept: a digest of everything that decides what is compiled."""
+    parts = build_inputs(os.environ if environ is None else environ, identity() if cpu is None else cpu)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -222,32 +222,33 @@ def wheels_folder() -> Path:
 
 
 def install() -> str:
-    """Install llama-cpp-python into this Python's environment, compiling it if there is no wheel; say what was done.
+    """Install llama-cpp-python into this Python's environment, compiling it if there is no wheel.
 
-    pip's own cache is not used: it does not know which compiler, flags and processor a wheel was built with. Raises
-    ``subprocess.CalledProcessError`` when pip fails, after pip has printed why.
+    Returns a line that says what was done. pip's own cache is not used: it does not know which compiler, flags and
+    processor a wheel was built with. Raises ``subprocess.CalledProcessError`` when pip fails, after pip has printed
+    why.
     """
-    has, began = identity(), time.monotonic()
-    folder = wheels_folder() / key(has=has)
+    cpu, began = identity(), time.monotonic()
+    folder = wheels_folder() / wheel_key(cpu=cpu)
     wheel = next(folder.glob("*.whl"), None)
     if wheel is not None:
         os.utime(folder)
         _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
-        return f"{_described(has)}; an earlier wheel, in {folder}"
+        return f"{_described(cpu)}; an earlier wheel, in {folder}"
     _LOG.info("Compiling llama.cpp with %s: three to ten minutes, the first time only.", _compiler_name())
     with tempfile.TemporaryDirectory() as made:
         _pip("wheel", "--no-cache-dir", "--no-deps", "--no-binary", "llama-cpp-python", "--progress-bar", "off",
-             "--wheel-dir", made, requirement(), settings=environment(os.environ, has))  # fmt: skip
+             "--wheel-dir", made, requirement(), settings=environment(os.environ, cpu))  # fmt: skip
         wheel = next(Path(made).glob("*.whl"))
         _pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
         try:
-            keep(wheel, folder)
+            keep_wheel(wheel, folder)
         except OSError as error:  # a full or read-only home; the next environment has to compile again
             _LOG.warning("The wheel could not be kept in %s: %s", folder, error)
-    return f"{_described(has)}; built in {(time.monotonic() - began) / 60:.1f} minutes"
+    return f"{_described(cpu)}; built in {(time.monotonic() - began) / 60:.1f} minutes"
 
 
-def keep(wheel: Path, folder: Path) -> None:
+def keep_wheel(wheel: Path, folder: Path) -> None:
     """Copy `wheel` into `folder`, whole or not at all, and remove the oldest folders beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / wheel.name) as part:
@@ -264,10 +265,10 @@ def _pip(*arguments: str, settings: Mapping[str, str] | None = None) -> None:
     )
 
 
-def _described(has: str) -> str:
-    flags = amx_flags(os.environ, has)
+def _described(cpu: str) -> str:
+    flags = amx_flags(os.environ, cpu)
     if flags is None:
-        amx = "not compiled in" if "amx_int8" in has.split() else "none on this processor"
+        amx = "not compiled in" if "amx_int8" in cpu.split() else "none on this processor"
     elif flags == _WITHOUT_AMX:
         amx = "left out, because this compiler gets it wrong"
     else:

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
 from llamalite.native.context_options import ContextOptions
-from llamalite.native.decode_thread import is_left_behind
-from llamalite.native.library import errors_heard, ggml_base, in_its_words, llama
+from llamalite.native.decode_thread import is_daemon_at_exit
+from llamalite.native.library import collect_errors, error_text, ggml_base, llama
 from llamalite.native.lora import LoraAdapter
 from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
@@ -42,7 +42,7 @@ class AbortFlag:
     time, and starve. ggml's own ``bool ggml_is_empty(const struct ggml_tensor *)`` (ggml.c) has that signature and just
     reads memory: it returns true if one of the tensor's four dimensions is 0. So the flag is a block of memory larger
     than that struct. While every 64-bit word of it is 1, the "tensor" is not empty; once all are 0, it is, and the
-    decode stops. This assumes no offset within the struct. Only the CPU and Metal backends call the function; for the
+    decode stops. No offset within the struct matters. Only the CPU and Metal backends call the function; for the
     others, decodes must be small.
     """
 
@@ -78,12 +78,12 @@ def _raw_logits() -> Any:
 
 
 class NativeContext:
-    """A KV cache over `model`, set up by `options`, and what decodes into it.
+    """A KV cache for `model`, set up by `options`, and the functions that decode into it.
 
     `observer` sees matrix products while they are computed. Contexts that are to be aborted together share an
     `abort_flag`. llama.cpp may round the options: the attributes `n_ctx`, `n_ctx_seq` (the tokens of one sequence),
     `n_batch`, `n_ubatch`, `n_seq_max` and `n_threads` are what it uses. One thread at a time may use a context; only
-    `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` in llama.cpp's words.
+    `abort` may be called from others. Raises ``OutOfMemoryError`` or ``LlamaliteError`` with llama.cpp's message.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class NativeContext:
         self._ptr: Any = None
         self.model, self.options = model, options
         self.abort_flag = abort_flag or AbortFlag()
-        self._observer = observer  # keeps its callback alive, to which C has a pointer
+        self._observer = observer  # keeps the callback alive, to which C has a pointer
         lib, params = llama(), self._params()
-        with model.in_use(), errors_heard() as heard:
+        with model.in_use(), collect_errors() as errors:
             self._ptr = lib.llama_init_from_model(model.ptr, params)
             if self._ptr:
                 model.own(self)
         if not self._ptr:
-            reason = in_its_words(heard)
+            reason = error_text(errors)
             kind = OutOfMemoryError if "alloc" in reason else LlamaliteError
             raise kind(f"llama.cpp cannot make a context of {options.n_ctx} tokens: {reason}")
 
@@ -177,7 +177,7 @@ class NativeContext:
     def close(self) -> None:
         """Free the memory; closing twice does nothing."""
         with self.model.freeing:  # another thread may be closing the model
-            if self._ptr is not None and not is_left_behind():
+            if self._ptr is not None and not is_daemon_at_exit():
                 pointer, self._ptr = self._ptr, None
                 self._view, self._n_outputs = None, 0
                 llama().llama_free(pointer)
@@ -233,7 +233,7 @@ class NativeContext:
     def _decode(self, n: int) -> None:
         self._batch.n_tokens = n
         self._n_outputs = 0
-        with errors_heard() as heard:
+        with collect_errors() as errors:
             code = llama().llama_decode(self.ptr, self._batch)
         if self._observer is not None and self._observer.raised is not None:
             error, self._observer.raised = self._observer.raised, None
@@ -241,7 +241,7 @@ class NativeContext:
         if code == 0:
             self._n_outputs = int(np.count_nonzero(self._wanted[:n]))
             return
-        reason = in_its_words([line for line in heard if "failed to" not in line])
+        reason = error_text([line for line in errors if "failed to" not in line])
         if code == 1:
             raise ContextOverflowError(f"no room for {n} more tokens in a context of {self.n_ctx}: raise n_ctx")
         if code == 2:
@@ -293,7 +293,7 @@ class NativeContext:
     def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool:
         """Forget positions [start, stop) of a sequence; a `stop` of -1 is its end.
 
-        Returns False, and forgets nothing, where the memory cannot forget a part (recurrent models, sliding windows).
+        Returns False, and forgets nothing, if the memory cannot forget a part (recurrent models, sliding windows).
         """
         self.ptr  # noqa: B018
         self._check_sequence(seq_id)
@@ -326,28 +326,28 @@ class NativeContext:
         return int(llama().llama_memory_seq_pos_max(self._memory, seq_id)) if self._memory else -1
 
     def state(self, seq_id: int) -> npt.NDArray[np.uint8]:
-        """Return a sequence's part of the cache, uint8 [n_bytes], for `set_state` of a context with these options."""
+        """Return a sequence's part of the cache, uint8 [n_bytes], for `set_state` in a context with equal options."""
         self._check_sequence(seq_id)
         lib, size = llama(), llama().llama_state_seq_get_size(self.ptr, seq_id)
         state = np.empty(size, np.uint8)
-        where = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        return state[: lib.llama_state_seq_get_data(self.ptr, where, size, seq_id)]
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: lib.llama_state_seq_get_data(self.ptr, pointer, size, seq_id)]
 
     def set_state(self, seq_id: int, state: npt.NDArray[np.uint8]) -> None:
         """Replace a sequence with bytes that `state` returned.
 
-        They must come from the same model, cache type and llama.cpp, which `llamalite.generation.session_file` checks:
-        llama.cpp refuses some other bytes, with ``LlamaliteError`` in its words, after which the sequence has to be
-        cleared, and takes the rest for the cache's content (``llama_kv_cache::state_read_meta`` and
+        They must come from the same model, cache type and llama.cpp; `llamalite.generation.session_file` checks that.
+        llama.cpp refuses only some other bytes: then this raises ``LlamaliteError`` with its message, and the sequence
+        has to be cleared. Any others become the cache's content (``llama_kv_cache::state_read_meta`` and
         ``state_read_data``, llama-kv-cache.cpp).
         """
         self._check_sequence(seq_id)
         data = np.ascontiguousarray(state)
-        where = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        with errors_heard() as heard:
-            read = llama().llama_state_seq_set_data(self.ptr, where, len(data), seq_id)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        with collect_errors() as errors:
+            read = llama().llama_state_seq_set_data(self.ptr, pointer, len(data), seq_id)
         if read != len(data):
-            raise LlamaliteError(f"llama.cpp cannot take this state back: {in_its_words(heard)}")
+            raise LlamaliteError(f"llama.cpp cannot take this state back: {error_text(errors)}")
 
     def set_lora(self, adapters: Sequence[LoraAdapter]) -> None:
         """Add LoRA adapters to the weights in all later decodes; an empty list removes them."""

@@ -19,12 +19,12 @@ FlashAttention = bool | Literal["auto"]
 
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ (llama-cparams.h)
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): more aborts
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): llama.cpp aborts on more
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContextOptions:
-    """The settings of a `NativeContext`; ``ValueError`` names the one that no context can have.
+    """The settings of a `NativeContext`; ``ValueError`` names one that is invalid.
 
     - `n_ctx`: tokens that the KV cache holds, over all sequences. llama.cpp rounds it up to a multiple of 256.
     - `n_batch`: the most tokens of one `decode`, no more than `n_ctx`; `n_ubatch`: how many are computed together.

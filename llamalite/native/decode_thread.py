@@ -1,10 +1,10 @@
-"""The one thread in which a model computes, whichever thread asks.
+"""The single thread in which a model computes, whichever thread calls it.
 
     thread = DecodeThread()
     thread.run(decode, context.abort)        # waits for `decode`; Ctrl-C meanwhile calls `abort`, and is then raised
 
-This module does not import llama.cpp: the work is a function, and so is what aborts it. When a model may be freed is
-decided in `llamalite.native.lifetime`.
+This module does not import llama.cpp: the work and its abort are functions. `llamalite.native.lifetime` decides when a
+model may be freed.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class DecodeThread:
     threads for every thread that ever called it. As soon as the teams together have more threads than the machine has
     cores, GCC's runtime sleeps at barriers instead of spinning (``gomp_throttled_spin_count_var``, libgomp), and every
     operation of a graph ends at a barrier: with prompts read in one thread and answers generated in another, a machine
-    of two cores generated 5% slower with a 1.1B model and half as fast with a 7M one. Handing a call over costs about
-    0.03 ms.
+    of two cores generated 5% slower with a 1.1B model and half as fast with a 7M one. Passing a call to the thread
+    costs about 0.03 ms.
 
     When the interpreter ends, the running call is aborted and no other is started: llama.cpp's library is about to be
     unloaded, and a thread inside it would crash the process. Threads do not survive a fork.
@@ -93,7 +93,7 @@ class DecodeThread:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[_Task[Any] | None] | None = None  # None: the thread is not started yet
         self._process = 0  # the id of the process that has the thread
-        self._tasks: list[_Task[Any]] = []  # handed over and not finished
+        self._tasks: list[_Task[Any]] = []  # queued or running
 
     def run(self, call: Callable[[], T], abort: Callable[[], None]) -> T:
         """Run `call` in the thread, after the calls that are queued already, and return what it returns.
@@ -101,7 +101,7 @@ class DecodeThread:
         If the calling thread is interrupted meanwhile, the call is aborted, and the exception is raised once it has
         ended.
         """
-        stop_at_the_end()
+        stop_at_exit()
         tasks = self._queue or self._start()
         if self._process != os.getpid():
             raise LlamaliteError(
@@ -119,7 +119,7 @@ class DecodeThread:
         finally:
             if task in self._tasks:  # not there if the interrupt came before `append`
                 self._tasks.remove(task)
-        stop_at_the_end()
+        stop_at_exit()
         return task.result()
 
     def _start(self) -> queue.SimpleQueue[_Task[Any] | None]:
@@ -152,46 +152,46 @@ class DecodeThread:
             tasks.put(None)
 
     def park(self) -> None:
-        """Abort all calls and have the thread wait forever, where it can do no harm."""
+        """Abort all calls and make the thread wait forever, so that it can do no harm."""
         if self._queue is None or self._process != os.getpid():
             return
-        arrived = threading.Lock()
-        arrived.acquire()
+        parked = threading.Lock()
+        parked.acquire()
 
-        def stay() -> None:
-            arrived.release()
+        def wait_here() -> None:
+            parked.release()
             _wait_forever()
 
-        self._queue.put(_Task(stay, lambda: None))
+        self._queue.put(_Task(wait_here, lambda: None))
         while True:
             for task in list(self._tasks):
                 task.abort()
-            if arrived.acquire(timeout=0.1):
+            if parked.acquire(timeout=0.1):
                 return
 
 
 _starting = threading.Lock()
 _threads: weakref.WeakSet[DecodeThread] = weakref.WeakSet()
-_interpreter_ends = False
+_is_exiting = False
 
 
 @atexit.register
 def _park_all() -> None:
-    global _interpreter_ends
-    _interpreter_ends = True
+    global _is_exiting
+    _is_exiting = True
     for thread in list(_threads):
         thread.park()
 
 
-def is_left_behind() -> bool:
+def is_daemon_at_exit() -> bool:
     """Tell whether the interpreter is ending and this is a daemon thread, which then must not even free memory."""
-    return _interpreter_ends and threading.current_thread() is not threading.main_thread()
+    return _is_exiting and threading.current_thread() is not threading.main_thread()
 
 
-def stop_at_the_end() -> None:
+def stop_at_exit() -> None:
     """Raise ``GenerationCancelled`` when the interpreter is ending; in a daemon thread, never return."""
-    if _interpreter_ends:
-        if is_left_behind():
+    if _is_exiting:
+        if is_daemon_at_exit():
             _wait_forever()
         raise GenerationCancelled("the interpreter is ending")
 

@@ -1,10 +1,10 @@
 """The devices that llama.cpp can compute on: those of the backends that the installed library was built with.
 
     [device.name for device in devices()]        # ['CUDA0', 'CPU'], or ['CPU'] where it was built without a GPU
-    offload("auto")                              # -1 (all layers) where there is a GPU, else 0
-    offload(20, "CUDA0")                         # 20; ModelLoadError where there is no GPU, or none of that name
+    offload("auto")                              # -1 (all layers) if there is a GPU, else 0
+    offload(20, "CUDA0")                         # 20; ModelLoadError if there is no GPU of that name
 
-The signatures are those of ggml-backend.h in llama-cpp-python 0.3.36, whose own bindings do not have them.
+The signatures are those of ggml-backend.h in llama-cpp-python 0.3.36, whose own bindings lack them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Device:
 
 def devices() -> list[Device]:
     """Return the devices, in llama.cpp's order."""
-    return [_described(pointer) for pointer in _pointers()]
+    return [_device(pointer) for pointer in _pointers()]
 
 
 def backends() -> list[str]:
@@ -76,7 +76,7 @@ def _bound() -> Any:
     return lib
 
 
-def _described(pointer: int) -> Device:
+def _device(pointer: int) -> Device:
     lib = _bound()
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
     lib.ggml_backend_dev_memory(pointer, ctypes.byref(free), ctypes.byref(total))
@@ -92,10 +92,10 @@ def _described(pointer: int) -> Device:
 
 
 def offload(layers: Layers, device: str | None = None) -> int:
-    """Return how many layers a GPU is to compute, -1 for all; `device` is a name, or several with commas between.
+    """Return how many layers a GPU should compute, -1 for all; `device` is a name, or several separated by commas.
 
-    "auto" is all where the installed llama.cpp can use a GPU, else none. Raises ``ModelLoadError``, which says what to
-    do, for layers or a device where llama.cpp has no GPU backend, and for a device that does not exist.
+    "auto" is all if the installed llama.cpp can use a GPU, else none. Raises ``ModelLoadError``, which says what to do,
+    for layers or a device without a GPU backend, and for a device that does not exist.
     """
     if layers not in ("auto", "all") and (isinstance(layers, bool) or not isinstance(layers, int) or layers < -1):
         raise ValueError(f"n_gpu_layers must be 'auto', 'all' or a number of layers, found {layers!r}")
@@ -104,20 +104,18 @@ def offload(layers: Layers, device: str | None = None) -> int:
         request = f"device {device}" if device is not None else f"{'all' if layers in ('all', -1) else layers} layers"
         raise ModelLoadError(
             f"{request} on a GPU: the installed llama-cpp-python has no GPU backend (it has {', '.join(backends())}): "
-            f"use none, or install it with one: {reinstall()}"
+            f"use no GPU, or install it with a GPU backend: {gpu_install_command()}"
         )
     if device is not None:
-        chosen(device)
+        device_array(device)
     if layers == "auto":
         return -1 if has_gpu else 0
     return -1 if layers == "all" else int(layers)
 
 
-def chosen(names: str) -> Any:
-    """Return the devices of `names` (with commas between) as C takes them: an array of pointers that ends with NULL."""
-    known = {
-        device.name.casefold(): pointer for pointer in _pointers() if (device := _described(pointer)).kind != "cpu"
-    }
+def device_array(names: str) -> Any:
+    """Return the devices in `names` (separated by commas) as a C array of pointers that ends with NULL."""
+    known = {device.name.casefold(): pointer for pointer in _pointers() if (device := _device(pointer)).kind != "cpu"}
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name.casefold() not in known:
@@ -126,12 +124,12 @@ def chosen(names: str) -> Any:
     return (ctypes.c_void_p * (len(wanted) + 1))(*(known[name.casefold()] for name in wanted), None)
 
 
-def gpu_at_hand() -> bool:
+def has_gpu_driver() -> bool:
     """Tell whether a GPU's driver seems to be installed, whatever llama.cpp was built with."""
     return sys.platform == "darwin" or shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()
 
 
-def reinstall() -> str:
+def gpu_install_command() -> str:
     """Return the command for this system's shell that installs llama-cpp-python with a GPU backend."""
     if sys.platform == "darwin":
         flags, wheels = "-DGGML_METAL=on", "metal"

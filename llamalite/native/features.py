@@ -1,10 +1,10 @@
 """Which instruction sets the processor has, and which of them the installed llama.cpp was compiled to use.
 
     for feature in cpu_features():
-        print(feature.name, feature.used, feature.there)     # AVX2 True True
+        print(feature.name, feature.used, feature.present)     # AVX2 True True
 
-llama.cpp reports only what it was compiled to use (``llama_print_system_info``); what the processor has, the system
-reports (`llamalite.native.processor`).
+llama.cpp reports only what it was compiled to use (``llama_print_system_info``); the operating system reports what the
+processor has (`llamalite.native.processor`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ class Feature:
 
     name: str
     used: bool
-    there: bool | None
+    present: bool | None
 
 
 def cpu_features() -> list[Feature]:
     """Return the instruction sets that this processor has or llama.cpp uses."""
     info = llama().llama_print_system_info().decode()
-    return known_features(info, platform.machine(), processor.of_this_system())
+    return known_features(info, platform.machine(), processor.instruction_checker())
 
 
 def known_features(system_info: str, machine: str, has: processor.HasInstructions) -> list[Feature]:
-    """Return what `cpu_features` does, from llama.cpp's `system_info` and for a processor of another `machine`."""
+    """Return `cpu_features` for llama.cpp's `system_info`, the kind of `machine`, and what its processor `has`."""
     used = set(re.findall(r"(\w+) = 1", system_info))
     sets = processor.instruction_sets(machine)
     features = [Feature(name, name in used, has(names)) for name, names in sets.items()]
-    return [feature for feature in features if feature.used or feature.there is not False]
+    return [feature for feature in features if feature.used or feature.present is not False]
 
 
 def processor_name() -> str:

@@ -1,6 +1,6 @@
 """The installed llama-cpp-python: where its files are, and which instructions they were compiled to use.
 
-It calls no functions of llama.cpp but those that return a constant, so that it is safe on any processor.
+It calls only functions of llama.cpp that return a constant, so that it is safe on any processor.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def library_folder() -> Path:
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """Load a library beside libllama, such as ``ggml-base``; ``FileNotFoundError`` if there is none of that name."""
+    """Load a library beside libllama, such as ``ggml-base``; ``FileNotFoundError`` if there is no such library."""
     folder = library_folder()
     for path in (folder / file for file in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll", f"lib{name}.dll")):
         if path.exists():
@@ -65,7 +65,8 @@ def library(name: str) -> ctypes.CDLL:
 def compiled_features() -> tuple[str, ...] | None:
     """Return what libggml-cpu was compiled to use, such as ``("AVX2", "FMA")``; None if the build does not say.
 
-    ``ggml_cpu_has_avx2`` and its like (ggml-cpu.h) return constants, so they work even where others would crash.
+    ``ggml_cpu_has_avx2`` and similar functions (ggml-cpu.h) return constants, so they work even where others would
+    crash.
     """
     try:
         cpu = library("ggml-cpu")

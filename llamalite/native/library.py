@@ -2,7 +2,7 @@
 
 `llama()` is the low-level module of llama-cpp-python, `ggml_base()` the library with ggml's own kernels. llama.cpp
 writes its log to stderr unless there is a callback. Ours passes each line to `logging`, under ``llamalite.llama_cpp``,
-and collects the errors of a call, so that an exception can say what llama.cpp said.
+and collects the errors of a call, so that an exception can quote llama.cpp.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ class _Log:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[collections.deque[str]]:
-        heard: collections.deque[str] = collections.deque(maxlen=8)
+        errors: collections.deque[str] = collections.deque(maxlen=8)
         with self._lock:
-            self._listeners.append(heard)
+            self._listeners.append(errors)
         try:
-            yield heard
+            yield errors
         finally:
             with self._lock:
-                self._listeners = [listener for listener in self._listeners if listener is not heard]
+                self._listeners = [listener for listener in self._listeners if listener is not errors]
 
 
 _log = _Log()
 
 
-def errors_heard() -> contextlib.AbstractContextManager[collections.deque[str]]:
+def collect_errors() -> contextlib.AbstractContextManager[collections.deque[str]]:
     """Collect the last eight error lines that llama.cpp logs inside the ``with`` block, newest last."""
     return _log.errors()
 
 
-def in_its_words(heard: Iterable[str]) -> str:
-    """Return llama.cpp's error lines as one sentence, without names of its functions and repetitions."""
+def error_text(errors: Iterable[str]) -> str:
+    """Return llama.cpp's error lines as one sentence, without its function names and repetitions."""
     lines = []
-    for line in heard:
+    for line in errors:
         where, colon, rest = line.lstrip("- ").partition(": ")
         lines.append(rest if colon and where.isidentifier() else line.lstrip("- "))
     reasons = [line for line in lines if line != "failed to load model"] or lines
@@ -137,7 +137,7 @@ def llama() -> Any:
 def ggml_base() -> ctypes.CDLL:
     """Return libggml-base, with ggml's quantization kernels; llama-cpp-python installs it beside libllama.
 
-    It may work where models cannot be computed. Raises ``ModelLoadError`` where it does not.
+    It may work even if models cannot be computed. Raises ``ModelLoadError`` if it does not.
     """
     verdict.current().require(("features", "quantization"))
     return installed.library("ggml-base")
@@ -160,7 +160,7 @@ _stack_size = threading.Lock()  # the whole process shares threading.stack_size
 
 
 def on_deep_stack(n_bytes: int, call: Callable[[], T]) -> T:
-    """Return what `call` returns, called in a thread with a stack of `n_bytes`, of which only used pages take memory.
+    """Run `call` in a thread with a stack of `n_bytes`, and return its result. Only used pages of it take memory.
 
     Raises ``OutOfMemoryError`` if the system refuses such a stack.
     """

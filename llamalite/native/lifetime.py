@@ -1,9 +1,9 @@
-"""When something may be freed that several threads use: only once the last of them is out.
+"""Delays freeing an object that several threads use until the last of them has finished.
 
     lifetime = Lifetime()
     with lifetime.hold(context.abort):       # in any thread: nothing is freed inside the ``with`` block
         decode()
-    lifetime.end()                           # aborts the blocks that are open, waits for them, lets no other one in
+    lifetime.end()                           # aborts the open blocks, waits for them, refuses new ones
 
 This module does not import llama.cpp; a `llamalite.native.model.NativeModel` has a `Lifetime`.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from llamalite.errors import GenerationCancelled, LlamaliteError
-from llamalite.native.decode_thread import stop_at_the_end
+from llamalite.native.decode_thread import stop_at_exit
 
 
 class Lifetime:
@@ -33,8 +33,8 @@ class Lifetime:
     def hold(self, abort: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keep the object alive for a ``with`` block, which should be short; `abort` is called to end it early.
 
-        Raises ``GenerationCancelled`` when the object is being freed, whether that begins before the block or, by the
-        decode that `abort` ends, inside it.
+        Raises ``GenerationCancelled`` if the object is being freed: before the block, or inside it once `abort` has
+        ended the decode.
         """
         hold = threading.get_ident(), abort
         try:
@@ -57,7 +57,7 @@ class Lifetime:
         """Abort the blocks that hold the object, wait for the last one, and refuse new ones.
 
         If `end` itself is interrupted, new ones are allowed again. Raises ``LlamaliteError`` when called inside such a
-        block of this thread, for which it would wait forever.
+        block in the same thread: it would wait for itself forever.
         """
         if self._is_held_by(threading.get_ident()):
             raise LlamaliteError("this thread still computes with this model: close it when that has ended")
@@ -67,7 +67,7 @@ class Lifetime:
                 for _, abort in holds:
                     abort()
                 time.sleep(0.002)
-                stop_at_the_end()
+                stop_at_exit()
         except BaseException:
             self._is_ending = was_ending
             raise

@@ -1,4 +1,4 @@
-"""LoRA adapters as callers name them."""
+"""LoRA adapters as callers give them: paths, or paths with a scale."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@
         ids = model.tokenize("Once upon a time", add_special=True, parse_special=False)  # int32 [n_tokens], BOS first
         text = b"".join(model.token_to_piece(i) for i in ids)
 
-llama.cpp aborts the process on a token outside the vocabulary, and on text for a file without one, so arguments are
-checked here first. Texts are UTF-8 bytes; pieces are bytes too, since one character may span several tokens.
+llama.cpp aborts the process on a token outside the vocabulary, and on any text if the file has no vocabulary, so
+arguments are checked here first. Texts are UTF-8 bytes; pieces are bytes too, since one character may span several
+tokens.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import numpy.typing as npt
 from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.gguf_check import Header, check_adapter, checked_header
 from llamalite.native import devices, verdict
-from llamalite.native.decode_thread import DecodeThread, is_left_behind
-from llamalite.native.library import errors_heard, in_its_words, llama, on_deep_stack
+from llamalite.native.decode_thread import DecodeThread, is_daemon_at_exit
+from llamalite.native.library import collect_errors, error_text, llama, on_deep_stack
 from llamalite.native.lifetime import Lifetime
 
 TokenIds = npt.NDArray[np.int32]
@@ -40,7 +41,7 @@ _VOCAB_NONE = 0  # enum llama_vocab_type (llama.h)
 # For these, llama.cpp splits a text with loops of its own; for others with std::regex, which recurses for every
 # character of a match: on a normal stack, ten thousand letters or digits in a row would crash the process.
 _FLAT_PRE_TOKENIZERS = frozenset("llama-bpe llama3 llama-v3 gpt-2 qwen2 deepseek-r1-qwen smollm".split())
-_STACK_A_BYTE = 2048  # bytes of stack a byte of text; libstdc++ takes about 500 a character, other libraries more
+_STACK_PER_BYTE = 2048  # bytes of stack per byte of text; libstdc++ takes about 500 per character, others more
 
 
 class _Closable(Protocol):
@@ -54,14 +55,14 @@ class NativeModel:
     - `vocab_only`: leave the weights out.
     - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
     - `header`: what `checked_header` returned for this file, if the caller has it; the file is then not checked again.
-    - `extra_buffers`: let llama.cpp copy weights into an order made for the processor. None is what
-      `llamalite.native.verdict` found to work.
-    - `thread`: where all contexts of this model decode. Models that compute in turns share one, which whoever made it
-      closes.
+    - `extra_buffers`: let llama.cpp copy weights into an order made for the processor. None does so if
+      `llamalite.native.verdict` found it to work.
+    - `thread`: where all contexts of this model decode. Models that compute in turns share one; its creator
+      closes it.
 
     Raises ``GGUFError`` for a file that contradicts itself, which never reaches llama.cpp, and ``ModelLoadError`` for a
-    file that llama.cpp refuses, in its words, for weights of a type that this build computes wrongly, and for GPU
-    layers where the build has no GPU backend.
+    file that llama.cpp refuses, with its message, for weights of a type that this build computes wrongly, and for GPU
+    layers if the build has no GPU backend.
 
     The contexts of a model must be closed before it; `close` closes those that were registered with `own`.
     """
@@ -95,11 +96,11 @@ class NativeModel:
         params = llama().llama_model_default_params()
         params.n_gpu_layers = devices.offload(n_gpu_layers, device)
         if device is not None:
-            chosen = devices.chosen(device)  # keeps the array alive, to which `params` has a pointer
-            params.devices = ctypes.cast(chosen, ctypes.c_void_p)
+            device_array = devices.device_array(device)  # keeps the array alive, to which `params` has a pointer
+            params.devices = ctypes.cast(device_array, ctypes.c_void_p)
         params.vocab_only = vocab_only
         if extra_buffers is None:
-            extra_buffers = vocab_only or _usable_buffers(header)
+            extra_buffers = vocab_only or _extra_buffers_work(header)
         params.use_extra_bufts = extra_buffers
         self._load(params, progress)
         self._read_facts()
@@ -118,12 +119,12 @@ class NativeModel:
 
         # Set even without `progress`: in this callback Python handles Ctrl-C, while C loads for seconds.
         params.progress_callback = lib.llama_progress_callback(report)
-        with errors_heard() as heard:
+        with collect_errors() as errors:
             self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._ptr:
             if raised:
                 raise raised[0]
-            raise ModelLoadError(f"llama.cpp cannot load {self.path}: {in_its_words(heard)}")
+            raise ModelLoadError(f"llama.cpp cannot load {self.path}: {error_text(errors)}")
 
     def _read_facts(self) -> None:
         lib = llama()
@@ -181,15 +182,15 @@ class NativeModel:
         path = Path(path)
         if path not in self._adapters:
             check_adapter(path, self._header)
-            with errors_heard() as heard:
+            with collect_errors() as errors:
                 adapter = llama().llama_adapter_lora_init(self.ptr, os.fsencode(path))
             if not adapter:
-                raise ModelLoadError(f"llama.cpp cannot load the LoRA adapter {path}: {in_its_words(heard)}")
+                raise ModelLoadError(f"llama.cpp cannot load the LoRA adapter {path}: {error_text(errors)}")
             self._adapters[path] = adapter
         return self._adapters[path]
 
     def own(self, resource: _Closable) -> None:
-        """Have `close` close `resource` first: llama.cpp's contexts must not outlive their model."""
+        """Make `close` close `resource` first: llama.cpp's contexts must not outlive their model."""
         with self.freeing:
             self._owned.append(resource)
 
@@ -217,7 +218,7 @@ class NativeModel:
             for resource in reversed(list(self._owned)):
                 resource.close()
             self._owned.clear()
-            if self._ptr is not None and not is_left_behind():
+            if self._ptr is not None and not is_daemon_at_exit():
                 pointer, self._ptr = self._ptr, None
                 llama().llama_model_free(pointer)
         if self._has_own_thread:
@@ -237,7 +238,7 @@ class NativeModel:
 
     def _check_vocab(self) -> None:
         if not self.has_vocab:
-            raise LlamaliteError(f"{self.path.name} carries no vocabulary: it works on token ids only")
+            raise LlamaliteError(f"{self.path.name} has no vocabulary: it works on token ids only")
 
     def check_tokens(self, tokens: Sequence[int] | npt.NDArray[Any]) -> TokenIds:
         """Return `tokens` as int32 [n_tokens]; ``ValueError`` names the first that this model does not have."""
@@ -245,8 +246,8 @@ class NativeModel:
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"token ids must be whole numbers in one dimension, found {ids.dtype} {list(ids.shape)}")
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.n_vocab):
-            where = int(np.flatnonzero((ids < 0) | (ids >= self.n_vocab))[0])
-            raise ValueError(f"token {int(ids[where])} at place {where} is outside the vocabulary of {self.n_vocab}")
+            index = int(np.flatnonzero((ids < 0) | (ids >= self.n_vocab))[0])
+            raise ValueError(f"token {int(ids[index])} at place {index} is outside the vocabulary of {self.n_vocab}")
         return ids.astype(np.int32, copy=False)
 
     def tokenize(self, text: bytes | str, *, add_special: bool, parse_special: bool) -> TokenIds:
@@ -270,10 +271,14 @@ class NativeModel:
         room = len(raw) + 8
         for _ in range(2):
             ids = np.empty(room, np.int32)
-            where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            call = functools.partial(lib.llama_tokenize, vocab, raw, len(raw), where, room, add_special, parse_special)
+            pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            call = functools.partial(
+                lib.llama_tokenize, vocab, raw, len(raw), pointer, room, add_special, parse_special
+            )
             with self.in_use():
-                n: int = on_deep_stack(_STACK_A_BYTE * len(raw), call) if self._recurses and len(raw) > 1024 else call()
+                n: int = (
+                    on_deep_stack(_STACK_PER_BYTE * len(raw), call) if self._recurses and len(raw) > 1024 else call()
+                )
             if n >= 0:
                 return ids[:n].copy() if n < room // 2 else ids[:n]
             if n == -(2**31):
@@ -282,7 +287,7 @@ class NativeModel:
         raise ValueError(f"a text of {len(raw)} bytes has more tokens than llama.cpp can count")
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the text of `token` as bytes; that of a control token is ``b""`` unless `special`."""
+        """Return the text of `token` as bytes, ``b""`` for a control token unless `special`."""
         piece = self._pieces.get((token, special))
         if piece is None:
             self._check_vocab()
@@ -305,11 +310,11 @@ class NativeModel:
         self._check_vocab()
         ids = np.ascontiguousarray(self.check_tokens(tokens))
         lib, size = llama(), 16 * len(ids) + 64
-        where = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         while True:
             buffer = ctypes.create_string_buffer(size)
             with self.in_use():
-                n: int = lib.llama_detokenize(self.vocab, where, len(ids), buffer, size, False, special)
+                n: int = lib.llama_detokenize(self.vocab, pointer, len(ids), buffer, size, False, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
@@ -331,8 +336,8 @@ class NativeModel:
         for token in range(self.n_vocab if self.has_vocab else 0):
             texts = lib.llama_vocab_get_text(mine, token), lib.llama_vocab_get_text(theirs, token)
             if texts[0] != texts[1]:
-                here, there = (text.decode("utf-8", "replace") for text in texts)
-                return f"token {token} is {there!r} there and {here!r} in {self.path.name}"
+                own_text, other_text = (text.decode("utf-8", "replace") for text in texts)
+                return f"its token {token} is {other_text!r}, and that of {self.path.name} is {own_text!r}"
         return None
 
     def control_tokens(self) -> dict[str, int]:
@@ -357,19 +362,19 @@ def _warn_once(text: str) -> None:
     _logger.warning("%s", text)
 
 
-def _usable_buffers(header: Header) -> bool:
+def _extra_buffers_work(header: Header) -> bool:
     """Tell whether extra buffers work here; ``ModelLoadError`` if weights of a type in `header` do not."""
-    judged = verdict.current()
+    library_verdict = verdict.current()
     types = {tensor.type.name for tensor in header.all_tensors if len(tensor.shape) > 1}
     for name in sorted(types):
-        if (how := judged.refused(name)) is not None:
+        if (how := library_verdict.refused(name)) is not None:
             raise ModelLoadError(
                 f"{header.path.name} has {name} weights, with which the installed llama-cpp-python fails on this "
                 f"processor ({how}). {verdict.repair()}"
             )
-    if (text := judged.warning()) is not None:
+    if (text := library_verdict.warning()) is not None:
         _warn_once(text)
-    return judged.extra_buffers
+    return library_verdict.extra_buffers
 
 
 def _text(fill: Callable[[Any, int], int]) -> str:

@@ -5,8 +5,8 @@
     observer = MatrixObserver(wanted=lambda name, n_rows: name.startswith("blk."), see=see)
     context = NativeContext(model, ContextOptions(n_ctx=512), observer=observer)
 
-llama.cpp asks a callback (``cb_eval``) about each node of its graph, and calls it again with those that it wants once
-they are computed. The callback reads the fields of ``struct ggml_tensor`` (ggml.h of the pinned version) in place.
+llama.cpp asks a callback (``cb_eval``) whether it wants each node of its graph, and calls it again with the wanted ones
+once they are computed. The callback reads the fields of ``struct ggml_tensor`` (ggml.h of the pinned version) in place.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What the system says about the processor: its instruction sets, and what identifies it.
 
-    has = of_this_system()
-    has(X86["AVX2"])            # True, False, or None where the system does not say
+    has = instruction_checker()
+    has(X86["AVX2"])            # True, False, or None if the system does not say
 
-The sources are /proc/cpuinfo on Linux, sysctl on macOS, and ``IsProcessorFeaturePresent`` on Windows, which knows the
-fewest sets. This module does not load llama.cpp.
+The sources are /proc/cpuinfo on Linux, sysctl on macOS, and ``IsProcessorFeaturePresent`` on Windows, which covers
+the fewest sets. This module does not load llama.cpp.
 """
 
 from __future__ import annotations
@@ -56,39 +56,39 @@ def instruction_sets(machine: str) -> dict[str, Names]:
     return ARM if name.startswith(("arm", "aarch64")) else {}
 
 
-def of_this_system() -> HasInstructions:
+def instruction_checker() -> HasInstructions:
     """Return a function that tells whether this processor has an instruction set."""
     if sys.platform == "linux":
-        return of_cpuinfo(_first_of_cpuinfo())
+        return cpuinfo_checker(_cpuinfo_of_first_core())
     if sys.platform == "darwin":
-        return of_sysctl(_sysctl("hw.optional"))
+        return sysctl_checker(_sysctl("hw.optional"))
     if sys.platform == "win32":
         kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore] # Windows only
         return lambda names: bool(kernel32.IsProcessorFeaturePresent(names[2])) if names[2] is not None else None
     return lambda _: None
 
 
-def of_cpuinfo(text: str) -> HasInstructions:
-    """Return `of_this_system` for the text of /proc/cpuinfo: ``flags`` on x86, ``Features`` on Arm."""
+def cpuinfo_checker(text: str) -> HasInstructions:
+    """Return `instruction_checker` for the text of /proc/cpuinfo: ``flags`` on x86, ``Features`` on Arm."""
     line = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
     words = set(line[1].split()) if line else None
     return lambda names: None if words is None else names[0] in words
 
 
-def of_sysctl(text: str) -> HasInstructions:
-    """Return `of_this_system` for the output of ``sysctl hw.optional``; a missing key means unknown."""
+def sysctl_checker(text: str) -> HasInstructions:
+    """Return `instruction_checker` for the output of ``sysctl hw.optional``; a missing key means unknown."""
     values = dict(re.findall(r"^hw\.optional\.([\w.]+): (\d+)$", text, re.M))
     return lambda names: None if names[1] is None or names[1] not in values else values[names[1]] == "1"
 
 
 def missing(names: list[str]) -> list[str]:
     """Return those of `names` (llama.cpp's) that this processor lacks, as far as the system says."""
-    known, has = instruction_sets(platform.machine()), of_this_system()
+    known, has = instruction_sets(platform.machine()), instruction_checker()
     return [name for name in names if name in known and has(known[name]) is False]
 
 
-def lacking() -> list[str]:
-    """Return llama.cpp's names of all sets for this kind of processor that this one lacks."""
+def all_missing() -> list[str]:
+    """Return llama.cpp's names of all instruction sets of this kind of processor that this one lacks."""
     return missing(list(instruction_sets(platform.machine())))
 
 
@@ -106,18 +106,18 @@ def identity() -> str:
             "initial apicid",
             "physical id",
         )
-        lines = _first_of_cpuinfo().splitlines()
+        lines = _cpuinfo_of_first_core().splitlines()
         text = "\n".join(line for line in lines if line.split(":")[0].strip() not in changing)
     elif sys.platform == "darwin":
         text = _sysctl("machdep.cpu") + _sysctl("hw.optional")
     else:
-        has = of_this_system()
+        has = instruction_checker()
         text = " ".join(name for name, names in instruction_sets(platform.machine()).items() if has(names))
     return f"{platform.machine()} {platform.processor()}\n{text}"
 
 
-def _first_of_cpuinfo() -> str:
-    """Return /proc/cpuinfo's text about the first core; the kernel takes long to write that of all cores."""
+def _cpuinfo_of_first_core() -> str:
+    """Return /proc/cpuinfo's text about the first core; the kernel is slow to write it for all cores."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             text = file.read(1 << 14)

@@ -7,7 +7,7 @@
 
 ctypes releases the GIL during a call, so that Python threads quantize side by side. Where ggml would abort the process
 (a row that does not fill its blocks, a missing importance matrix), these functions raise an exception. `model_file` is
-llama.cpp's own ``llama_model_quantize``, with whose files the tests compare ours.
+llama.cpp's own ``llama_model_quantize``; the tests compare our files with its.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def model_file(source: Path, target: Path, file_type: FileType, n_threads: int =
     params.ftype, params.nthread = file_type.ftype, n_threads
     for name, value in options.items():
         setattr(params, name, value)
-    with library.errors_heard() as errors:
+    with library.collect_errors() as errors:
         code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code:
         raise QuantizationError(f"llama_model_quantize of {source}: {' / '.join(errors) or f'code {code}'}")

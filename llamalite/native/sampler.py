@@ -6,7 +6,7 @@
 The order is llama.cpp's (``common_sampler_init``, common/sampling.cpp): bias, penalties, top_k, top_p, min_p,
 temperature, draw. A grammar first checks the token drawn, and filters all candidates only if it forbids that token,
 since filtering a whole vocabulary takes milliseconds. llama.cpp aborts the process when a grammar has to accept a token
-that it forbids. This module never lets that happen: where a grammar allows no token, it raises ``LlamaliteError``.
+that it forbids. This module never lets that happen: if a grammar allows no token, it raises ``LlamaliteError``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import LlamaliteError
-from llamalite.native.library import errors_heard, in_its_words, llama, stderr_of_c
+from llamalite.native.library import collect_errors, error_text, llama, stderr_of_c
 from llamalite.native.model import NativeModel
 from llamalite.sampling import SamplingParams
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data (llama.h)
-# The parser recurses for each bracket, and the check for left recursion for each rule: more overflow the stack.
+# The parser recurses for each bracket, and its check for left recursion for each rule: more overflow the stack.
 _MAX_GRAMMAR_NESTING, _MAX_GRAMMAR_RULES = 200, 4000
 # MAX_REPETITION_THRESHOLD (llama-grammar.cpp): `parse_sequence` refuses a larger minimum, and ignores a larger maximum.
 # It does not notice a maximum below the minimum: `max_times - min_times` wraps, and it writes rules forever.
@@ -47,7 +47,7 @@ _TIMES = re.compile(r"\s*([0-9]+)\s*(?:(,)\s*([0-9]*)\s*)?", re.ASCII)
 
 @functools.lru_cache(maxsize=2)
 def _blank(n_vocab: int) -> npt.NDArray[Any]:
-    """Return all tokens of a vocabulary as candidates without logits, with which every draw begins."""
+    """Return all tokens of a vocabulary as candidates without logits: every draw begins with them."""
     candidates = np.zeros(n_vocab, _CANDIDATE)
     candidates["id"] = np.arange(n_vocab)
     return candidates
@@ -56,9 +56,9 @@ def _blank(n_vocab: int) -> npt.NDArray[Any]:
 class NativeSampler:
     """The samplers of one generation and their state (penalties, random numbers, grammar).
 
-    `prompt` holds the tokens that penalties count before the first one. The attribute `seed` is the seed in use, drawn
+    `prompt` holds the tokens that penalties count at the beginning. The attribute `seed` is the seed in use, drawn
     if the parameters have none. Raises ``ValueError`` for a bias outside the vocabulary, and for a grammar that
-    llama.cpp cannot parse, in its words.
+    llama.cpp cannot parse, with its message.
     """
 
     def __init__(self, model: NativeModel, params: SamplingParams, *, prompt: Sequence[int] = ()) -> None:
@@ -139,8 +139,8 @@ class NativeSampler:
     def _allowed(self, token: int, logits: npt.NDArray[np.float32]) -> int:
         """Return `token` if the grammar allows it, else a token drawn from those that it allows.
 
-        Tokens that would make the text invalid UTF-8 are forbidden too: llama.cpp's grammar takes whatever follows the
-        first byte of a multi-byte character for its rest, even a closing quote (``decode_utf8``, llama-grammar.cpp).
+        Tokens that would make the text invalid UTF-8 are forbidden too: llama.cpp's grammar takes any bytes after the
+        first byte of a multi-byte character as its rest, even a closing quote (``decode_utf8``, llama-grammar.cpp).
         """
         if not self._allows(token):
             token = self._draw(logits, grammar_first=True)
@@ -229,12 +229,12 @@ def _grammar(model: NativeModel, text: str) -> Any:
         raise ValueError("the grammar holds a NUL character: write it as \\x00")
     _check_repetitions(text)
     lib, vocab, raw = llama(), model.vocab, text.encode()
-    with model.in_use(), errors_heard() as heard, stderr_of_c() as written:
+    with model.in_use(), collect_errors() as errors, stderr_of_c() as written:
         grammar = lib.llama_sampler_init_grammar(vocab, raw, b"root")
     # The parser writes its reason, followed by the rest of the grammar, line by line.
     reasons = [line.partition("error parsing grammar: ")[2] for line in written if "error parsing grammar: " in line]
     if not grammar:
-        raise ValueError(f"llama.cpp cannot parse the grammar: {'; '.join(reasons) or in_its_words(heard)}")
+        raise ValueError(f"llama.cpp cannot parse the grammar: {'; '.join(reasons) or error_text(errors)}")
     for line in written:  # from another thread
         os.write(2, line.encode("utf-8", "replace") + b"\n")
     return grammar
@@ -251,13 +251,13 @@ def _check_repetitions(text: str) -> None:
         where = f"line {text.count(chr(10), 0, item.start()) + 1} of the grammar, {' '.join(item[0].split()):.40}"
         numbers = [digits.lstrip("0") or "0" for digits in (times[1], times[3]) if digits]
         if any(len(digits) > 4 or int(digits) > _MAX_REPETITIONS for digits in numbers):
-            raise ValueError(f"{where}: {_MAX_REPETITIONS} repetitions are the most that llama.cpp can hold")
+            raise ValueError(f"{where}: llama.cpp allows at most {_MAX_REPETITIONS} repetitions")
         if int(numbers[-1]) < int(numbers[0]):
-            raise ValueError(f"{where}: the most, {numbers[-1]}, is below the least, {numbers[0]}")
+            raise ValueError(f"{where}: the maximum, {numbers[-1]}, is below the minimum, {numbers[0]}")
         length *= max(1, int(numbers[-1]))
         total += length
         if total > _MAX_REPEATED:
-            raise ValueError(f"{where}: the repetitions up to here write out {total} characters: repeat less")
+            raise ValueError(f"{where}: the repetitions up to here expand to {total} characters: repeat less")
 
 
 def _nesting(text: str) -> int:

@@ -36,9 +36,9 @@ from llamalite.quant_types import TENSOR_TYPES, TensorType
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-# With another step here, raise `llamalite.native.verdict._VERSION`: else libraries that have a verdict skip it.
-# A row of 256 weights is a whole number of blocks of every type. AMX takes matrices whose rows are a multiple of 32,
-# other extra buffers a multiple of 8. 37 tokens fill whole tiles of every kernel, and leave a remainder.
+# After a change of the steps, raise `llamalite.native.verdict._VERSION`, or libraries with a verdict are not tried again.
+# A row of 256 weights is a whole number of blocks of every type. AMX takes matrices with a multiple of 32 rows,
+# other extra buffers with a multiple of 8. 37 tokens fill whole tiles of every kernel, and leave a remainder.
 _N_EMBD, _N_VOCAB, _N_PROMPT = 256, 64, 37
 _FLOAT_MATRICES = {f"blk.0.attn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("q", "k", "v", "output")}
 _TYPED_MATRICES = {f"blk.0.ffn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("gate", "up", "down")} | {
@@ -55,24 +55,24 @@ def main(settings: str) -> None:
     """Run the steps; `settings` is a JSON object of ``extra_buffers`` and the ``types`` to try."""
     wanted = json.loads(settings)
     _die_quietly()
-    _say(step="features")
-    _say(features=installed.compiled_features())
-    _say(step="quantization")
+    _print_json(step="features")
+    _print_json(features=installed.compiled_features())
+    _print_json(step="quantization")
     for name in ("Q8_0", "Q4_K", "Q6_K"):
         quantize.quantize_rows(TENSOR_TYPES[name], np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256))
-    _say(step="start")
+    _print_json(step="start")
     library.llama()
     with tempfile.TemporaryDirectory() as folder:
         for name in wanted["types"]:
-            _say(step=name)
+            _print_json(step=name)
             try:
-                _say(type=name, distance=distance(TENSOR_TYPES[name], Path(folder), wanted["extra_buffers"]))
+                _print_json(type=name, distance=distance(TENSOR_TYPES[name], Path(folder), wanted["extra_buffers"]))
             except (ModelLoadError, GGUFError) as error:  # a llama.cpp that does not know the type
-                _say(type=name, refused=str(error))
-    _say(end=True)
+                _print_json(type=name, refused=str(error))
+    _print_json(end=True)
 
 
-def _say(**fields: Any) -> None:
+def _print_json(**fields: Any) -> None:
     os.write(1, json.dumps(fields).encode() + b"\n")  # unbuffered, since the next step may crash
 
 
@@ -99,11 +99,11 @@ def distance(kind: TensorType, folder: Path, extra_buffers: bool) -> float:
     norms = ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
     floats |= {f"{name}.weight": np.ones(_N_EMBD, np.float32) for name in norms}
     typed = {name: _blocks(kind, shape, random) for name, shape in _TYPED_MATRICES.items()}
-    widened = {name: quantize.dequantize_rows(kind, rows, _N_EMBD) for name, rows in typed.items()}
+    as_floats = {name: quantize.dequantize_rows(kind, rows, _N_EMBD) for name, rows in typed.items()}
     path = folder / "trial.gguf"
     _write(path, floats, typed, kind)
     logits = _logits(path, extra_buffers)
-    _write(path, floats | widened, {}, kind)
+    _write(path, floats | as_floats, {}, kind)
     expected = _logits(path, extra_buffers=False)
     return float(np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean()))
 
@@ -168,8 +168,8 @@ def _logits(path: Path, extra_buffers: bool) -> Floats:
         # One thread: on a busy machine, several would wait for each other at every barrier.
         NativeContext(model, ContextOptions(n_ctx=_N_EMBD, n_threads=1)) as context,
     ):
-        places = np.arange(_N_PROMPT)
-        context.decode(places % _N_VOCAB, places, 0, True)
+        positions = np.arange(_N_PROMPT)
+        context.decode(positions % _N_VOCAB, positions, 0, True)
         prompt = context.logits().copy()
         context.decode_next(5, _N_PROMPT)
         return np.concatenate([prompt, context.logits()])

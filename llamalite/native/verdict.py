@@ -88,7 +88,7 @@ class LibraryVerdict:
         return not any(fault.extra_buffers and fault.step not in STARTS for fault in self.faults)
 
     def refused(self, tensor_type: str) -> str | None:
-        """Return how weights of this type fail even without extra buffers, None if they do not."""
+        """Return how weights of this type fail without extra buffers; None if they do not."""
         return next((f.how for f in self.faults if f.step == tensor_type and not f.extra_buffers), None)
 
     def require(self, steps: tuple[str, ...] = tuple(STARTS)) -> None:
@@ -99,12 +99,12 @@ class LibraryVerdict:
 
     def _explained(self, fault: Fault) -> str:
         if fault.how != _ILLEGAL:
-            return f"the installed llama-cpp-python dies when it {STARTS[fault.step]} ({fault.how}): {repair()}"
+            return f"the installed llama-cpp-python crashes when it {STARTS[fault.step]} ({fault.how}): {repair()}"
         absent = processor.missing(list(self.features or ()))
         if absent:
             needs = f"it was compiled for processors with {' '.join(absent)}, which this one lacks"
-        elif self.features is None and processor.lacking():
-            needs = f"it was compiled for a newer processor: this one has no {' '.join(processor.lacking())}"
+        elif self.features is None and processor.all_missing():
+            needs = f"it was compiled for a newer processor: this one has no {' '.join(processor.all_missing())}"
         else:
             needs = "it uses an instruction that this one lacks"
         return f"the installed llama-cpp-python cannot run on this processor ({_ILLEGAL}): {needs}. {repair()}"
@@ -129,7 +129,7 @@ class LibraryVerdict:
         return lines
 
     def warning(self) -> str | None:
-        """Return what is turned off, what that costs, and the command that repairs it; None if nothing is."""
+        """Return what is turned off, what that costs, and how to repair it; None if nothing is turned off."""
         if self.extra_buffers:
             return None
         if self.untried is not None:
@@ -139,7 +139,7 @@ class LibraryVerdict:
             )
         return (
             f"the installed llama-cpp-python fails on this processor ({'; '.join(self.lines())}): {self.buffers} "
-            f"are off. Answers are right, and prompts may be read more slowly. {repair()}"
+            f"are off. Answers are correct; prompts may be read more slowly. {repair()}"
         )
 
     @property
@@ -165,17 +165,17 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def _judged() -> LibraryVerdict:
+def _cached_verdict() -> LibraryVerdict:
     if os.environ.get("LLAMALITE_TRIAL", "").lower() in ("off", "0", "no"):
         return LibraryVerdict()
     path = cache_folder() / "trials" / f"{_identity()}.json"
-    return _read(path) or _tried(path)
+    return _read(path) or _run_trial(path)
 
 
 def current() -> LibraryVerdict:
     """Return the verdict on the installed library and this processor, after a trial if there was none before."""
     with _lock:
-        return _judged()
+        return _cached_verdict()
 
 
 def _identity() -> str:
@@ -195,7 +195,7 @@ def _read(path: Path) -> LibraryVerdict | None:
         return None
 
 
-def _keep(verdict: LibraryVerdict, path: Path) -> None:
+def _save(verdict: LibraryVerdict, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -204,21 +204,21 @@ def _keep(verdict: LibraryVerdict, path: Path) -> None:
         _logger.info("the verdict on llama.cpp cannot be saved for the next run: %s", error)
 
 
-def _tried(path: Path) -> LibraryVerdict:
+def _run_trial(path: Path) -> LibraryVerdict:
     if (reason := _cannot_try()) is not None:
-        return _untried(reason)
+        return _untried_verdict(reason)
     try:
         verdict = judge(run_child)
     except (OSError, subprocess.TimeoutExpired, Undecided) as error:
-        return _untried(str(error))
-    # With limited memory a child may crash for want of it, which says nothing about the library.
+        return _untried_verdict(str(error))
+    # If memory is limited, a child may crash for lack of it, which says nothing about the library.
     if not (verdict.faults and _is_memory_limited()):
-        _keep(verdict, path)
+        _save(verdict, path)
     return verdict
 
 
-def _untried(reason: str) -> LibraryVerdict:
-    _logger.info("llama.cpp is not tried on this processor: %s", reason)
+def _untried_verdict(reason: str) -> LibraryVerdict:
+    _logger.info("llama.cpp was not tried on this processor: %s", reason)
     return LibraryVerdict(installed.compiled_features(), untried=reason)
 
 
@@ -245,7 +245,7 @@ class Undecided(Exception):  # noqa: N818 - not an error
 
 @dataclass(frozen=True)
 class Report:
-    """The lines that a child printed, and what it crashed of, None if it finished."""
+    """The lines that a child printed, and how it crashed; None if it finished."""
 
     lines: list[dict[str, Any]]
     crash: str | None
@@ -256,13 +256,13 @@ class Report:
         return None if names is None else tuple(names)
 
     @property
-    def died_in(self) -> str | None:
+    def crashed_step(self) -> str | None:
         if self.crash is None:
             return None
         return next((str(line["step"]) for line in reversed(self.lines) if "step" in line), next(iter(STARTS)))
 
     @property
-    def wrong(self) -> list[str]:
+    def wrong_types(self) -> list[str]:
         """The types whose logits are NaN or too far from float32's."""
         measured = [(line["type"], line["distance"]) for line in self.lines if "distance" in line]
         return [name for name, distance in measured if not distance <= LARGEST_DISTANCE]
@@ -273,7 +273,7 @@ def run_child(extra_buffers: bool, types: list[str]) -> Report:
     settings = json.dumps({"extra_buffers": extra_buffers, "types": types})
     # GPUs are hidden, because the trial is about the processor and GPU drivers start slowly.
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
-    ran = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(sys.path), settings],
         capture_output=True,
         stdin=subprocess.DEVNULL,
@@ -282,18 +282,20 @@ def run_child(extra_buffers: bool, types: list[str]) -> Report:
         check=False,
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
-    lines = [json.loads(line) for line in ran.stdout.decode("utf-8", "replace").splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in child.stdout.decode("utf-8", "replace").splitlines() if line.startswith("{")]
     if lines and "end" in lines[-1]:
         return Report(lines, None)
-    errors = ran.stderr.decode("utf-8", "replace").strip().splitlines()
-    crash = _crash(ran.returncode)
+    errors = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    crash = _crash(child.returncode)
     if crash is None or any("bad_alloc" in line or "failed to allocate" in line for line in errors):
-        raise Undecided(f"the trial ended with code {ran.returncode}: {errors[-1] if errors else 'it gave no reason'}")
+        raise Undecided(
+            f"the trial ended with code {child.returncode}: {errors[-1] if errors else 'it gave no reason'}"
+        )
     return Report(lines, crash)
 
 
 def _crash(code: int) -> str | None:
-    """Return the kind of crash that a child's exit code stands for, None if it is no crash."""
+    """Return the kind of crash that a child's exit code stands for; None if it does not stand for one."""
     if code >= 0:
         return _WINDOWS_CRASHES.get(code)
     with contextlib.suppress(ValueError):
@@ -311,16 +313,16 @@ def judge(run: Any) -> LibraryVerdict:
     extra_buffers, types = True, list(WEIGHT_TYPES)
     while True:
         report = run(extra_buffers, types)
-        faults += [Fault(name, extra_buffers, "wrong numbers") for name in report.wrong]
-        died_in = report.died_in
-        if died_in is not None:
-            faults.append(Fault(died_in, extra_buffers, str(report.crash)))
-        if died_in in STARTS:
+        faults += [Fault(name, extra_buffers, "wrong numbers") for name in report.wrong_types]
+        crashed_step = report.crashed_step
+        if crashed_step is not None:
+            faults.append(Fault(crashed_step, extra_buffers, str(report.crash)))
+        if crashed_step in STARTS:
             break
         if extra_buffers and faults:
             extra_buffers, types = False, list(WEIGHT_TYPES)
             continue
-        if died_in is None:
+        if crashed_step is None:
             break
-        types = types[types.index(died_in) + 1 :]
+        types = types[types.index(crashed_step) + 1 :]
     return LibraryVerdict(report.features, tuple(faults), len(WEIGHT_TYPES))

@@ -12,7 +12,7 @@ import numpy as np
 _TOTAL_BYTES = 256 << 20  # more than the processor's caches hold
 _PASSES = 5
 
-# For `python -c`, which searches the working directory first for modules: it may be a stranger's model folder.
+# For `python -c`, which searches the working directory first for modules: that may be an untrusted model folder.
 ONLY_INSTALLED = "import sys; sys.path[:] = filter(None, sys.path); "
 
 

@@ -3,10 +3,10 @@
     for row in iter_bench("demo-Q4_K_M.gguf", BenchPlan(n_prompt=512, n_generate=128)):
         print(f"{row.test}: {row.tok_per_s:.1f} ± {row.tok_per_s_sd:.1f} tokens/s")
 
-Each test starts with an empty cache and decodes random tokens (BOS first where the vocabulary adds it): a prompt in
+Each test starts with an empty cache and decodes random tokens (BOS first if the vocabulary adds it): a prompt in
 batches of n_batch, or a generation one token at a time (``test_prompt`` and ``test_gen``, tools/llama-bench).
 Generating a token reads every weight once, so the bytes read per second are compared with the memory's bandwidth,
-measured in the same run with as many threads.
+measured in the same run with the same number of threads.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def iter_bench(model: str | os.PathLike[str], plan: BenchPlan | None = None) -> 
 
 
 def _samples(context: NativeContext, n_prompt: int, n_generate: int, repetitions: int) -> list[float]:
-    """Return the seconds of each repetition. As in llama-bench, the warm-up before is a whole prompt, or one token."""
+    """Return the seconds of each repetition. As in llama-bench, the warm-up is a whole prompt, or one token."""
     rng = np.random.default_rng(0)
     samples = []
     for i in range(repetitions + 1):

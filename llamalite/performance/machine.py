@@ -1,4 +1,4 @@
-"""This machine: its processor, memory and devices, and what the installed llama.cpp makes of them.
+"""This machine: its processor, memory and devices, and how the installed llama.cpp uses them.
 
 machine = examine()                 # takes about a second: the memory's bandwidth is measured
 machine.free_bytes, machine.bandwidth_bytes_per_s, machine.missed
@@ -37,12 +37,12 @@ class Machine:
     @property
     def missed(self) -> list[str]:
         """Instructions that the processor has and the installed llama.cpp does not use."""
-        return [feature.name for feature in self.features if feature.there and not feature.used]
+        return [feature.name for feature in self.features if feature.present and not feature.used]
 
     @property
     def unknown(self) -> list[str]:
-        """Instructions that llama.cpp does not use, of which the system does not say whether the processor has them."""
-        return [feature.name for feature in self.features if feature.there is None and not feature.used]
+        """Instructions that llama.cpp does not use; the system does not say whether the processor has them."""
+        return [feature.name for feature in self.features if feature.present is None and not feature.used]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"missed": self.missed, "backends": devices.backends()}

@@ -1,4 +1,4 @@
-"""Converts a checkpoint once into the models folder, and again when it changes, but never over another model's file.
+"""Converts a checkpoint once into the models folder, and again when it changes; never replaces another model's file.
 
     converted(Path("TinyLlama-1.1B"), "Q4_K_M")        .../models/TinyLlama-1.1B-Q4_K_M.gguf
 
@@ -31,42 +31,42 @@ def converted(folder: Path, qtype: str, *, announce: Announce | None = None, pro
     from llamalite.converters.checkpoints import model_name
 
     name, qtype = model_name(folder), file_type(qtype).name
-    now = SourceNote.of(folder, qtype, plain=True)
-    suffix = f"{zlib.crc32(now.folder.encode()):08x}"[:6]  # for a second name, if another model has the plain one
+    new_note = SourceNote.of(folder, qtype, plain=True)
+    suffix = f"{zlib.crc32(new_note.folder.encode()):08x}"[:6]  # for a second name, if another model has the plain one
     for out in (names.default_output(name, qtype), names.default_output(f"{name}-{suffix}", qtype)):
         if not out.exists():
             return convert_to(out, folder, qtype, str(folder), announce=announce, progress=progress)
-        before = source_note.read_current(out)
-        if before is None or (before.folder, before.qtype) != (now.folder, now.qtype):
+        old_note = source_note.read_current(out)
+        if old_note is None or (old_note.folder, old_note.qtype) != (new_note.folder, new_note.qtype):
             continue
-        changed = before.changed_files(now)
+        changed = old_note.changed_files(new_note)
         if not changed:
             return out
-        if before.plain:
+        if old_note.plain:
             changes = changed[0] + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
-            what = f"{folder}, which has changed ({changes}),"
-            return convert_to(out, folder, qtype, what, announce=announce, progress=progress)
-    how = f"llamalite convert -o FILE.gguf {names.quoted(str(folder))}"
-    raise LlamaliteError(f"{out} exists and was not made from {folder}: name another file, {how}")
+            description = f"{folder}, which has changed ({changes}),"
+            return convert_to(out, folder, qtype, description, announce=announce, progress=progress)
+    command = f"llamalite convert -o FILE.gguf {names.quoted(str(folder))}"
+    raise LlamaliteError(f"{out} exists and was not made from {folder}: name another file, {command}")
 
 
 def convert_to(
     out: Path,
     folder: Path,
     qtype: str,
-    what: str,
+    description: str,
     *,
     announce: Announce | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Convert the checkpoint in `folder`, announced as `what`, to `out` in the models folder, and return `out`.
+    """Convert the checkpoint in `folder`, announced as `description`, to `out` in the models folder, and return `out`.
 
     If that fails, the old file and its note remain.
     """
     from llamalite.converters import convert
 
     if announce is not None:
-        announce(f"converting {what} to {qtype}, once: {out}")
+        announce(f"converting {description} to {qtype}, once: {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     convert(folder, out, qtype=qtype, force=True, progress=progress)
     return out

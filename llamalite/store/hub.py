@@ -1,4 +1,4 @@
-"""Downloads models of the Hugging Face hub through huggingface_hub into its cache: the only use of the network.
+"""Downloads models from the Hugging Face hub through huggingface_hub into its cache: the only use of the network.
 
     folder = fetch_checkpoint("HuggingFaceTB/SmolLM2-135M")      # then converters.convert(folder, ...)
     path = fetch_model("bartowski/Llama-3.2-1B-Instruct-GGUF", "Q4_K_M")
@@ -57,7 +57,7 @@ _CONFIGS = ("config.json", "params.json")  # every checkpoint has one of them
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files of a repository, with their sizes if the hub tells them."""
+    """The files of a repository, with their sizes if the hub reports them."""
 
     files: dict[str, int | None]
 
@@ -69,9 +69,9 @@ class _Listing:
 
     def weights(self) -> list[str]:
         """Return the files of the first format of weights that the repository has."""
-        for pattern, beside in _WEIGHTS:
+        for pattern, extra_names in _WEIGHTS:
             if weights := [name for name in self.files if fnmatch.fnmatchcase(_unnumbered(name), pattern)]:
-                return [*self.matching(beside), *weights]
+                return [*self.matching(extra_names), *weights]
         return []
 
 
@@ -147,10 +147,12 @@ def _checkpoint(repo_id: str, listing: _Listing) -> list[str]:
     if weights := listing.weights():
         return [*listing.matching(_SMALL_FILES), *weights]
     if ggufs := listing.matching(["*.gguf"]):
-        raise HubError(f"{repo_id} has GGUF files ({_some(ggufs)}) and nothing to convert: llamalite run {repo_id}")
+        raise HubError(
+            f"{repo_id} has GGUF files ({_shortened(ggufs)}) and nothing to convert: llamalite run {repo_id}"
+        )
     raise HubError(
         f"{repo_id} has no model*.safetensors, pytorch_model*.bin or consolidated.*.pth at its top level "
-        f"(found {_some(listing.files)}): name a repository with a model's weights, or with GGUF files"
+        f"(found {_shortened(listing.files)}): name a repository with a model's weights, or with GGUF files"
     )
 
 
@@ -167,7 +169,7 @@ def _fetch(
     Offline, return the folder in the cache if it has a file that matches one of the patterns `cached`.
     """
     if not _REPO_ID.fullmatch(repo_id):
-        raise ValueError(f"{repo_id!r} is not a repository of the hub: expected org/name")
+        raise ValueError(f"{repo_id!r} is not a repository on the hub: expected org/name")
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -193,11 +195,11 @@ def _fetch(
         listing = _Listing({file.rfilename: file.size for file in repository.siblings or []})
         names = wanted(listing)
         size = f", {listing.n_bytes(names) / 1e9:.2f} GB" if any(listing.files.values()) else ""
-        say(f"fetching {len(names)} files of {repo_id}{size}, into {constants.HF_HUB_CACHE}, where not there yet")
+        say(f"fetching {len(names)} files of {repo_id}{size}, into {constants.HF_HUB_CACHE}, unless they are there")
         return Path(huggingface_hub.snapshot_download(allow_patterns=[glob.escape(name) for name in names], **options))
     except unreachable as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise  # the disk's fault, and it says so itself
+            raise  # a disk's error, which says so itself
         raise _as_hub_error(repo_id, revision, error) from error
 
 
@@ -248,7 +250,7 @@ def _as_hub_error(repo_id: str, revision: str | None, error: Exception) -> HubEr
         return HubError(f"{repo_id} has no revision {revision!r}: see the branches and tags at {page}/tree/main")
     if constants.HF_HUB_OFFLINE:
         return HubError(
-            f"{repo_id} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it once"
+            f"{repo_id} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set: unset it to download it"
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
@@ -283,7 +285,7 @@ def _choose_gguf(repo_id: str, names: Sequence[str], qtype: str | None) -> list[
     """Return the files of the model of type `qtype` among `names`, the first shard first."""
     by_type = _by_type(names)
     if not by_type:
-        raise HubError(f"{repo_id} has no GGUF file of a model ({_some(names)})")
+        raise HubError(f"{repo_id} has no GGUF file of a model ({_shortened(names)})")
     if qtype is not None:
         if qtype.upper() not in by_type:
             raise HubError(f"{repo_id} has no {qtype.upper()}, only {', '.join(by_type)}")
@@ -297,6 +299,6 @@ def _type_of(stem: str) -> str | None:
     return last if last in FILE_TYPES else None
 
 
-def _some(names: Iterable[str], n: int = 6) -> str:
+def _shortened(names: Iterable[str], n: int = 6) -> str:
     listed = sorted(names)
     return ", ".join(listed[:n]) + (", ..." if len(listed) > n else "") if listed else "nothing"

@@ -30,7 +30,7 @@ CONTEXTS = (2048, 8192, 32768, 131072)
 
 @dataclass(frozen=True)
 class TypeShare:
-    """How many tensors are of one type, and their sizes in sum."""
+    """The number of tensors of one type, and their total sizes."""
 
     name: str
     n_tensors: int

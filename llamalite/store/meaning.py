@@ -7,7 +7,7 @@
 
 The rule (`meaning_of`) is the first of these that applies:
 
-1. ``org/name`` or ``org/name:TYPE``, if no such file and no folder ``org`` exists: a repository of the hub.
+1. ``org/name`` or ``org/name:TYPE``, if no such file and no folder ``org`` exists: a repository on the hub.
 2. A GGUF file. What looks like a path (`is_path`) is tried as a path first, and then as a name in the models folder;
    anything else is tried as a name first.
 3. The folder of a checkpoint.
@@ -32,7 +32,7 @@ from llamalite.store.preference import DEFAULT_TYPE
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub, and the type wanted of it; None if none is given."""
+    """A repository on the hub, and the type asked for; None if none is."""
 
     repo_id: str
     qtype: str | None
@@ -40,7 +40,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The folder of a checkpoint, and the type wanted of it; None if none is given."""
+    """The folder of a checkpoint, and the type asked for; None if none is."""
 
     folder: Path
     qtype: str | None = None
@@ -64,7 +64,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     call = f"Model.from_pretrained({name!r})"
     if isinstance(meaning, Repository):
-        raise FileNotFoundError(f"no file {name!r}; if that is a repository of the hub, {call} downloads it")
+        raise FileNotFoundError(f"no file {name!r}; if that is a repository on the hub, {call} downloads it")
     if meaning != _demo(name):
         how = f"llamalite convert {names.quoted(name)}, or {call}"
         raise FileNotFoundError(f"{name} is a checkpoint, not a GGUF file: {how}")
@@ -139,7 +139,7 @@ def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meani
         return CheckpointFolder(path)
     if demo is not None:
         return demo
-    raise _nothing_there(name, path)
+    raise _not_found(name, path)
 
 
 def is_path(model: str) -> bool:
@@ -177,7 +177,7 @@ def _demo(name: str, qtype: str | None = None) -> CheckpointFolder | None:
     return None
 
 
-def _nothing_there(name: str, path: Path) -> FileNotFoundError:
+def _not_found(name: str, path: Path) -> FileNotFoundError:
     """Return the error that says why `name` is not a model, and names similar ones."""
     if name and path.is_dir():
         inside = sorted(file.name for file in path.glob("*.gguf"))
@@ -199,7 +199,7 @@ def _up_to_date(file: Path, name: str, announce: Announce | None, progress: Prog
     if note is None or names.find(name) != file:
         return file
     here, demo = expanded(name), _demo(name)
-    if note.folder == source_note.absolute(here):  # not the path in the note: a link gives the model its name
+    if note.folder == source_note.absolute(here):  # `here`, not the note's path: a link gives the model its name
         return conversions.converted(here, note.qtype, announce=announce, progress=progress)
     if demo is not None and note.folder == source_note.absolute(demo.folder):
         return conversions.converted(Path(note.folder), note.qtype, announce=announce, progress=progress)

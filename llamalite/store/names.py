@@ -53,7 +53,7 @@ def default_output(name: str, qtype: str) -> Path:
 
 
 def list_models() -> list[Path]:
-    """Return the models in the models folder, sorted by name; the first file of a split model.
+    """Return the models in the models folder, sorted by name; of a split model, its first file.
 
     If the folder does not exist, there are none. Raises ``LlamaliteError`` if it cannot be read or is not a folder.
     """
@@ -67,7 +67,7 @@ def list_models() -> list[Path]:
     models = []
     for path in files.values():
         shard = shards.parse(path.stem)
-        # A split model without its first file is damaged: its other files are listed, so that this is seen.
+        # A split model without its first file is damaged: its other files are listed, to make that visible.
         if shard is None or shard.number == 1 or f"{shards.Shard(shard.stem, 1, shard.count)}.gguf" not in files:
             models.append(path)
     return sorted(models, key=lambda path: path.name.casefold())
@@ -129,8 +129,8 @@ def nearest(path: Path, also: Iterable[str] = ()) -> str:
 
     folder = path.parent
     if path.name != str(path):
-        beside = [file.name for file in folder.glob("*.gguf")] if folder.is_dir() else []
-        if close := difflib.get_close_matches(path.name, beside, n=1):
+        neighbours = [file.name for file in folder.glob("*.gguf")] if folder.is_dir() else []
+        if close := difflib.get_close_matches(path.name, neighbours, n=1):
             return f"did you mean {folder / close[0]}?"
         return "no such file" if folder.is_dir() else f"there is no folder {folder}"
     names = list(dict.fromkeys(map(name_of, list_models())))

@@ -1,6 +1,6 @@
-"""The type to use if none is given, of those that a model has in the models folder or in a repository.
+"""Chooses the type to use if none is given, from those of a model in the models folder or in a repository.
 
-The first choice is Q4_K_M, to which checkpoints are converted too: the smallest type whose loss people hardly notice.
+The first choice is Q4_K_M, which checkpoints are converted to as well: the smallest type with hardly noticeable loss.
 Next come the other types of 4 bits, which are about as small and as fast. Then come types of more bits, the smaller
 ones first: they lose less, and only take more space. Types below 4 bits come last, the larger ones first: their loss
 is noticeable.

@@ -5,13 +5,13 @@
     'user: hi\\n'
 
 `chat_template` renders a template as transformers does, inside the `sandbox`, whose bounds `limits` checks.
-`control_tokens` keeps text that a user typed from becoming a control token. Nothing here knows token ids.
+`control_tokens` keeps text that a user typed from becoming a control token. No module here uses token ids.
 """
 
 from __future__ import annotations
 
 from llamalite.templates.chat_template import ChatTemplate
-from llamalite.templates.control_tokens import guard, split, texts
+from llamalite.templates.control_tokens import guard, split, strings
 from llamalite.templates.limits import MAX_SECONDS
 
-__all__ = ["MAX_SECONDS", "ChatTemplate", "guard", "split", "texts"]
+__all__ = ["MAX_SECONDS", "ChatTemplate", "guard", "split", "strings"]

@@ -13,16 +13,16 @@ from typing import Any
 _MARK = "\U000f0000"  # a private-use character: ordinary text has none, and no tokenizer gives it a meaning
 
 
-def texts(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """Yield every string inside messages or tools, without the keys of dicts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for member in value.values():
-            yield from texts(member)
+            yield from strings(member)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from texts(item)
+            yield from strings(item)
 
 
 def guard(value: Any, spellings: Iterable[str]) -> Any:

@@ -18,7 +18,7 @@ _MAX_REPEATED = 1_000_000  # characters or items that one `*` of a template may 
 _MAX_WIDTH = 100_000  # of padding and indentation
 _MAX_BITS = 1 << 13  # of a whole number: Python refuses to write much larger ones in decimals
 _MAX_EXPONENT = 64
-# Width and precision in a format: digits, or a sign (* or {) that an argument sets them.
+# Width and precision in a format: digits, or * or {, which mean that an argument sets them.
 _SPECS = {
     "%": re.compile(r"%(?:\([^)]*\))?[-+ #0]*([0-9*]*\.?[0-9*]*)"),
     "format": re.compile(r"\{[^{}]*:([^{}]*\{?)"),
@@ -27,7 +27,7 @@ _PADDING = frozenset("batch center expandtabs indent ljust rjust round slice toj
 _WRITING = frozenset("% format forceescape join replace string tojson translate urlencode".split())
 
 
-def weight(value: Any, budget: int = MAX_TEXT) -> int:
+def rough_length(value: Any, budget: int = MAX_TEXT) -> int:
     """Return roughly how many characters `value` takes when written out; counting stops above `budget`."""
     if isinstance(value, str):
         return len(value)
@@ -35,7 +35,7 @@ def weight(value: Any, budget: int = MAX_TEXT) -> int:
     if isinstance(value, (list, tuple, Mapping)):
         parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for part in parts:
-            n += 2 + weight(part, budget - n)
+            n += 2 + rough_length(part, budget - n)
             if n > budget:
                 break
     return n
@@ -50,12 +50,12 @@ def check_length(n: int) -> None:
 def check_written(value: Any) -> Any:
     """Return `value`, which is about to be written out; refuse it if its text would be too long."""
     if not isinstance(value, str):
-        check_length(weight(value))
+        check_length(rough_length(value))
     return value
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse ``left operator right`` if the result would be too long a text or list, or too large a number."""
+    """Refuse ``left operator right`` if the result, a text, a list or a number, would be too large."""
     for sequence, times in ((left, right), (right, left)):
         repeats = isinstance(sequence, (str, list, tuple)) and isinstance(times, int)
         if operator == "*" and repeats and len(sequence) * times > _MAX_REPEATED:
@@ -73,34 +73,36 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
 
 
 def check_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call of a filter or a method of str that would make too long a text."""
-    given = [*args, *kwargs.values()]
-    if name in _PADDING and any(isinstance(value, int) and abs(value) > _MAX_WIDTH for value in given[1:]):
+    """Refuse a call of a filter or a method of str that would make a text that is too long."""
+    arguments = [*args, *kwargs.values()]
+    if name in _PADDING and any(isinstance(value, int) and abs(value) > _MAX_WIDTH for value in arguments[1:]):
         raise SecurityError(f"it would call {name!r} with a width above {_MAX_WIDTH}")
     if name in ("expandtabs", "indent", "tojson"):
-        n_places = weight(given[0]) // 8 if name == "tojson" else given[0].count("\n") + given[0].count("\t")
-        widths = [abs(value) if isinstance(value, int) else weight(value) for value in given[1:]]
+        n_places = (
+            rough_length(arguments[0]) // 8 if name == "tojson" else arguments[0].count("\n") + arguments[0].count("\t")
+        )
+        widths = [abs(value) if isinstance(value, int) else rough_length(value) for value in arguments[1:]]
         check_length(n_places * max([8, *widths]))
     # jinja2 calls `sum` with its environment and the items first, then the template's arguments.
-    if name == "sum" and any(isinstance(value, (list, tuple)) for value in given[2:]):
+    if name == "sum" and any(isinstance(value, (list, tuple)) for value in arguments[2:]):
         raise SecurityError("it would call 'sum' on lists")
     if name not in _WRITING:
         return
-    texts = [value for value in given if isinstance(value, str)]
-    check_length(sum(weight(value) for value in given))
+    texts = [value for value in arguments if isinstance(value, str)]
+    check_length(sum(rough_length(value) for value in arguments))
     if name in _SPECS and texts:
         _check_format(name, texts[0])
     if name == "replace" and len(texts) > 2:
         check_length((texts[0].count(texts[1]) + 1) * len(texts[2]) + len(texts[0]))
     if name == "join":
-        sequences = [value for value in given if isinstance(value, (list, tuple, str, Mapping, range))]
+        sequences = [value for value in arguments if isinstance(value, (list, tuple, str, Mapping, range))]
         check_length(max(map(len, sequences), default=0) * max(map(len, texts), default=0))
-    if name == "translate" and len(given) > 1:
-        check_length(len(given[0]) * weight(given[1]))
+    if name == "translate" and len(arguments) > 1:
+        check_length(len(arguments[0]) * rough_length(arguments[1]))
 
 
 def _check_format(kind: str, text: str) -> None:
     specs = _SPECS[kind].findall(text)
-    if any(sign in spec for spec in specs for sign in "*{"):
+    if any(character in spec for spec in specs for character in "*{"):
         raise SecurityError("it would use a format whose width an argument sets")
     check_length(sum(int(n[:9]) for spec in specs for n in re.findall("[0-9]+", spec)))

@@ -1,4 +1,4 @@
-"""The sandbox for chat templates, which come with files from strangers.
+"""The sandbox for chat templates, which come with untrusted files.
 
 A template sees plain data only (str, int, float, bool, None, list, dict), cannot change it, and reaches nothing else of
 Python. It may compute for `MAX_SECONDS` and make no text longer than `MAX_TEXT` (`limits`). Anything beyond that raises
@@ -28,7 +28,7 @@ from llamalite.templates.limits import (
     check_length,
     check_operator,
     check_written,
-    weight,
+    rough_length,
 )
 
 # The filters of jinja2 that chat templates use and whose time is proportional to the size of their arguments.
@@ -85,7 +85,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         @functools.wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
             self.check_clock()
-            if any(weight(value, MAX_FILTERED) > MAX_FILTERED for value in (*args, *kwargs.values())):
+            if any(rough_length(value, MAX_FILTERED) > MAX_FILTERED for value in (*args, *kwargs.values())):
                 raise SecurityError(f"it gave the filter {name!r} more than {MAX_FILTERED} characters")
             check_call("%" if name == "format" else name, args, kwargs)
             return function(*args, **kwargs)
@@ -118,7 +118,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return str(check_written(value))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        # jinja2 would return an undefined value, which prints as nothing: an attempt must be seen.
+        # jinja2 would return an undefined value, which prints as nothing: an attempt must be visible.
         raise SecurityError(f"it reached for {attribute!r} of a {type(obj).__name__}")
 
     def getattr(self, obj: Any, attribute: str) -> Any:

@@ -30,15 +30,15 @@ def exercise(path: Path) -> str:
     """Load `path`, use its vocabulary, decode a few tokens; return what llama.cpp said to it."""
     import numpy as np
 
-    from llamalite.native.library import errors_heard, llama
+    from llamalite.native.library import collect_errors, llama
 
     lib = llama()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
-    with errors_heard() as heard:
+    with collect_errors() as errors:
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        return f"refused by llama.cpp: {heard[0] if heard else 'without a word'}"
+        return f"refused by llama.cpp: {errors[0] if errors else 'without a word'}"
     vocab = lib.llama_model_get_vocab(model)
     n_vocab: int = lib.llama_vocab_n_tokens(vocab)
     if lib.llama_vocab_type(vocab) != 0:
