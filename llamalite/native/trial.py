@@ -36,7 +36,7 @@ from llamalite.quant_types import TENSOR_TYPES, TensorType
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-# After a change of the steps, raise `llamalite.native.verdict._VERSION`, or libraries with a verdict are not tried again.
+# After a change to the steps, raise `llamalite.native.verdict._VERSION`, or libraries with a verdict skip the trial.
 # A row of 256 weights is a whole number of blocks of every type. AMX takes matrices with a multiple of 32 rows,
 # other extra buffers with a multiple of 8. 37 tokens fill whole tiles of every kernel, and leave a remainder.
 _N_EMBD, _N_VOCAB, _N_PROMPT = 256, 64, 37
