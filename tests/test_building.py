@@ -80,6 +80,35 @@ def test_flags_in_cmake_args_are_added_to_there_since_cmake_then_reads_no_cxxfla
     assert shlex.split(added)[-1] == f'-DCMAKE_CXX_FLAGS=-g -DX="a b" {STORES}'
 
 
+def test_flags_in_scikit_build_cores_arguments_count_too(compiler: Compiler) -> None:
+    own = {"CC": "cc", "CXX": compiler("gcc 12"), "SKBUILD_CMAKE_ARGS": "-DGGML_CUDA=on;-DCMAKE_CXX_FLAGS=-O2"}
+    assert shlex.split(building.environment(own, AMX)["CMAKE_ARGS"]) == [f"-DCMAKE_CXX_FLAGS=-O2 {STORES}"]
+
+
+@pytest.mark.parametrize("variable", ["CMAKE_ARGS", "CXXFLAGS", "CXX"])
+def test_settings_with_an_unclosed_quotation_still_give_a_command(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "-DA='x")
+    assert "pip install" in building.command()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="CMake looks for Microsoft's compiler there")
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nope/g++ -m64")
+    with pytest.raises(FileNotFoundError, match="/nope/g"):
+        building.install()
+
+
+def test_the_release_is_known_beside_another_projects_pyproject(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = building.requirement()
+    (tmp_path / "pyproject.toml").write_text('name = "other"\ndependencies = ["llama-cpp-python==0.0.1"]')
+    monkeypatch.setattr(building, "__file__", str(tmp_path / "llamalite" / "native" / "building.py"))
+    assert building.requirement() in (expected, "llama-cpp-python")
+
+
 def test_the_compiler_in_cmake_args_is_the_one_that_is_probed(compiler: Compiler, tmp_path: Path) -> None:
     own = {"CXX": compiler("gcc 12"), "CMAKE_ARGS": f"-DCMAKE_CXX_COMPILER={tmp_path / 'clang++'}"}
     assert building.compiler_of("CXX", own) == [str(tmp_path / "clang++")]

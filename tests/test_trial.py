@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pytest
 import toy
 from conftest import Run
 
-from llamalite.errors import ModelLoadError
+from llamalite.errors import LlamaliteError, ModelLoadError
+from llamalite.files import user_folders
 from llamalite.native import installed, processor, quantize, trial, verdict
 from llamalite.native.verdict import LibraryVerdict, Report, Undecided
 from llamalite.quant_types import TENSOR_TYPES, WEIGHT_TYPES
@@ -138,7 +140,7 @@ def test_the_instructions_that_are_missing_are_named(monkeypatch: pytest.MonkeyP
     [
         (0, None), (1, None), (-int(signal.SIGTERM), None), (-9, None), (-int(signal.SIGSEGV), "segmentation fault"),
         (-int(signal.SIGILL), "illegal instruction"), (0xC000001D, "illegal instruction"),
-        (0xC0000005, "access violation"),
+        (0xC0000005, "access violation"), (128 + signal.SIGILL, "illegal instruction"),
     ],
 )  # fmt: skip
 def test_exit_codes_are_distinguished(code: int, words: str | None) -> None:
@@ -160,9 +162,15 @@ def test_a_verdict_is_kept_and_read_again_and_a_damaged_one_is_not(tmp_path: Pat
     judged = verdict.judge(child(lambda step, extra: "abort" if extra and step == "Q4_0" else None))
     verdict._save(judged, path)
     assert verdict._read(path) == judged
-    for text in ("", "[]", "{}", path.read_text()[:-9], '{"faults": [{"step": 1}], "features": null, "n_types": 2}'):
+    incomplete = '{"faults": [{"step": 1}], "features": null, "n_types": 2}'
+    endless = '{"faults": [], "features": null, "n_types": 1e999}'
+    for text in ("", "[]", "{}", path.read_text()[:-9], incomplete, endless, "[" * 100_000):
         path.write_text(text)
-        assert verdict._read(path) is None, text
+        assert verdict._read(path) is None, text[:99]
+    if hasattr(os, "mkfifo"):
+        path.unlink()
+        os.mkfifo(path)
+        assert verdict._read(path) is None
 
 
 def test_a_verdict_counts_even_if_it_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,6 +187,79 @@ def test_a_trial_that_was_killed_says_nothing_about_the_library(monkeypatch: pyt
     monkeypatch.setattr(verdict, "_CHILD", "raise SystemError('no module')")
     with pytest.raises(Undecided, match="no module"):
         verdict.run_child(True, ["F32"])
+
+
+def test_a_child_whose_exit_code_is_lost_has_crashed_in_its_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "_CHILD", """print('{"step": "start"}')""")
+    report = verdict.run_child(True, ["F32"])
+    assert (report.crash, report.crashed_step) == ("crash", "start")
+
+
+def test_a_child_that_hangs_says_nothing_about_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(verdict, "_CHILD", "import time; time.sleep(60)")
+    with pytest.raises(Undecided, match=r"^the trial took longer than 0\.5 s$"):
+        verdict.run_child(True, ["F32"])
+
+
+def test_a_crash_leaves_no_files_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = "import json, os, sys; folder = json.loads(sys.argv[2])['folder']; open(folder + '/x', 'w').close(); "
+    monkeypatch.setattr(verdict, "_CHILD", place + 'print(\'{"step": "Q4_0"}\', flush=True); os.abort()')
+    assert verdict.run_child(True, ["F32"]).crash == "abort"
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_in_the_working_directory_are_not_imported_by_a_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("json", "enum", "types", "re", "functools", "collections"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*map(Path, sys.path), b"/x", "/\0", *sys.path])  # Python skips such entries, too
+    assert verdict.run_child(True, ["F32"]).crash is None
+
+
+@posix
+def test_what_a_limit_breaks_is_not_kept(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from llamalite.native import verdict; import llamalite.native.trial\n"
+        "verdict.run_child = lambda *_: verdict.Report([{'step': 'start'}], 'abort')\n"
+        "resource.setrlimit(getattr(resource, sys.argv[1]), (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
+        "print(len(verdict.current().faults))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    for limit in (["RLIMIT_DATA", "4000000000"], ["RLIMIT_STACK", "500000"], ["RLIMIT_STACK", "8000000"]):
+        command = [sys.executable, "-c", code, *limit]
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert ran.stdout == "1\n", ran.stderr
+        assert len(list(tmp_path.rglob("trials/*.json"))) == (limit[1] == "8000000")
+
+
+@posix
+def test_a_user_without_a_home_gets_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(verdict, "run_child", child(lambda *_: None))
+    assert verdict._cached_verdict.__wrapped__().faults == ()
+    with pytest.raises(LlamaliteError, match="no home folder"):
+        user_folders.cache_folder()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_during_a_trial_does_not_wait_for_it() -> None:
+    code = (
+        "import os, warnings; warnings.simplefilter('ignore'); from llamalite.native import verdict\n"
+        "verdict._cached_verdict = lambda: 'x'\n"
+        "with verdict._lock: pid = os.fork()\n"
+        "print(verdict.current(), flush=True)\n"
+        "if pid: os.waitpid(pid, 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.split() == ["x", "x"]
 
 
 def test_a_program_without_a_python_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

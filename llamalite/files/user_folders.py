@@ -44,13 +44,17 @@ def data_folder() -> Path:
 def cache_folder() -> Path:
     """Return llamalite's folder for files that can be made again.
 
-    On Linux ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on Windows ``%LOCALAPPDATA%``.
+    On Linux ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS ``~/Library/Caches``, on Windows ``%LOCALAPPDATA%``. Raises
+    ``LlamaliteError`` if the user has no home folder.
     """
-    if sys.platform == "win32":
-        return _local_app_data() / "llamalite"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "llamalite"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamalite"
+    try:
+        if sys.platform == "win32":
+            return _local_app_data() / "llamalite"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "llamalite"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamalite"
+    except RuntimeError:
+        raise LlamaliteError("this user has no home folder, and so no cache folder: set HOME") from None
 
 
 def _local_app_data() -> Path:

@@ -13,6 +13,8 @@ This module imports only the standard library, so that it can run before anythin
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -30,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from llamalite.errors import LlamaliteError
 from llamalite.files.replacing import replacing
 from llamalite.files.user_folders import cache_folder
 from llamalite.native.processor import identity
@@ -61,15 +64,14 @@ _TOOLKITS = {"CUDA": ("nvcc --version", "nvidia-smi -L"), "HIP": ("hipcc --versi
 
 def requirement() -> str:
     """Return the release that llamalite needs, as pip takes it, from pyproject.toml or the installed package."""
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
-    if pyproject.exists():
-        text = pyproject.read_text(encoding="utf-8")
-    else:
-        text = "\n".join(metadata.requires("llamalite") or ())
+    text = ""
+    with contextlib.suppress(OSError):
+        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
+    if 'name = "llamalite"' not in text:  # not in a checkout
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            text = "\n".join(metadata.requires("llamalite") or ())
     pin = re.search(r"llama-cpp-python==[\w.]+", text)
-    if pin is None:
-        raise LookupError(f"neither {pyproject} nor the installed llamalite requires a release of llama-cpp-python")
-    return pin[0]
+    return pin[0] if pin else "llama-cpp-python"
 
 
 def command(settings: Mapping[str, str] | None = None, *, binary: str = "") -> str:
@@ -86,6 +88,14 @@ def command(settings: Mapping[str, str] | None = None, *, binary: str = "") -> s
     if sys.platform == "win32":  # PowerShell
         return "".join(f"$env:{name}={_quoted(value)}; " for name, value in shown.items()) + pip
     return "".join(f"{name}={_quoted(value)} " for name, value in shown.items()) + pip
+
+
+def _words(value: str) -> list[str]:
+    """Split `value` as a shell does; at blanks if a quotation in it has no end, over which the build itself stops."""
+    try:
+        return shlex.split(value)
+    except ValueError:
+        return value.split()
 
 
 def _quoted(value: str) -> str:
@@ -113,8 +123,8 @@ def environment(environ: Mapping[str, str], cpu: str) -> dict[str, str]:
         if added and user_flags is None:
             changes[variable] = f"{environ.get(variable, '')} {added}".strip()
         elif added:
-            arguments = changes.get("CMAKE_ARGS", environ["CMAKE_ARGS"])
-            changes["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={user_flags} {added}')}"
+            arguments = changes.get("CMAKE_ARGS", environ.get("CMAKE_ARGS", ""))
+            changes["CMAKE_ARGS"] = f"{arguments} {shlex.quote(f'-D{define}={user_flags} {added}')}".strip()
     return changes
 
 
@@ -124,7 +134,7 @@ def amx_flags(environ: Mapping[str, str], cpu: str) -> str | None:
     native = _defined("GGML_NATIVE", environ) or ("OFF" if "SOURCE_DATE_EPOCH" in environ else "ON")
     if not compiler:
         return None
-    user_flags = shlex.split(environ.get("CXXFLAGS", ""))
+    user_flags = _words(environ.get("CXXFLAGS", ""))
     if native.upper() in ("ON", "1", "TRUE", "YES", "Y"):
         return fewest_flags(compiler, [*user_flags, "-march=native"]) if "amx_int8" in cpu.split() else None
     settings = " ".join(environ.get(name, "") for name in ("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"))
@@ -165,7 +175,8 @@ def compiler_of(variable: str, environ: Mapping[str, str]) -> list[str]:
 
 def _installed_compiler(variable: str, environ: Mapping[str, str]) -> list[str]:
     if variable in environ or sys.platform == "win32":
-        return shlex.split(environ.get(variable, ""), posix=sys.platform != "win32")
+        value = environ.get(variable, "")
+        return shlex.split(value, posix=False) if sys.platform == "win32" else _words(value)
     names = {"CC": ("cc", "gcc", "clang"), "CXX": ("c++", "g++", "clang++")}[variable]
     for words in (_python_compiler(variable), *([name] for name in names)):
         if words and shutil.which(words[0], path=environ.get("PATH")):
@@ -175,15 +186,15 @@ def _installed_compiler(variable: str, environ: Mapping[str, str]) -> list[str]:
 
 def _python_compiler(variable: str) -> list[str]:
     """Return the compiler that Python was built with, without its flags: scikit-build-core's default."""
-    words = shlex.split(sysconfig.get_config_var(variable) or "")
+    words = _words(sysconfig.get_config_var(variable) or "")
     flags = (at for at, word in enumerate(words) if word.startswith("-"))
     return words[: next(flags, len(words))]
 
 
 def _defined(name: str, environ: Mapping[str, str]) -> str | None:
-    """Return the value that CMAKE_ARGS give to `name`; as for CMake, the last one counts."""
+    """Return the value that the build gives to `name` from the environment; as for CMake, the last one counts."""
     value = None
-    for word in shlex.split(environ.get("CMAKE_ARGS", "")):
+    for word in (*environ.get("SKBUILD_CMAKE_ARGS", "").split(";"), *_words(environ.get("CMAKE_ARGS", ""))):
         if match := re.fullmatch(rf"(?:-D)?{name}(?::\w+)?=(.*)", word, re.S):
             value = match[1]
     return value
@@ -225,9 +236,11 @@ def install() -> str:
     """Install llama-cpp-python into this Python's environment, compiling it if there is no wheel.
 
     Returns a line that says what was done. pip's own cache is not used: it does not know which compiler, flags and
-    processor a wheel was built with. Raises ``subprocess.CalledProcessError`` when pip fails, after pip has printed
-    why.
+    processor a wheel was built with. Raises ``FileNotFoundError`` if there is no such compiler, and
+    ``subprocess.CalledProcessError`` when pip fails, after pip has printed why.
     """
+    if (compiler := compiler_of("CXX", os.environ)) and shutil.which(compiler[0]) is None:
+        raise FileNotFoundError(f"{compiler[0]} was not found: correct CXX, or install that compiler")
     cpu, began = identity(), time.monotonic()
     folder = wheels_folder() / wheel_key(cpu=cpu)
     wheel = next(folder.glob("*.whl"), None)
@@ -282,9 +295,12 @@ def _compiler_name() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Compile llama-cpp-python for this machine, and install it.").parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         _LOG.info("%s", install())
+    except (LlamaliteError, OSError) as error:
+        sys.exit(str(error))
     except subprocess.CalledProcessError as error:
         _LOG.error("llama-cpp-python could not be installed: docs/install.md, When it fails, says what to do")
         sys.exit(error.returncode)

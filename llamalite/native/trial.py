@@ -19,7 +19,6 @@ import json
 import os
 import struct
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ _UINT32, _FLOAT32, _STRING = 4, 6, 8  # enum gguf_type (gguf.h)
 
 
 def main(settings: str) -> None:
-    """Run the steps; `settings` is a JSON object of ``extra_buffers`` and the ``types`` to try."""
+    """Run the steps; `settings` is a JSON object of ``extra_buffers``, the ``types`` to try and a ``folder`` to use."""
     wanted = json.loads(settings)
     _die_quietly()
     _print_json(step="features")
@@ -62,13 +61,13 @@ def main(settings: str) -> None:
         quantize.quantize_rows(TENSOR_TYPES[name], np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256))
     _print_json(step="start")
     library.llama()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in wanted["types"]:
-            _print_json(step=name)
-            try:
-                _print_json(type=name, distance=distance(TENSOR_TYPES[name], Path(folder), wanted["extra_buffers"]))
-            except (ModelLoadError, GGUFError) as error:  # a llama.cpp that does not know the type
-                _print_json(type=name, refused=str(error))
+    for name in wanted["types"]:
+        _print_json(step=name)
+        try:
+            measured = distance(TENSOR_TYPES[name], Path(wanted["folder"]), wanted["extra_buffers"])
+            _print_json(type=name, distance=measured)
+        except (ModelLoadError, GGUFError) as error:  # a llama.cpp that does not know the type
+            _print_json(type=name, refused=str(error))
     _print_json(end=True)
 
 

@@ -22,12 +22,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamalite.errors import ModelLoadError
+from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.files.replacing import replacing
 from llamalite.files.user_folders import cache_folder
 from llamalite.native import building, installed, processor
@@ -46,6 +48,7 @@ LARGEST_DISTANCE = 0.1
 """Of a type's logits from those of the same weights as float32 (`trial.distance`); a correct build is below 0.03."""
 
 _TIMEOUT_S = 120
+_SMALLEST_STACK_BYTES = 1 << 20  # of a stack that is large enough for a trial; 8 MiB are usual
 _VERSION = 1  # of the steps and of the file's format: verdicts of another version are not used
 _ILLEGAL = "illegal instruction"
 _CRASHES = {
@@ -153,9 +156,11 @@ def repair() -> str:
     return f"To repair it, compile it on this machine: {building.command()}"
 
 
-# The child process imports from the same places as this one.
+# The child process imports from the same places as this one, and nothing from the working directory before that.
 _CHILD = """
-import json, sys
+import sys
+sys.path[:] = filter(None, sys.path)
+import json
 sys.path[:] = json.loads(sys.argv[1])
 from llamalite.native import trial
 trial.main(sys.argv[2])
@@ -164,11 +169,24 @@ trial.main(sys.argv[2])
 _lock = threading.Lock()
 
 
+def _renew_lock() -> None:
+    """Make a new lock in a forked process, in which no thread would ever release one that was held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 @functools.cache
 def _cached_verdict() -> LibraryVerdict:
-    if os.environ.get("LLAMALITE_TRIAL", "").lower() in ("off", "0", "no"):
+    if os.environ.get("LLAMALITE_TRIAL", "").strip().lower() in ("off", "0", "no", "false"):
         return LibraryVerdict()
-    path = cache_folder() / "trials" / f"{_identity()}.json"
+    try:
+        path = cache_folder() / "trials" / f"{_identity()}.json"
+    except LlamaliteError:  # no home folder: the verdict counts for this process only
+        return _run_trial(None)
     return _read(path) or _run_trial(path)
 
 
@@ -181,17 +199,21 @@ def current() -> LibraryVerdict:
 def _identity() -> str:
     """Return a digest of the library's files, the processor, and the version of the trial."""
     folder = installed.library_folder()
-    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.iterdir())]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
     return hashlib.sha256(repr((_VERSION, str(folder), stats, processor.identity())).encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> LibraryVerdict | None:
+    """Return the verdict in `path`; None if there is none, or a damaged one."""
+    if not path.is_file():
+        return None
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        faults = tuple(Fault(**fault) for fault in saved["faults"])
-        features = tuple(saved["features"]) if saved["features"] is not None else None
+        faults = tuple(Fault(str(f["step"]), bool(f["extra_buffers"]), str(f["how"])) for f in saved["faults"])
+        features = None if saved["features"] is None else tuple(str(name) for name in saved["features"])
         return LibraryVerdict(features, faults, int(saved["n_types"]))
-    except (OSError, ValueError, TypeError, KeyError):  # never tried, or a truncated file
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -204,15 +226,16 @@ def _save(verdict: LibraryVerdict, path: Path) -> None:
         _logger.info("the verdict on llama.cpp cannot be saved for the next run: %s", error)
 
 
-def _run_trial(path: Path) -> LibraryVerdict:
+def _run_trial(path: Path | None) -> LibraryVerdict:
+    """Try the library, and keep the verdict in `path`."""
     if (reason := _cannot_try()) is not None:
         return _untried_verdict(reason)
     try:
         verdict = judge(run_child)
-    except (OSError, subprocess.TimeoutExpired, Undecided) as error:
+    except (OSError, Undecided) as error:
         return _untried_verdict(str(error))
     # If memory is limited, a child may crash for lack of it, which says nothing about the library.
-    if not (verdict.faults and _is_memory_limited()):
+    if path is not None and not (verdict.faults and _is_memory_limited()):
         _save(verdict, path)
     return verdict
 
@@ -226,7 +249,7 @@ def _cannot_try() -> str | None:
     """Return why no child process of Python can be started, None if it can."""
     if getattr(sys, "frozen", False):
         return "a frozen program has no Python to try it in"
-    if "python" not in Path(sys.executable or "").name.lower():
+    if not isinstance(sys.executable, str) or "python" not in Path(sys.executable).name.lower():
         return f"sys.executable is {sys.executable!r}, which is not Python"
     return None
 
@@ -236,7 +259,9 @@ def _is_memory_limited() -> bool:
         return False
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    limits = {resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    return limits != {resource.RLIM_INFINITY} or 0 <= stack < _SMALLEST_STACK_BYTES
 
 
 class Undecided(Exception):  # noqa: N818 - not an error
@@ -270,23 +295,32 @@ class Report:
 
 def run_child(extra_buffers: bool, types: list[str]) -> Report:
     """Run the trial in a child process. Raises ``Undecided`` if it neither finishes nor crashes in the library."""
-    settings = json.dumps({"extra_buffers": extra_buffers, "types": types})
+    paths = json.dumps([place for place in sys.path if isinstance(place, str) and "\0" not in place])
+    flags = {"-I": sys.flags.isolated, "-E": sys.flags.ignore_environment, "-B": sys.flags.dont_write_bytecode}
+    command = [sys.executable, *(flag for flag, is_set in flags.items() if is_set), "-c", _CHILD, paths]
     # GPUs are hidden, because the trial is about the processor and GPU drivers start slowly.
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
-    child = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(sys.path), settings],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | hidden | {"LLAMALITE_TRIAL": "off"},
-        timeout=_TIMEOUT_S,
-        check=False,
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    )
-    lines = [json.loads(line) for line in child.stdout.decode("utf-8", "replace").splitlines() if line.startswith("{")]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        settings = json.dumps({"extra_buffers": extra_buffers, "types": types, "folder": folder})
+        try:
+            child = subprocess.run(
+                [*command, settings],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | hidden | {"LLAMALITE_TRIAL": "off"},
+                timeout=_TIMEOUT_S,
+                check=False,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except subprocess.TimeoutExpired:
+            raise Undecided(f"the trial took longer than {_TIMEOUT_S} s") from None
+    lines = list(_json_lines(child.stdout))
     if lines and "end" in lines[-1]:
         return Report(lines, None)
     errors = child.stderr.decode("utf-8", "replace").strip().splitlines()
     crash = _crash(child.returncode)
+    if crash is None and child.returncode == 0 and lines:  # its exit code was lost: other code waits for all children
+        crash = "crash"
     if crash is None or any("bad_alloc" in line or "failed to allocate" in line for line in errors):
         raise Undecided(
             f"the trial ended with code {child.returncode}: {errors[-1] if errors else 'it gave no reason'}"
@@ -294,12 +328,20 @@ def run_child(extra_buffers: bool, types: list[str]) -> Report:
     return Report(lines, crash)
 
 
+def _json_lines(output: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a child's output; a `sitecustomize` may print other lines."""
+    for line in output.decode("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError):
+            if isinstance(fields := json.loads(line), dict):
+                yield fields
+
+
 def _crash(code: int) -> str | None:
     """Return the kind of crash that a child's exit code stands for; None if it does not stand for one."""
-    if code >= 0:
-        return _WINDOWS_CRASHES.get(code)
+    if code in _WINDOWS_CRASHES:
+        return _WINDOWS_CRASHES[code]
     with contextlib.suppress(ValueError):
-        return _CRASHES.get(signal.Signals(-code).name)
+        return _CRASHES.get(signal.Signals(-code if code < 0 else code - 128).name)  # 128 + n: from a shell
     return None
 
 
