@@ -64,12 +64,13 @@ def _set_levels(settings: dict[str, Any]) -> None:
 
     class OneLine(logging.Formatter):
         def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+            record.level = record.levelname.lower()
             return _text.clean(super().formatMessage(record))
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("%(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler])
     verbose = settings.get("verbose", 0)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(name)s: %(message)s" if verbose else "%(level)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     level = logging.ERROR if settings.get("quiet") else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.getLogger("llamalite").setLevel(level)
     # llama.cpp's errors become the messages of exceptions: logged too, they would be shown twice.

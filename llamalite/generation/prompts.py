@@ -90,7 +90,10 @@ class Prompts:
             key += ".tool_use"
         if key not in self._templates:
             if key not in self._model.metadata:
-                raise TemplateError(f"{self._model.path.name} has no chat template: it can only continue a text")
+                name = self._model.path.name
+                raise TemplateError(
+                    f"{name} has no chat template: it can only continue a text; give it a string as the prompt"
+                )
             from llamalite.templates import ChatTemplate
 
             self._templates[key] = ChatTemplate(self._model.metadata[key])

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from llamalite.errors import OutOfMemoryError
+from llamalite.errors import ModelLoadError, OutOfMemoryError
 from llamalite.native import installed, verdict
 
 T = TypeVar("T")
@@ -121,11 +121,14 @@ def stderr_of_c() -> Iterator[list[str]]:
 def llama() -> Any:
     """Return llama-cpp-python's low-level module, with our log callback and its backends initialised.
 
-    Raises ``ModelLoadError`` if the library would crash the process (`llamalite.native.verdict`).
+    Raises ``ModelLoadError`` if the library cannot be loaded, or would crash the process (`llamalite.native.verdict`).
     """
     verdict.current().require()
     installed.package()
-    lib: Any = importlib.import_module("llama_cpp.llama_cpp")
+    try:
+        lib: Any = importlib.import_module("llama_cpp.llama_cpp")
+    except (OSError, RuntimeError) as error:  # a file is missing, or is for another system
+        raise ModelLoadError(f"llama-cpp-python cannot be loaded: {error}. {verdict.repair()}") from None
     # llama_log_set keeps only a pointer, so the callback object has to live as long as the library.
     lib._llamalite_log_callback = lib.llama_log_callback(_log)
     lib.llama_log_set(lib._llamalite_log_callback, ctypes.c_void_p(0))
