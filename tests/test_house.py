@@ -85,6 +85,15 @@ def test_every_room_has_a_level() -> None:
     assert not unknown, f"LEVELS above and docs/design.md do not say who may import {unknown}"
 
 
+def test_the_design_names_every_room_and_the_files_of_the_large_ones(root: Path) -> None:
+    design = (root / "docs" / "design.md").read_text(encoding="utf-8")
+    parts = {tuple(name.split(".")[:2]) for name in ROOMED if name != "cli"}
+    names = {
+        part[-1] for part in parts if len(part) == 1 or part[0] in {"converters", "evaluation", "generation", "native"}
+    }
+    assert not {name for name in names if f"`{name}`" not in design and f"`{name}/`" not in design}
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_imports_go_downwards_only(name: str) -> None:
     room = name.partition(".")[0]
