@@ -31,7 +31,7 @@ from llamalite.native.model import NativeModel
 from llamalite.native.observer import MatrixObserver
 from llamalite.quant_types import TENSOR_TYPES
 
-Ints = Sequence[int] | npt.NDArray[Any]
+IntSequence = Sequence[int] | npt.NDArray[Any]
 _FLASH = {"auto": -1, False: 0, True: 1}  # enum llama_flash_attn_type (llama.h)
 
 
@@ -195,7 +195,9 @@ class NativeContext:
 
     # ── decoding ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def decode(self, tokens: Ints, positions: Ints, seq_ids: Ints | int, want_logits: npt.ArrayLike) -> None:
+    def decode(
+        self, tokens: IntSequence, positions: IntSequence, seq_ids: IntSequence | int, want_logits: npt.ArrayLike
+    ) -> None:
         """Compute `tokens` at `positions` of `seq_ids` (each [n_tokens], or one sequence for all).
 
         `want_logits`, bool [n_tokens] or one bool for all, says which tokens have a row in `logits` afterwards. The

@@ -9,8 +9,8 @@ until that changes. A file made with further options, or from another folder of 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamalite.errors import LlamaliteError
 from llamalite.files import source_note
@@ -19,8 +19,8 @@ from llamalite.quant_types import file_type
 from llamalite.store import names
 from llamalite.store.hub import Announce
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that a conversion has done, and with their total."""
+if TYPE_CHECKING:
+    from llamalite.converters.pipeline import Progress
 
 
 def converted(folder: Path, qtype: str, *, announce: Announce | None = None, progress: Progress | None = None) -> Path:

@@ -19,15 +19,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from llamalite.errors import HubUnreachableError, RepositoryNotFoundError
 from llamalite.files import source_note
 from llamalite.quant_types import FILE_TYPES, type_name
 from llamalite.store import conversions, hub, names
-from llamalite.store.conversions import Progress
 from llamalite.store.hub import Announce
 from llamalite.store.preference import DEFAULT_TYPE
+
+if TYPE_CHECKING:
+    from llamalite.converters.pipeline import Progress
 
 
 @dataclass(frozen=True)
