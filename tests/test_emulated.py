@@ -1,7 +1,6 @@
 """On emulated computers (ARM64, x86-64 without AVX and with AVX2 only) llamalite gives the same results as here.
 
-`make arm` and `make x86-levels` ask for these tests, EMULATED=quick for one of them, which with all that it compiles
-takes less than five minutes; tests/emulated/machines.py makes the computers.
+`make arm` and `make x86-levels` ask for these tests; tests/emulated/machines.py makes the computers.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def machine(request: pytest.FixtureRequest) -> Machine:
     found: Machine = request.param
     asked = os.environ.get("LLAMALITE_TEST_EMULATED", "")
-    is_quick = found.name == "arm64-gcc" and request.function is test_a_conversion_has_the_right_bytes_and_answers
-    if not asked or not (asked == "1" or found.name.startswith(asked) or (asked == "quick" and is_quick)):
+    if not asked or not (asked == "1" or found.name.startswith(asked)):
         pytest.skip("not asked for: make arm, make x86-levels, or make test EMULATED=1")
     if missing := found.missing():
         pytest.skip(missing)
