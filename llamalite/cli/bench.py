@@ -116,7 +116,7 @@ def _measure_in_processes(paths: list[str], options: dict[str, Any]) -> list[dic
         if value != () and value is not None:
             parts = value if isinstance(value, tuple) else (value,)
             typed += [flags[name], ",".join("all" if part == -1 else str(part) for part in parts)]
-    from llamalite.performance.bandwidth import ONLY_INSTALLED
+    from llamalite.native.child import ONLY_INSTALLED
 
     rows: list[dict[str, Any]] = []
     for path in paths:

@@ -33,6 +33,7 @@ from llamalite.errors import LlamaliteError, ModelLoadError
 from llamalite.files.replacing import replacing
 from llamalite.files.user_folders import cache_folder
 from llamalite.native import building, installed, processor
+from llamalite.native.child import ONLY_INSTALLED
 from llamalite.quant_types import WEIGHT_TYPES
 
 _logger = logging.getLogger(__name__)
@@ -156,10 +157,8 @@ def repair() -> str:
     return f"To repair it, compile it on this machine: {building.command()}"
 
 
-# The child process imports from the same places as this one, and nothing from the working directory before that.
-_CHILD = """
-import sys
-sys.path[:] = filter(None, sys.path)
+# The child process imports from the same places as this one.
+_CHILD = f"""{ONLY_INSTALLED}
 import json
 sys.path[:] = json.loads(sys.argv[1])
 from llamalite.native import trial

@@ -9,11 +9,10 @@ import time
 
 import numpy as np
 
+from llamalite.native.child import ONLY_INSTALLED
+
 _TOTAL_BYTES = 256 << 20  # more than the processor's caches hold
 _PASSES = 5
-
-# For `python -c`, which searches the working directory first for modules: that may be an untrusted model folder.
-ONLY_INSTALLED = "import sys; sys.path[:] = filter(None, sys.path); "
 
 
 def memory_bandwidth(n_threads: int) -> float:
