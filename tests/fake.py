@@ -91,10 +91,10 @@ class FakeContext:
         seq_ids = np.broadcast_to(seq_ids, (len(tokens),))
         want = np.broadcast_to(want_logits, (len(tokens),))
         assert 0 < len(tokens) <= self.n_batch
+        self.on_decode()
         if self.aborted or (self.abort_after is not None and len(self.calls) >= self.abort_after):
             self.aborted = True
             raise GenerationCancelled("aborted")
-        self.on_decode()
         if self.n_used + len(tokens) > self.n_ctx_seq:
             raise ContextOverflowError("no room")
         self.calls.append([(int(i), int(token)) for i, token in zip(seq_ids, tokens, strict=True)])
@@ -137,9 +137,10 @@ class FakeContext:
         return True
 
     def seq_cp(self, source: int, target: int, start: int = 0, stop: int = -1) -> None:
-        assert not self.sequences.get(target)
+        assert len(self.sequences.setdefault(target, [])) == start
         end = stop if stop >= 0 else None
-        self.sequences[target], self.cells[target] = self.sequences[source][:end], self.cells[source][:end]
+        self.sequences[target] += self.sequences[source][start:end]
+        self.cells.setdefault(target, []).extend(self.cells[source][start:end])
 
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.sequences.get(seq_id, [])) - 1

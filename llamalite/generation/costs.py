@@ -68,7 +68,7 @@ class PromptBudget:
     speed of the answers of a large model, and those of a small one still come as fast as people read.
     """
 
-    BOUND_S = 0.1  # ten tokens a second
+    BOUND_S = 0.15  # seven tokens a second: about as fast as people read
     LEAST = 16  # tokens: a prompt never stands still
 
     def __init__(self) -> None:

@@ -113,6 +113,7 @@ class Stream(Iterator[Piece]):
         self._request = make_request(self._items.put)
         self._submit: Callable[[Request], None] | None = submit  # None once it was
         self._is_read = self._has_ended = False
+        self._last: Piece | None = None  # once it is cancelled
         self._n_tokens = 0  # yielded so far
 
     def __next__(self) -> Piece:
@@ -140,11 +141,16 @@ class Stream(Iterator[Piece]):
         return item
 
     def _wait(self) -> Piece | BaseException:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                # With a timeout: on Windows a signal does not wake a waiting thread.
-                return self._items.get(timeout=0.1)
-            stop_at_exit()
+        while self._last is None:
+            try:
+                item = self._items.get(
+                    timeout=0.1
+                )  # with a timeout: on Windows a signal does not wake a waiting thread
+            except queue.Empty:
+                stop_at_exit()
+                continue
+            return self._last or item
+        return self._last
 
     @property
     def cancelled(self) -> bool:
@@ -152,9 +158,11 @@ class Stream(Iterator[Piece]):
 
     def cancel(self) -> None:
         """End this generation, even while it waits or reads its prompt; return at once."""
-        if not self._has_ended and not self._request.is_cancelled:
+        if not self._has_ended and self._last is None:
+            # What was computed ahead and not yielded is not part of the answer, nor is the text held back after that.
+            self._last = dataclasses.replace(self._request.last_piece("cancelled"), text="")
             self._request.cancel()
-            self._items.put(self._request.last_piece("cancelled"))
+            self._items.put(self._last)  # wakes the thread that waits
 
     def close(self) -> None:
         """End this generation; while another thread iterates it, this is the same as `cancel`."""

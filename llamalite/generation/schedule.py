@@ -22,7 +22,9 @@ from dataclasses import dataclass
 
 from llamalite.generation.costs import PromptBudget
 from llamalite.generation.request import Request
-from llamalite.generation.sequence_cache import CachedSequence, SequenceCache
+from llamalite.generation.sequence_cache import CachedSequence, SequenceCache, common_prefix
+
+_WORTH_WAITING = 16  # tokens in common with a prompt that is being read
 
 
 @dataclass
@@ -157,7 +159,7 @@ class Schedule:
         room = self._step_tokens
         if len(self.running) > 1:
             room = min(room, self.budget.tokens(len(parts)))
-        prompts = [request for request in group if request.n_unread > 1]
+        prompts = self._prompts([request for request in group if request.n_unread > 1])
         # The oldest gets half of the room, so that it goes on; in the rest the shortest come first, as they soon answer.
         oldest = min(prompts, default=None)
         for request in sorted(prompts, key=lambda request: (request is not oldest, request.n_unread)):
@@ -167,6 +169,24 @@ class Schedule:
                 parts.append(_part(request, n))
                 room -= n
         return self._with_cells(parts)
+
+    def _prompts(self, requests: list[Request]) -> list[Request]:
+        """Return those of `requests` that read their prompt now, in order; the others wait for what they have in common.
+
+        Of prompts that begin alike the oldest is read first, and the others share its cells.
+        """
+        reading: list[Request] = []
+        for request in sorted(requests):
+            sequence = request.sequence
+            assert sequence is not None
+            most = max(
+                (common_prefix(other.tokens, request.tokens, request.n_prompt - 1) for other in reading), default=0
+            )
+            if most - len(sequence.tokens) >= _WORTH_WAITING:
+                continue
+            request.n_cached += self._cache.catch_up(sequence, request.tokens)
+            reading.append(request)
+        return reading
 
     def _next_adapters(self) -> Hashable:
         """Return the LoRA scales of the next step: a decode has the same for all, so that different ones take turns."""

@@ -149,10 +149,22 @@ class SequenceCache:
         idle[0].adapters = None
         return idle[0]
 
+    def catch_up(self, sequence: CachedSequence, tokens: Sequence[int]) -> int:
+        """Let a busy sequence share what others hold of `tokens` beyond its own; return how many tokens that adds."""
+        source, n = self.longest(tokens, sequence.adapters)
+        n_more = n - len(sequence.tokens)
+        if source is None or not self.can_rewind or n_more <= 0:
+            return 0
+        self._share(source, sequence, n)
+        return n_more
+
     def _share(self, source: CachedSequence, target: CachedSequence, n: int) -> None:
-        self.context.seq_cp(source.id, target.id, 0, n)
-        target.tokens, target.cells = source.tokens[:n], source.cells[:n]
-        self._n_owners.update(target.cells)
+        """Let `target`, which holds a beginning of the same tokens, hold the first `n` of `source`."""
+        start = len(target.tokens)
+        self.context.seq_cp(source.id, target.id, start, n)
+        target.tokens += source.tokens[start:n]
+        target.cells += source.cells[start:n]
+        self._n_owners.update(source.cells[start:n])
 
     def release(self, sequence: CachedSequence) -> None:
         """Keep the sequence's tokens, but only until their cells are needed."""
