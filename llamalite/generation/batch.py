@@ -16,7 +16,7 @@ from typing import Any
 
 from llamalite.generation.completion import Completion, Piece
 from llamalite.generation.engine import Engine
-from llamalite.generation.request import Request
+from llamalite.generation.request import GenerationRequest
 from llamalite.native.decode_thread import stop_at_exit
 from llamalite.sampling import SamplingParams
 
@@ -38,7 +38,7 @@ class _Batch:
     def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
         self._engine, self._jobs = engine, jobs
         self._left = iter(enumerate(jobs))
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, GenerationRequest] = {}
         self._pieces: dict[int, list[Piece]] = {}
         self._ended: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._is_cancelled = False
