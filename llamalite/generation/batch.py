@@ -44,7 +44,7 @@ class _Batch:
         self._is_cancelled = False
 
     def submit_next(self) -> None:
-        """Queue the next job, if there is one; called in the decode thread as soon as another has ended."""
+        """Queue the next job, if there is one: in the decode thread, as soon as another has ended."""
         try:
             for number, job in self._left:
                 request = self._engine.request(job.prompt, job.params, partial(self._take, number), job.adapters)
@@ -99,8 +99,7 @@ def run_batch(
     """
     batch, completions = _Batch(engine, jobs), dict[int, Completion]()
     try:
-        for _ in range(parallel):
-            batch.submit_next()
+        engine.call(lambda: [batch.submit_next() for _ in range(parallel)])  # all before the next step
         for number, completion in batch.completions():
             completions[number] = completion
             if on_completion is not None:
