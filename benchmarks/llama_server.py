@@ -36,6 +36,7 @@ class Answer:
     """
 
     began: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
     times: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     n_read: int = 0
@@ -63,7 +64,7 @@ class LlamaServer:
         self._forbidden = [[token, False] for token in tokens]
 
     def __enter__(self) -> LlamaServer:
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._log: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         try:
             self._wait()
@@ -125,6 +126,9 @@ class LlamaServer:
                     answer.times.append(time.perf_counter())
                     answer.tokens.extend(event["tokens"])
                 if event["stop"]:
+                    if event["tokens_predicted"] != n_new:
+                        raise SystemExit(f"llama-server: {event['tokens_predicted']} tokens instead of {n_new}")
+                    answer.ended = time.perf_counter()
                     answer.n_read = event["timings"]["prompt_n"]
                     break
             else:
