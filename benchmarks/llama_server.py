@@ -47,15 +47,22 @@ class Answer:
 
 
 class LlamaServer:
-    """llama-server with `n_slots` slots that share `n_ctx` tokens; it is stopped (SIGSTOP) unless `awake`."""
+    """llama-server with `n_slots` slots; it is stopped (SIGSTOP) unless `awake`.
 
-    def __init__(self, program: Path, model: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> None:
+    Each slot has an equal part of `n_ctx` tokens, or all share them if `unified`, which is slower: a token then attends
+    to the cells of all.
+    """
+
+    def __init__(
+        self, program: Path, model: Path, *, n_ctx: int, n_slots: int, n_threads: int, unified: bool = False
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = int(free.getsockname()[1])
         self._command = [
-            str(program), "-m", str(model), "-c", str(n_ctx), "-np", str(n_slots), "-kvu", "-t", str(n_threads),
+            str(program), "-m", str(model), "-c", str(n_ctx), "-np", str(n_slots), "-t", str(n_threads),
             "--host", "127.0.0.1", "--port", str(self._port), "--no-webui",
+            "--kv-unified" if unified else "--no-kv-unified",
         ]  # fmt: skip
         self._forbidden: list[list[object]] = []
 

@@ -132,9 +132,14 @@ class Setting:
     def model(self, n_ctx: int) -> Model:
         return Model(self.path, n_ctx=n_ctx, n_threads=self.n_threads, n_parallel=16)
 
-    def server(self, model: Model, n_ctx: int, n_slots: int) -> LlamaServer:
+    def server(self, model: Model, n_slots: int, *, unified: bool = False) -> LlamaServer:
         server = LlamaServer(
-            self.peers.program("llama-server"), self.path, n_ctx=n_ctx, n_slots=n_slots, n_threads=self.n_threads
+            self.peers.program("llama-server"),
+            self.path,
+            n_ctx=model.n_ctx,
+            n_slots=n_slots,
+            n_threads=self.n_threads,
+            unified=unified,
         )
         server.forbid(ends(model))
         return server
@@ -229,7 +234,7 @@ def batch(on: Setting, prompts: Sequence[Sequence[int]]) -> Load:
 def measure_many(on: Setting) -> Iterator[Figure]:
     with on.model(4096) as model:
         for n_streams in on.sizes.streams:
-            with on.server(model, 4096, n_streams) as server:
+            with on.server(model, n_streams) as server:
                 yield from measure_streams(on, model, server, n_streams, joining=n_streams == on.sizes.streams[-1])
 
 
@@ -344,7 +349,7 @@ def measure_long(on: Setting) -> Iterator[Figure]:
         # No longer than the model was trained for, with room for an answer: llama-server cuts its slots to that.
         n_long = min(on.sizes.n_long, int(model.metadata["llama.context_length"]) - 100)
         ours = InProcess(model)
-        with on.server(model, model.n_ctx, 16) as server:
+        with on.server(model, 16, unified=True) as server:
 
             def load(side: Side, number: int) -> Coroutine[Any, Any, Beside]:
                 prompts = Prompts(model, 5000 + number)
@@ -415,7 +420,7 @@ async def chats(
 
 def measure_chats(on: Setting) -> Iterator[Figure]:
     sizes = on.sizes
-    with on.model(8192) as model, on.server(model, 8192, sizes.n_chats) as server:
+    with on.model(8192) as model, on.server(model, sizes.n_chats, unified=True) as server:
         ours, prompts = InProcess(model), Prompts(model, 7000)
         for how, together in (("taking turns", False), ("all at once", True)):
             system = prompts.piece(sizes.n_system)
