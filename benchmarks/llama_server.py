@@ -128,18 +128,18 @@ class LlamaServer:
                     continue
                 event = json.loads(document)
                 if "error" in event:
-                    raise SystemExit(f"llama-server: {event['error']}")
+                    raise RuntimeError(f"llama-server: {event['error']}")
                 if event["tokens"]:
                     answer.times.append(time.perf_counter())
                     answer.tokens.extend(event["tokens"])
                 if event["stop"]:
                     if event["tokens_predicted"] != n_new:
-                        raise SystemExit(f"llama-server: {event['tokens_predicted']} tokens instead of {n_new}")
+                        raise RuntimeError(f"llama-server: {event['tokens_predicted']} tokens instead of {n_new}")
                     answer.ended = time.perf_counter()
                     answer.n_read = event["timings"]["prompt_n"]
                     break
             else:
-                raise SystemExit("llama-server ended the connection in the middle of an answer")
+                raise RuntimeError("llama-server ended the connection in the middle of an answer")
         finally:
             writer.close()
         return answer

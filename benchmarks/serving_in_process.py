@@ -132,11 +132,11 @@ class Setting:
     def model(self, n_ctx: int) -> Model:
         return Model(self.path, n_ctx=n_ctx, n_threads=self.n_threads, n_parallel=16)
 
-    def server(self, model: Model, n_slots: int, *, unified: bool = False) -> LlamaServer:
+    def server(self, model: Model, n_ctx: int, n_slots: int, *, unified: bool = False) -> LlamaServer:
         server = LlamaServer(
             self.peers.program("llama-server"),
             self.path,
-            n_ctx=model.n_ctx,
+            n_ctx=n_ctx,
             n_slots=n_slots,
             n_threads=self.n_threads,
             unified=unified,
@@ -234,7 +234,7 @@ def batch(on: Setting, prompts: Sequence[Sequence[int]]) -> Load:
 def measure_many(on: Setting) -> Iterator[Figure]:
     with on.model(4096) as model:
         for n_streams in on.sizes.streams:
-            with on.server(model, n_streams) as server:
+            with on.server(model, 4096, n_streams) as server:
                 yield from measure_streams(on, model, server, n_streams, joining=n_streams == on.sizes.streams[-1])
 
 
@@ -345,11 +345,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def measure_long(on: Setting) -> Iterator[Figure]:
-    with on.model(on.sizes.n_long + (RUNNING + 1) * (ENDLESS + 64)) as model:
+    n_ctx = on.sizes.n_long + (RUNNING + 1) * (ENDLESS + 64)
+    with on.model(n_ctx) as model:
         # No longer than the model was trained for, with room for an answer: llama-server cuts its slots to that.
         n_long = min(on.sizes.n_long, int(model.metadata["llama.context_length"]) - 100)
         ours = InProcess(model)
-        with on.server(model, 16, unified=True) as server:
+        with on.server(model, n_ctx, 16, unified=True) as server:
 
             def load(side: Side, number: int) -> Coroutine[Any, Any, Beside]:
                 prompts = Prompts(model, 5000 + number)
@@ -420,7 +421,8 @@ async def chats(
 
 def measure_chats(on: Setting) -> Iterator[Figure]:
     sizes = on.sizes
-    with on.model(8192) as model, on.server(model, sizes.n_chats, unified=True) as server:
+    # llama-server shares no cells between its slots: twice as many would not hold all conversations.
+    with on.model(8192) as model, on.server(model, 4 * 8192, sizes.n_chats, unified=True) as server:
         ours, prompts = InProcess(model), Prompts(model, 7000)
         for how, together in (("taking turns", False), ("all at once", True)):
             system = prompts.piece(sizes.n_system)
