@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from llamalite.errors import ContextOverflowError, LlamaliteError, TemplateError
 from llamalite.generation.completion import Completion, Piece
-from llamalite.generation.engine import Stream
+from llamalite.generation.request import Stream
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
 
