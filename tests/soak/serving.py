@@ -28,6 +28,7 @@ from llamalite.sampling import SamplingParams
 
 N_CLIENTS = 32  # threads, and as many tasks
 N_CTX, N_PARALLEL, MAX_QUEUE = 512, 16, 40
+PRIORITIES = (-1, 0, 0, 0, 0, 2)
 BEGINNINGS = ("tell me the story ", "once upon a time there was ", "yes ", "the " * 30, "and then there was no " * 6)
 WORDS = re.compile("[a-z ]*")
 GREEDY = SamplingParams(temperature=0)
@@ -60,7 +61,7 @@ class Shared:
     counting: threading.Lock = field(default_factory=threading.Lock)
     was_cancelled: bool = False  # everything, by one of the clients
     longest_s: float = 0.0
-    queued_s: float = 0.0
+    queued_s: dict[int, list[float]] = field(default_factory=lambda: {priority: [0.0, 0.0] for priority in PRIORITIES})
     failures: list[BaseException] = field(default_factory=list)
     reproducible: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -73,10 +74,19 @@ class Shared:
         with self.counting:
             return sum(self.counts.values())
 
-    def count(self, ending: str, took_s: float = 0.0) -> None:
+    def count(self, ending: str, took_s: float) -> None:
         with self.counting:
             self.counts[ending] += 1
             self.longest_s = max(self.longest_s, took_s)
+
+    def count_wait(self, priority: int, queued_s: float) -> None:
+        with self.counting:
+            self.queued_s[priority][0] += queued_s
+            self.queued_s[priority][1] += 1
+
+    def mean_wait_s(self, priority: int) -> float:
+        total, n = self.queued_s[priority]
+        return total / max(n, 1)
 
 
 class Client:
@@ -95,7 +105,7 @@ class Client:
 
     def asked(self) -> Asked:
         rng, params = self.rng, GREEDY.replace(max_tokens=self.rng.randint(1, 60))
-        params = params.replace(priority=rng.choice([-1, 0, 0, 0, 0, 2]))
+        params = params.replace(priority=rng.choice(PRIORITIES))
         if rng.random() < 0.02:
             params = params.replace(max_tokens=None)  # goes on until the context is full
         one = Asked(self.prompt(), params)
@@ -132,7 +142,8 @@ class Client:
             assert totals.n_prompt == len(one.prompt)
             assert 0 <= totals.n_cached < totals.n_prompt, totals
             assert totals.n_generated == len(tokens), (totals, len(tokens))
-            self.shared.queued_s = max(self.shared.queued_s, totals.queued_s)
+            if ending == "length":
+                self.shared.count_wait(params.priority, totals.queued_s)
         if ending == "length":
             assert len(tokens) == params.max_tokens
         if ending == "context":
@@ -244,7 +255,7 @@ class Client:
                 ending = self.step()
             except QueueFullError:
                 ending = "refused"
-                time.sleep(self.rng.uniform(0, 0.05))
+                time.sleep(self.rng.uniform(0, 0.2))
             except BaseException as error:  # noqa: BLE001 - raised by the main thread
                 self.shared.failures.append(error)
                 return
@@ -280,7 +291,7 @@ class Client:
                 ending = self.judged(one)
             except QueueFullError:
                 ending = "refused"
-                await asyncio.sleep(self.rng.uniform(0, 0.05))
+                await asyncio.sleep(self.rng.uniform(0, 0.2))
             except BaseException as error:
                 self.shared.failures.append(error)
                 raise
@@ -338,7 +349,8 @@ def check_end(shared: Shared) -> None:
     assert model.n_held <= N_CTX
     model.clear()
     assert model.n_held == 0
-    assert shared.queued_s > 0
+    first, last = shared.mean_wait_s(max(PRIORITIES)), shared.mean_wait_s(min(PRIORITIES))
+    assert first < last, (first, last)
     assert shared.longest_s < HANG_S
     prompt = model.tokenize("once upon a time")
     shared.judge.check(prompt, model.generate(prompt, GREEDY, max_tokens=20).tokens)
