@@ -21,7 +21,7 @@ from llamalite.native.context_options import MAX_SEQUENCES, ContextOptions, Flas
 from llamalite.native.lora import Lora, lora_adapters
 from llamalite.sampling import SamplingParams
 
-MAX_PARALLEL = MAX_SEQUENCES // 2
+MAX_PARALLEL = MAX_SEQUENCES
 DEFAULT_PARALLEL = 16
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import heapq
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from llamalite.generation.costs import PromptBudget
@@ -156,7 +156,7 @@ class Schedule:
         adapters = self._next_adapters()
         group = [request for request in self.running if request.adapters == adapters]
         parts = [_part(request, 1) for request in group if request.n_unread == 1]
-        room = self._step_tokens
+        room = self._step_tokens - len(parts)
         if len(self.running) > 1:
             room = min(room, self.budget.tokens(len(parts)))
         prompts = self._prompts([request for request in group if request.n_unread > 1])
@@ -171,7 +171,7 @@ class Schedule:
         return self._with_cells(parts)
 
     def _prompts(self, requests: list[Request]) -> list[Request]:
-        """Return those of `requests` that read their prompt now, in order; the others wait for what they have in common.
+        """Return those of `requests` that read their prompt now, in order; the others wait for what they share.
 
         Of prompts that begin alike the oldest is read first, and the others share its cells.
         """
