@@ -85,7 +85,8 @@ class _Slot:
             prompt_s,
             self.answer.sampler.seed,
         )
-        self.pieces.append(Piece(self.answer.rest(), finish_reason=reason, totals=totals))
+        stopped_by = self.answer.stopped_by
+        self.pieces.append(Piece(self.answer.rest(), finish_reason=reason, totals=totals, stopped_by=stopped_by))
         self.answer.sampler.close()
         return Completion.of(iter(self.pieces))
 

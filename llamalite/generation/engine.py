@@ -301,7 +301,7 @@ class Engine:
             len(prompt), n_cached, len(answer.tokens), prompt_s, generation_s, ttft_s, answer.sampler.seed,
             n_drafted, n_accepted,
         )  # fmt: skip
-        yield Piece(answer.rest(), finish_reason=reason or answer.reason, totals=totals)
+        yield Piece(answer.rest(), finish_reason=reason or answer.reason, totals=totals, stopped_by=answer.stopped_by)
 
     def _draft(self, speculator: SupportsDraft | None, answer: Answer) -> Sequence[int]:
         """Return tokens that may follow the last one, no more than the answer, the context and one decode allow.
