@@ -117,6 +117,7 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path: Path, name:
     folder = whole_checkpoint(tmp_path / "model")
     if name == "chat_template.json":
         (folder / "chat_template.jinja").unlink()
+        shutil.rmtree(folder / "additional_chat_templates")
     if name.startswith("pytorch_model"):
         folder = as_pickles(write_checkpoint(tmp_path / "hf", n_layer=1), tmp_path / "pickles", 2)
     if name in ("params.json", "consolidated.00.pth"):

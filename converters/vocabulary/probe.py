@@ -112,8 +112,8 @@ def compare(
 
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
     the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model.
-    Takes two seconds for 128k tokens; once `stop` is set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if
-    the original cannot be loaded.
+    Takes two seconds for 128k tokens; once `stop` is set it ends with ``CancelledError``. Raises `ModelLoadError` if
+    llama.cpp refuses the file, `VocabularyError` if the original cannot be loaded.
     """
     files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes releases the GIL

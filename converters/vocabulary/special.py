@@ -86,14 +86,15 @@ def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
 
 
 def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[str]) -> None:
-    """Add the tokens that end a generation: those of generation_config.json, and of config.json.
+    """Add the tokens that end a generation: those of generation_config.json, and of a list in config.json.
 
     On purpose: llama.cpp's converter reads no lists, and not generation_config.json. A model without eos_token in
     tokenizer_config.json would get llama.cpp's default (token 11), and a fine-tune's own end token would never stop it.
     GGUF has keys for three: EOS, EOT and EOM; tokens that llama.cpp recognizes by their text (`KNOWN_ENDS`) need none.
     """
-    named = [config.get("eos_token_id") for config in (files.config, files.generation_config)]
-    listed = [token_id for ends in named for token_id in (ends if isinstance(ends, list) else [ends])]
+    in_config, generating = (config.get("eos_token_id") for config in (files.config, files.generation_config))
+    listed = [*(in_config if isinstance(in_config, list) else []),
+              *(generating if isinstance(generating, list) else [generating])]  # fmt: skip
     ends = list(dict.fromkeys(end for end in listed if isinstance(end, int) and 0 <= end < len(texts)))
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
