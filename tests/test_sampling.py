@@ -65,7 +65,7 @@ def test_one_stop_text_is_a_list_of_one() -> None:
 
 def test_stops_may_be_strings_and_token_ids() -> None:
     params = SamplingParams(stop=["a", 7, "b", 0])
-    assert (params.stops, params.stop_tokens) == (("a", "b"), {0, 7})
+    assert (params.stops, sorted(params.stop_tokens)) == (("a", "b"), [0, 7])
     assert SamplingParams(stop=7).stop == (7,)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from llamalite.converters.checkpoints.interface import (
     DTYPE_BYTES,
     Checkpoint,
     FileTensor,
+    SourceFile,
     SourceTensor,
     same_rows,
 )
@@ -40,7 +41,10 @@ _QUANTIZED = {
     ".weight_scale_inv": "FP8",
 }
 _PLAIN = (".weight", ".bias", ".inv_freq")  # the suffixes of a LLaMA checkpoint's own tensors
-_READERS = {".safetensors": safetensors.read_tensors, ".bin": torch_pickle.read_tensors}
+_READERS: dict[str, Callable[[SourceFile], Mapping[str, SourceTensor]]] = {
+    ".safetensors": safetensors.read_tensors,
+    ".bin": torch_pickle.read_tensors,
+}
 _BASE = "model."
 _OF_BASE = ("embed_tokens.", "layers.", "norm.")  # names in the base model, which a whole model calls ``model``
 
