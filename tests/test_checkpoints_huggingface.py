@@ -341,6 +341,14 @@ def test_a_model_saved_without_its_prefix_or_under_another_name_is_the_same(
     assert convert(folder, tmp_path / "b.gguf", qtype="F32").path.read_bytes() == same
 
 
+def test_the_value_head_of_a_training_run_is_left_out(tmp_path: Path) -> None:
+    same = convert(write_checkpoint(tmp_path / "toy", n_layer=1), tmp_path / "a.gguf", qtype="F32").path.read_bytes()
+    folder = write_checkpoint(tmp_path / "other" / "toy", n_layer=1)
+    head = {"v_head.summary.weight": random_weights((1, 256)), "v_head.summary.bias": random_weights((1,))}
+    save_safetensors(folder / WHOLE, load_safetensors(folder / WHOLE) | head)
+    assert convert(folder, tmp_path / "b.gguf", qtype="F32").path.read_bytes() == same
+
+
 def test_a_prefix_that_nobody_expects_is_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1)
     without_prefix(folder, "module.model.")
