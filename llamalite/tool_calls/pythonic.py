@@ -36,7 +36,7 @@ def _value(node: ast.expr) -> Any:
     """Return a literal's value; JSON's names for true, false and null count as literals."""
 
     class Named(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - ast's own name
+        def visit_Name(self, node: ast.Name) -> ast.expr:
             return ast.Constant(_JSON_NAMES[node.id]) if node.id in _JSON_NAMES else node
 
     return ast.literal_eval(Named().visit(node))

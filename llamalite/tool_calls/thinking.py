@@ -1,8 +1,8 @@
 """Tells what a model thinks from what it answers, by the markers of its chat template.
 
-    splitter = ThinkingSplitter(thinking_of(template), is_open=False)
-    splitter.push("<think>so")      [("reasoning", "so")]
-    splitter.push("</think>42")     [("text", "42")]
+splitter = ThinkingSplitter(thinking_of(template), is_open=False)
+splitter.push("<think>so")      [("reasoning", "so")]
+splitter.push("</think>42")     [("text", "42")]
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ def _name_of(choice: Mapping[str, Any]) -> Any:
 def _known(wanted: Sequence[Any], names: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in names:
-            raise ValueError(f"tool_choice names {name!r:.80}, which is none of the tools: {', '.join(names) or 'none'}")
+            known = ", ".join(names) or "none"
+            raise ValueError(f"tool_choice names {name!r:.80}, which is none of the tools: {known}")
     return _one_at_least(wanted, "a function")
 
 
