@@ -75,9 +75,6 @@ def command(ctx: click.Context, /, models: tuple[str, ...], **options: Any) -> N
     chosen = {name: options[name] for name in ("max_tokens", "seed", *_options.SAMPLING) if options[name] is not None}
     model_options = _model_options(ctx, options)
     served = _served(ctx, models, options["alias"])
-    if not _is_loopback(options["host"]) and not keys:
-        click.secho("warning: ", fg="yellow", err=True, nl=False)
-        click.echo(f"whoever reaches {options['host']} may use these models: set --api-key", err=True)
     settings = ServerSettings(
         api_keys=keys,
         hosts=(*options["allow_host"], options["host"]),
@@ -89,6 +86,9 @@ def command(ctx: click.Context, /, models: tuple[str, ...], **options: Any) -> N
     )
     app = make_app(ModelPool(served, model_options), settings)
     bound = listen(options["host"], options["port"])
+    if not _is_loopback(options["host"]) and not keys:
+        click.secho("warning: ", fg="yellow", err=True, nl=False)
+        click.echo(f"whoever reaches {options['host']} may use these models: set --api-key", err=True)
     url = url_of(options["host"], bound)
 
     def on_start() -> None:

@@ -13,9 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.routing import BaseRoute, Route
 
 from llamalite.server import chat, completions, native_api, tokens
 from llamalite.server.access_log import CLIENT_GONE, AccessLog, notes
@@ -56,7 +54,7 @@ def make_app(pool: ModelPool, settings: ServerSettings) -> Starlette:
                 allow_headers=["*"],
             )
         )
-    middleware.append(Middleware(Gate, settings=settings))
+    middleware.append(Middleware(Gate, settings=settings, public=frozenset(page_files() if settings.has_page else ())))
     app = Starlette(
         routes=_routes(settings),
         middleware=middleware,
@@ -113,20 +111,16 @@ def _routes(settings: ServerSettings) -> list[BaseRoute]:
     }
     routes: list[BaseRoute] = [Route(path, _guarded(endpoint), methods=["POST"]) for path, endpoint in posts.items()]
     routes += [Route(path, _guarded(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
-    if settings.has_page and PAGE.is_dir():
-        routes += [Route("/", _page, methods=["GET"]), Mount("/page", PageFiles(directory=PAGE))]
+    if settings.has_page:
+        routes += [Route(path, _page_file, methods=["GET"]) for path in page_files()]
     return routes
 
 
-async def _page(_request: Request) -> Response:
-    return FileResponse(PAGE / "index.html", headers=_PAGE_HEADERS)
+def page_files() -> dict[str, Path]:
+    """Return the page's files by their paths on the server: nothing else of the disk can be asked for."""
+    files = {f"/{file.name}": file for file in sorted(PAGE.glob("*.*"))}
+    return files | ({"/": files["/index.html"]} if "/index.html" in files else {})
 
 
-class PageFiles(StaticFiles):
-    """The page's files, with its Content-Security-Policy."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """Return a file of the page."""
-        response = await super().get_response(path, scope)
-        response.headers.update(_PAGE_HEADERS)
-        return response
+async def _page_file(request: Request) -> Response:
+    return FileResponse(page_files()[request.url.path], headers=_PAGE_HEADERS)

@@ -36,7 +36,7 @@ class CompletionRequest(SamplingFields):
     """The body of ``/v1/completions``."""
 
     model: str | None = None
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[int] | list[str | list[int]]
     max_tokens: int | None = Field(16, ge=-1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None

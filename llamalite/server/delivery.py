@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from llamalite.errors import GenerationCancelled
 from llamalite.model import Model
 from llamalite.server.access_log import CLIENT_GONE, notes
 from llamalite.server.answering import Part, Question, answer
@@ -36,6 +37,14 @@ class Serving:
     def __init__(self, pool: ModelPool, settings: ServerSettings) -> None:
         self.pool, self.settings = pool, settings
         self.metrics = Metrics(settings.n_parallel)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._is_ending = False
+
+    def end_answers(self) -> None:
+        """End what runs and what waits: each request is told that the server stops."""
+        self._is_ending = True
+        for task in self._answering:
+            task.cancel()
 
     @contextlib.asynccontextmanager
     async def use(self, request: Request, name: str | None) -> AsyncIterator[ServedModel]:
@@ -52,10 +61,16 @@ class Serving:
         turn = asyncio.Semaphore(self.settings.n_parallel)  # one request never fills the queue alone
 
         async def work(index: int, question: Question) -> None:
-            async with turn:
-                await self._answer(request, model, index, question, parts)
+            try:
+                async with turn:
+                    await self._answer(request, model, index, question, parts)
+            except asyncio.CancelledError:
+                if not self._is_ending:
+                    raise
+                await parts.put(GenerationCancelled("the server is stopping"))
 
         tasks = [asyncio.create_task(work(index, question)) for index, question in enumerate(questions)]
+        self._answering.update(tasks)
         n_running = len(tasks)
         try:
             while n_running:
@@ -68,6 +83,7 @@ class Serving:
                 else:
                     yield index, part
         finally:
+            self._answering.difference_update(tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

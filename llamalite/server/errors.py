@@ -7,6 +7,7 @@ A client never sees a traceback: what nobody foresaw is logged, and answered wit
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from llamalite.errors import (
     ModelLoadError,
     OutOfMemoryError,
 )
+from llamalite.sampling import SamplingParams
 
 _logger = logging.getLogger("llamalite.server")
 RETRY_AFTER_S = 2
@@ -31,6 +33,9 @@ _TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 408: "timeout_error", 413: "invalid_request_error", 415: "invalid_request_error",
     429: "rate_limit_error", 501: "not_supported_error", 503: "unavailable_error",
+}  # fmt: skip
+_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} | {
+    "messages", "tools", "tool_choice", "response_format", "continue_final_message", "prompt", "input",
 }  # fmt: skip
 _ANTHROPIC_TYPES = {413: "request_too_large", 500: "api_error", 501: "api_error", 503: "overloaded_error"}
 
@@ -92,8 +97,8 @@ def _numbers(text: str) -> tuple[int, int]:
 
 def _field(message: str) -> str | None:
     """Return the field that a message of ours begins with, such as ``top_p must lie in 0..1``."""
-    found = re.match(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?: must| has| is| maps| names| may)?\b", message)
-    return found[1] if found and ("_" in found[1] or found[1] in ("stop", "seed", "tools", "messages", "n")) else None
+    first = re.match(r"[a-z_]+", message)
+    return first[0] if first and first[0] in _FIELDS else None
 
 
 def error_body(error: HTTPException, *, anthropic: bool = False) -> dict[str, Any]:

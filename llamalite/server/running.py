@@ -1,16 +1,17 @@
 """The process of the server: its socket, its signals, and connections that are too slow.
 
-The first SIGTERM or Ctrl-C stops new connections and lets running answers end, for the grace's seconds; the second ends
-them. uvicorn raises the signal again when it is done, so that the exit code is the usual one: 143 or 130.
+The first SIGTERM or Ctrl-C stops new connections and lets running answers end, for the grace's seconds; then, or at the
+second signal, they are told that the server stops. uvicorn raises the signal again when it is done, so that the exit
+code is the usual one: 143 or 130.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -61,17 +62,19 @@ class TimedProtocol(H11Protocol):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server: `on_start` is called once it listens; a second signal of any kind ends it at once.
+    """uvicorn's server: `on_start` is called once it listens, `grace_s` are the seconds of running answers at the end.
 
     With `eager`, that model is loaded at the start; what its load raises is kept in `failure`, and ends the server.
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, on_start: Callable[[], None], serving: Serving, eager: ServedModel | None
-    ) -> None:
+        self, config: uvicorn.Config, serving: Serving, *, grace_s: float, eager: ServedModel | None,
+        on_start: Callable[[], None],
+    ) -> None:  # fmt: skip
         super().__init__(config)
         self.failure: Exception | None = None
         self._on_start, self._serving, self._eager = on_start, serving, eager
+        self._grace_s, self._n_signals = grace_s, 0
         self._loading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -89,10 +92,24 @@ class HttpServer(uvicorn.Server):
             self.failure, self.should_exit = error, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal."""
-        if self.should_exit:
-            self.force_exit = True
+        """Note a signal: the second ends the grace, a third ends the process whatever goes on."""
+        self._n_signals += 1
         super().handle_exit(sig, frame)
+        self.force_exit = self._n_signals > 2
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, wait for the answers within the grace, and end them."""
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_answers(self) -> None:
+        deadline = time.monotonic() + self._grace_s
+        while time.monotonic() < deadline and self._n_signals < 2:
+            await asyncio.sleep(0.05)
+        self._serving.end_answers()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -127,7 +144,13 @@ def run(
         raise server.failure
 
 
-def make_server(app: Starlette, *, grace_s: float = 30.0, **more: Any) -> HttpServer:
+def make_server(
+    app: Starlette,
+    *,
+    grace_s: float = 30.0,
+    on_start: Callable[[], None] = lambda: None,
+    eager: ServedModel | None = None,
+) -> HttpServer:
     """Return a server for `app`, not running yet."""
     AppStatus.enable_automatic_graceful_drain = False  # it would cut the streams that the grace is for
     config = uvicorn.Config(
@@ -140,7 +163,7 @@ def make_server(app: Starlette, *, grace_s: float = 30.0, **more: Any) -> HttpSe
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
+        timeout_graceful_shutdown=round(grace_s) + 5,  # after those of `_end_answers`, which have said why
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
-    return HttpServer(config, **({"on_start": lambda: None, "eager": None, "serving": app.state.serving} | more))
+    return HttpServer(config, app.state.serving, grace_s=grace_s, eager=eager, on_start=on_start)

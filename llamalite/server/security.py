@@ -21,14 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llamalite.server.errors import error_response, refusal
 from llamalite.server.settings import MAX_BODY_BYTES, ServerSettings
 
-_PUBLIC = ("/health", "/v1/health")  # and the page, which asks for the key itself
+_PUBLIC = frozenset({"/health", "/v1/health"})
 
 
 class Gate:
-    """Middleware that lets only proper requests through."""
+    """Middleware that lets only proper requests through; the `public` paths, the page's, need no key."""
 
-    def __init__(self, app: ASGIApp, *, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServerSettings, public: frozenset[str] = frozenset()) -> None:
         self._app, self._settings = app, settings
+        self._public = _PUBLIC | public
         self._keys = [key.encode() for key in settings.api_keys]
         self._hosts = {"localhost", *(host.lower() for host in settings.hosts)}
 
@@ -40,7 +41,7 @@ class Gate:
         try:
             self._check_host(headers)
             self._check_origin(headers)
-            if self._keys and self._needs_key(scope["path"]):
+            if self._keys and scope["path"] not in self._public:
                 self._check_key(headers)
             if int(headers.get("content-length") or 0) > MAX_BODY_BYTES:
                 raise _too_large()
@@ -63,9 +64,6 @@ class Gate:
             return
         if urlsplit(origin).netloc.lower() != headers["host"].lower():
             raise refusal(f"pages of {origin!r:.100} may not ask: start the server with --cors ORIGIN", status=403)
-
-    def _needs_key(self, path: str) -> bool:
-        return path not in _PUBLIC and not (self._settings.has_page and (path == "/" or path.startswith("/page/")))
 
     def _check_key(self, headers: Headers) -> None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
