@@ -49,10 +49,10 @@ class LiveServer:
     def __init__(self, files: Mapping[str, Path], settings: ServerSettings | None = None, **options: Any) -> None:
         self.pool = ModelPool([ServedModel(name, path) for name, path in files.items()], ModelOptions(**options))
         self.app = make_app(self.pool, settings or ServerSettings(n_parallel=4))
-        self._socket = listen("127.0.0.1", 0)
-        self.port = self._socket.getsockname()[1]
+        self._sockets = listen("127.0.0.1", 0)
+        self.port = self._sockets[0].getsockname()[1]
         self._server = make_server(self.app, grace_s=5)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets=[self._socket])))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets=self._sockets)))
 
     @property
     def url(self) -> str:

@@ -24,7 +24,13 @@ _MISSING = "llamalite serve needs the extra: pip install 'llamalite[serve]' (in 
 
 @click.command(name="serve")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="The address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="The addresses to listen on, separated by commas.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
     "--parallel", type=_options.COUNT, default=4, show_default=True, help="Answers that a model gives at once."
@@ -37,6 +43,8 @@ _MISSING = "llamalite serve needs the extra: pip install 'llamalite[serve]' (in 
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name by which a proxy addresses this server.")
 @click.option("--grace", type=_options.Number(0), default=30.0, show_default=True, metavar="S",
               help="Seconds that running answers have after SIGTERM.")  # fmt: skip
+@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]),
+              help="How to make a text's vector. Default: as the model's file says, else mean.")  # fmt: skip
 @click.option("--no-page", is_flag=True, help="No page to chat on at /.")
 @click.option("--open", "opens", is_flag=True, help="Open that page in a browser.")
 @click.option("--slots", is_flag=True, help="Tell at /slots what runs.")
@@ -77,19 +85,21 @@ def command(ctx: click.Context, /, models: tuple[str, ...], **options: Any) -> N
     served = _served(ctx, models, options["alias"])
     settings = ServerSettings(
         api_keys=keys,
-        hosts=(*options["allow_host"], options["host"]),
+        hosts=(*options["allow_host"], *options["host"].split(",")),
         cors=options["cors"],
         n_parallel=options["parallel"],
         sampling=chosen,
         has_page=not options["no_page"],
         shows_slots=options["slots"],
+        pooling=options["pooling"],
+        is_verbose=ctx.obj["verbose"] > 1,
     )
     app = make_app(ModelPool(served, model_options), settings)
     bound = listen(options["host"], options["port"])
-    if not _is_loopback(options["host"]) and not keys:
+    if not all(map(_is_loopback, options["host"].split(","))) and not keys:
         click.secho("warning: ", fg="yellow", err=True, nl=False)
         click.echo(f"whoever reaches {options['host']} may use these models: set --api-key", err=True)
-    url = url_of(options["host"], bound)
+    url = url_of(options["host"].split(",")[0], bound[0])
 
     def on_start() -> None:
         if not ctx.obj["quiet"]:
@@ -170,6 +180,6 @@ def _served(ctx: click.Context, models: tuple[str, ...], aliases: tuple[str, ...
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip()).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.strip() == "localhost"

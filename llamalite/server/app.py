@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from llamalite.server import chat, completions, native_api, tokens
+from llamalite.server import chat, completions, embeddings, messages, native_api, responses, tokens
 from llamalite.server.access_log import CLIENT_GONE, AccessLog, notes
 from llamalite.server.delivery import Serving
 from llamalite.server.errors import error_response
@@ -91,6 +91,12 @@ def _routes(settings: ServerSettings) -> list[BaseRoute]:
         "/v1/chat/completions": chat.chat_completions,
         "/chat/completions": chat.chat_completions,
         "/v1/completions": completions.completions,
+        "/v1/responses": responses.responses,
+        "/responses": responses.responses,
+        "/v1/embeddings": embeddings.embeddings,
+        "/embeddings": embeddings.embeddings,
+        "/v1/messages": messages.messages,
+        "/v1/messages/count_tokens": messages.count_message_tokens,
         "/completion": native_api.native_completion,
         "/completions": native_api.native_completion,
         "/tokenize": tokens.tokenize,

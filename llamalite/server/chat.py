@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llamalite._version import __version__
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
-from llamalite.server.answering import Part
+from llamalite.server.answering import Part, Question
 from llamalite.server.chatting import Conversation, several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
 from llamalite.server.errors import refusal
@@ -50,6 +50,7 @@ class ChatRequest(Conversation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
     timings_per_token: bool | None = None
+    verbose: bool | None = None
     functions: Any = None
     modalities: list[str] | None = None
 
@@ -82,26 +83,25 @@ async def chat_completions(request: Request) -> Response:
     return json_body(await while_listening(request, _whole(request, asked)))
 
 
-async def _parts(request: Request, model: Model, asked: ChatRequest) -> AsyncGenerator[tuple[int, Part], None]:
-    serving = serving_of(request)
+async def _questions(request: Request, model: Model, asked: ChatRequest) -> list[Question]:
+    settings = serving_of(request).settings
 
-    def build() -> Any:
-        question = asked.question(model, serving.settings, asked.most_tokens, logprobs=asked.n_logprobs)
+    def build() -> list[Question]:
+        question = asked.question(model, settings, asked.most_tokens, logprobs=asked.n_logprobs)
         return several(question, asked.n or 1)
 
-    questions = await asyncio.to_thread(build)
-    async with contextlib.aclosing(serving.answers(request, model, questions)) as parts:
-        async for index, part in parts:
-            yield index, part
+    return await asyncio.to_thread(build)
 
 
 async def _chunks(request: Request, asked: ChatRequest) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the chunks of a streamed answer."""
-    async with serving_of(request).use(request, asked.model) as served:
+    serving = serving_of(request)
+    async with serving.use(request, asked.model) as served:
+        questions = await _questions(request, served.loaded, asked)
         head = _head("chat.completion.chunk", served.name)
         ended: dict[int, Totals] = {}
         begun: set[int] = set()
-        async with contextlib.aclosing(_parts(request, served.loaded, asked)) as parts:
+        async with contextlib.aclosing(serving.answers(request, served.loaded, questions)) as parts:
             async for index, part in parts:
                 if index not in begun:  # the role comes first, with nothing else
                     begun.add(index)
@@ -123,9 +123,11 @@ async def _chunks(request: Request, asked: ChatRequest) -> AsyncGenerator[dict[s
 
 async def _whole(request: Request, asked: ChatRequest) -> dict[str, Any]:
     """Return a whole answer."""
-    async with serving_of(request).use(request, asked.model) as served:
+    serving = serving_of(request)
+    async with serving.use(request, asked.model) as served:
+        questions = await _questions(request, served.loaded, asked)
         messages = [CollectedMessage() for _ in range(asked.n or 1)]
-        async with contextlib.aclosing(_parts(request, served.loaded, asked)) as parts:
+        async with contextlib.aclosing(serving.answers(request, served.loaded, questions)) as parts:
             async for index, part in parts:
                 messages[index].add(part)
         choices = []
@@ -137,6 +139,8 @@ async def _whole(request: Request, asked: ChatRequest) -> dict[str, Any]:
             choices.append(choice | {"finish_reason": message.finish_reason})
         totals = [message.totals for message in messages if message.totals is not None]
         head = _head("chat.completion", served.name)
+        if asked.verbose or serving.settings.is_verbose:
+            head["__verbose"] = {"prompt": served.loaded.detokenize(questions[0].prompt, special=True)}
         return head | {"choices": choices, "usage": usage(totals), "timings": timings(totals[-1])}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -61,7 +62,9 @@ class Conversation(SamplingFields):
         shown = tools if allowed else []
         form = call_format(model.template_source(for_tools=bool(shown)))
         messages = [message.model_dump(exclude_none=True) for message in self.messages]
-        variables = dict(self.chat_template_kwargs or {})
+        today = datetime.datetime.now()  # Llama 3's and Firefunction's templates tell the model the date
+        variables: dict[str, Any] = {"date_string": today.strftime("%d %b %Y"), "datetime": today.strftime("%b %d %Y")}
+        variables |= self.chat_template_kwargs or {}
         if self.enable_thinking is not None:
             variables["enable_thinking"] = self.enable_thinking
         reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"} & set(variables)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamalite.generation.completion import Totals
+from llamalite.model import Model
+from llamalite.sampling import SamplingParams
 
 
 def usage(all_totals: Sequence[Totals]) -> dict[str, Any]:
@@ -48,3 +50,11 @@ def timings(totals: Totals) -> dict[str, Any]:
     if totals.n_drafted:
         shown |= {"draft_n": totals.n_drafted, "draft_n_accepted": totals.n_accepted}
     return shown
+
+
+def stopping_word(model: Model, tokens: Sequence[int], params: SamplingParams) -> str:
+    """Return which of the stop texts ended an answer of `tokens`, "" if none did."""
+    if not params.stops:
+        return ""
+    written = model.native.detokenize(tokens).decode("utf-8", "replace")
+    return next((stop for stop in params.stops if stop in written), "")

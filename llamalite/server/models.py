@@ -40,6 +40,7 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
     used_at: float = field(default_factory=time.monotonic)
     loading: asyncio.Task[None] | None = None
+    embedding: asyncio.Lock = field(default_factory=asyncio.Lock)  # one context for vectors at a time
 
     @property
     def loaded(self) -> Model:

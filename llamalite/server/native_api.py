@@ -23,7 +23,7 @@ from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
 from llamalite.server.errors import refusal
 from llamalite.server.fields import SamplingFields, read_body, room_for
-from llamalite.server.figures import timings
+from llamalite.server.figures import stopping_word, timings
 from llamalite.server.models import ServedModel
 from llamalite.server.settings import MAX_CHOICES, ServerSettings
 
@@ -141,8 +141,7 @@ class _Reply:
             "timings": timings(totals),
         }
         if part.finish_reason == "stop":
-            written = model.native.detokenize(self._tokens).decode("utf-8", "replace")
-            word = next((stop for stop in self._question.params.stops if stop in written), "")
+            word = stopping_word(model, self._tokens, self._question.params)
             reply |= {"stop_type": "word" if word else "eos", "stopping_word": word}
         if whole and self._asked.n_probs:
             reply["completion_probabilities"] = [self._scored(piece) for piece in self._pieces]
@@ -177,6 +176,7 @@ def settings_shown(params: SamplingParams, totals: Totals) -> dict[str, Any]:
         "repeat_last_n": params.repeat_last_n, "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty, "stop": list(params.stops), "n_probs": params.logprobs or 0,
         "grammar": params.grammar or "", "logit_bias": biases,
+        "adaptive_target": -1.0, "adaptive_decay": 0.0,  # a sampler that llama-server has: off
     }  # fmt: skip
 
 

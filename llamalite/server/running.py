@@ -112,8 +112,20 @@ class HttpServer(uvicorn.Server):
         self._serving.end_answers()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; ``OSError`` names the address."""
+def listen(hosts: str, port: int) -> list[socket.socket]:
+    """Return a listening socket for each of `hosts`, separated by commas; ``OSError`` names the address."""
+    bound: list[socket.socket] = []
+    try:
+        for host in hosts.split(","):
+            bound.append(_listen(host.strip(), bound[0].getsockname()[1] if bound else port))
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return bound
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.create_server(address[4][:2], family=address[0], backlog=2048)
@@ -131,7 +143,7 @@ def url_of(host: str, bound: socket.socket) -> str:
 
 def run(
     app: Starlette,
-    bound: socket.socket,
+    sockets: list[socket.socket],
     *,
     grace_s: float = 30.0,
     on_start: Callable[[], None] = lambda: None,
@@ -139,7 +151,7 @@ def run(
 ) -> None:
     """Serve `app` until a signal ends it; raise what loading the `eager` model raised."""
     server = make_server(app, grace_s=grace_s, on_start=on_start, eager=eager)
-    server.run(sockets=[bound])
+    server.run(sockets=sockets)
     if server.failure is not None:
         raise server.failure
 

@@ -20,6 +20,8 @@ class ServerSettings:
     - `n_parallel`: how many answers a model gives at once, as shown in figures.
     - `sampling`: fields of `SamplingParams` that hold where a request and the model's file say nothing.
     - `has_page`: whether ``GET /`` is a page to chat on.
+    - `pooling`: how a text's vector comes from its tokens'; None is as the model's file says.
+    - `is_verbose`: whether chats tell the prompt that they became, as ``verbose`` in a request does.
     - `shows_slots`: whether ``GET /slots`` tells what runs.
     """
 
@@ -30,4 +32,6 @@ class ServerSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     has_page: bool = True
     shows_slots: bool = False
+    pooling: str | None = None
+    is_verbose: bool = False
     body_timeout_s: float = 60.0
