@@ -72,7 +72,8 @@ class ThinkingSplitter:
             self._take(parts, kind, at)
             self._held = self._held[len(marker) :]
             return True
-        keep = next((n for n in range(len(marker) - 1, 0, -1) if marker.startswith(self._held[-n:])), 0)
+        longest = min(len(marker) - 1, len(self._held))
+        keep = next((n for n in range(longest, 0, -1) if marker.startswith(self._held[-n:])), 0)
         self._take(parts, kind, len(self._held) - keep)
         return False
 
