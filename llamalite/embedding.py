@@ -20,7 +20,8 @@ from llamalite.native.context import NativeContext
 from llamalite.native.context_options import POOLING, ContextOptions
 
 DEFAULT_POOLING = "mean"
-_MOST_TOKENS, _MOST_TEXTS = 2048, 64  # of one decode
+MOST_TOKENS = 2048  # of a text, and of one decode
+_MOST_TEXTS = 64  # of one decode
 
 
 def pooling_of(model: Model) -> str:
@@ -33,12 +34,13 @@ def pooling_of(model: Model) -> str:
 class Embedder:
     """Makes vectors with `model`, which stays loaded; close it, or use ``with``.
 
-    `max_tokens` is the longest text. Raises ``OutOfMemoryError`` if the context does not fit.
+    `max_tokens` is the longest text; a smaller one takes less memory. Raises ``OutOfMemoryError`` if the context does
+    not fit.
     """
 
-    def __init__(self, model: Model, pooling: str | None = None) -> None:
+    def __init__(self, model: Model, pooling: str | None = None, *, max_tokens: int = MOST_TOKENS) -> None:
         self.pooling = pooling or pooling_of(model)
-        self.max_tokens = min(_MOST_TOKENS, model.native.n_ctx_train)
+        self.max_tokens = min(max_tokens, MOST_TOKENS, model.native.n_ctx_train)
         options = ContextOptions(
             n_ctx=self.max_tokens,
             n_batch=self.max_tokens,

@@ -45,6 +45,7 @@ _MISSING = "llamalite serve needs the extra: pip install 'llamalite[serve]' (in 
               help="Seconds that running answers have after SIGTERM.")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]),
               help="How to make a text's vector. Default: as the model's file says, else mean.")  # fmt: skip
+@click.option("--no-think", is_flag=True, help="Answers without thinking, where the chat template can.")
 @click.option("--no-page", is_flag=True, help="No page to chat on at /.")
 @click.option("--open", "opens", is_flag=True, help="Open that page in a browser.")
 @click.option("--slots", is_flag=True, help="Tell at /slots what runs.")
@@ -91,6 +92,7 @@ def command(ctx: click.Context, /, models: tuple[str, ...], **options: Any) -> N
         sampling=chosen,
         has_page=not options["no_page"],
         shows_slots=options["slots"],
+        thinks=not options["no_think"],
         pooling=options["pooling"],
         is_verbose=ctx.obj["verbose"] > 1,
     )

@@ -55,7 +55,7 @@ class Conversation(SamplingFields):
             raise refusal("two messages of the assistant stand at the end: which one goes on?", param="messages")
         return is_answer and self.add_generation_prompt is None and len(self.messages) > 1
 
-    def prompt(self, model: Model) -> tuple[dict[str, Any], Calls | None]:
+    def prompt(self, model: Model, settings: ServerSettings) -> tuple[dict[str, Any], Calls | None]:
         """Return the arguments of `Model.render` and `Model.chat_tokens`, and which tools may be called."""
         tools = read_tools(self.tools or [])
         allowed, is_required = read_choice(self.tool_choice, [tool.name for tool in tools])
@@ -64,9 +64,8 @@ class Conversation(SamplingFields):
         messages = [message.model_dump(exclude_none=True) for message in self.messages]
         today = datetime.datetime.now()  # Llama 3's and Firefunction's templates tell the model the date
         variables: dict[str, Any] = {"date_string": today.strftime("%d %b %Y"), "datetime": today.strftime("%b %d %Y")}
+        variables["enable_thinking"] = settings.thinks if self.enable_thinking is None else self.enable_thinking
         variables |= self.chat_template_kwargs or {}
-        if self.enable_thinking is not None:
-            variables["enable_thinking"] = self.enable_thinking
         reserved = {"messages", "tools", "add_generation_prompt", "continue_final_message"} & set(variables)
         if reserved:
             raise refusal(f"chat_template_kwargs may not set {reserved.pop()}", param="chat_template_kwargs")
@@ -83,7 +82,7 @@ class Conversation(SamplingFields):
 
     def question(self, model: Model, settings: ServerSettings, max_tokens: int | None, **more: Any) -> Question:
         """Return the question to `model`; `more` are fields of `SamplingParams`."""
-        arguments, calls = self.prompt(model)
+        arguments, calls = self.prompt(model, settings)
         params = self.params(model, settings, **more)
         if calls is not None and (params.json_schema or params.grammar):
             raise refusal("tools and response_format exclude each other: give one", param="tools")

@@ -75,6 +75,8 @@ class CompletionRequest(SamplingFields):
         questions = []
         for prompt in self.prompts():
             ids = model.prompt_tokens(prompt)
+            if not ids:
+                raise refusal("prompt has no tokens: give some text", param="prompt")
             wanted = self.max_tokens if self.max_tokens is not None else 16
             one = params.replace(max_tokens=room_for(model, len(ids), wanted))
             questions += several(Question(ids, one), self.n or 1)

@@ -189,9 +189,9 @@ async def _encoded(
         except Exception as error:  # noqa: BLE001 - becomes an event
             body = error_body(as_http(error), anthropic=anthropic)
             notes(request.scope)["status"] = as_http(error).status_code
-            yield ServerSentEvent(json.dumps(body), event="error" if anthropic or named else None)
-        if not (anthropic or named):
-            yield ServerSentEvent(DONE)
+            yield ServerSentEvent(json.dumps(body), event="error" if named else None, sep="\n")
+        if not named:
+            yield ServerSentEvent(DONE, sep="\n")
         has_ended = True
     finally:
         if not has_ended:
@@ -209,7 +209,7 @@ async def _ended(first: asyncio.Future[dict[str, Any]], events: AsyncGenerator[d
 
 def _event(event: dict[str, Any], named: bool) -> ServerSentEvent:
     text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return ServerSentEvent(text, event=event["type"] if named else None)
+    return ServerSentEvent(text, event=event["type"] if named else None, sep="\n")
 
 
 def json_body(body: Any) -> Response:

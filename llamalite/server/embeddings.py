@@ -19,6 +19,7 @@ from llamalite.server.fields import Fields, read_body
 from llamalite.tool_calls.messages import joined_text
 
 _MAX_INPUTS = 2048
+_STEP = 512  # tokens by which the context for vectors grows
 
 
 class EmbeddingsRequest(Fields):
@@ -74,7 +75,8 @@ async def _answer(request: Request, asked: EmbeddingsRequest) -> dict[str, Any]:
         texts = await asyncio.to_thread(asked.inputs, model)
 
         def work() -> Any:
-            with Embedder(model, serving.settings.pooling) as embedder:
+            longest = -(-max(map(len, texts)) // _STEP) * _STEP
+            with Embedder(model, serving.settings.pooling, max_tokens=longest) as embedder:
                 return embedder.embed(texts)
 
         vectors = await asyncio.to_thread(work)

@@ -140,7 +140,7 @@ async def count_message_tokens(request: Request) -> Response:
     async with serving_of(request).use(request, asked.model) as served:
 
         def count() -> int:
-            arguments, _ = asked.conversation().prompt(served.loaded)
+            arguments, _ = asked.conversation().prompt(served.loaded, serving_of(request).settings)
             return len(served.loaded.chat_tokens(**arguments))
 
         return json_body({"input_tokens": await asyncio.to_thread(count)})

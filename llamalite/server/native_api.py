@@ -51,6 +51,8 @@ class NativeRequest(SamplingFields):
         params = self.sampling(model, settings.sampling, logprobs=self.n_probs or None)
         given = self.n_predict if self.n_predict is not None else self.max_tokens
         wanted = given if given is not None else params.max_tokens
+        if self.prompt == []:
+            raise refusal("prompt is empty: give a text, or token ids", param="prompt")
         questions = []
         for prompt in _prompts(self.prompt):
             ids = _tokens(model, prompt)

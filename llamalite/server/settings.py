@@ -21,6 +21,7 @@ class ServerSettings:
     - `sampling`: fields of `SamplingParams` that hold where a request and the model's file say nothing.
     - `has_page`: whether ``GET /`` is a page to chat on.
     - `pooling`: how a text's vector comes from its tokens'; None is as the model's file says.
+    - `thinks`: whether models that can think aloud do, where a request does not say.
     - `is_verbose`: whether chats tell the prompt that they became, as ``verbose`` in a request does.
     - `shows_slots`: whether ``GET /slots`` tells what runs.
     """
@@ -33,5 +34,6 @@ class ServerSettings:
     has_page: bool = True
     shows_slots: bool = False
     pooling: str | None = None
+    thinks: bool = True
     is_verbose: bool = False
     body_timeout_s: float = 60.0

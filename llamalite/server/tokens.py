@@ -70,7 +70,7 @@ async def apply_template(request: Request) -> Response:
     """Return the prompt that a conversation becomes."""
     asked = await read_body(request, TemplateRequest)
     async with serving_of(request).use(request, asked.model) as served:
-        arguments, _ = await asyncio.to_thread(asked.prompt, served.loaded)
+        arguments, _ = await asyncio.to_thread(asked.prompt, served.loaded, serving_of(request).settings)
         return json_body({"prompt": await asyncio.to_thread(lambda: served.loaded.render(**arguments))})
 
 
@@ -78,7 +78,7 @@ async def count_tokens(request: Request) -> Response:
     """Return how many tokens the prompt of a conversation has."""
     asked = await read_body(request, TemplateRequest)
     async with serving_of(request).use(request, asked.model) as served:
-        arguments, _ = await asyncio.to_thread(asked.prompt, served.loaded)
+        arguments, _ = await asyncio.to_thread(asked.prompt, served.loaded, serving_of(request).settings)
         ids = await asyncio.to_thread(lambda: served.loaded.chat_tokens(**arguments))
         return json_body({"object": "response.input_tokens", "input_tokens": len(ids)})
 

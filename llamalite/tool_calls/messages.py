@@ -48,8 +48,8 @@ def _message(at: str, message: Mapping[str, Any], form: CallFormat) -> dict[str,
     calls = read.pop("tool_calls", None)
     if calls:
         read["tool_calls"] = [_call(f"{at}.tool_calls[{i}]", call, form) for i, call in enumerate(calls)]
-    elif role == "assistant":
-        read.setdefault("content", "")
+    if role == "assistant":
+        read.setdefault("content", "")  # templates ask for it though a call has none
     if "tool_call_id" in read:
         read["tool_call_id"] = _id(read["tool_call_id"], form)
     return read
