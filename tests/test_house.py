@@ -92,7 +92,16 @@ def test_the_design_names_every_room_and_the_files_of_the_large_ones(root: Path)
     names = {
         part[-1]
         for part in parts
-        if len(part) == 1 or part[0] in {"converters", "evaluation", "generation", "native", "server", "tool_calls"}
+        if len(part) == 1
+        or part[0]
+        in {
+            "converters",
+            "evaluation",
+            "generation",
+            "native",
+            "server",
+            "tool_calls",
+        }
     }
     assert not {name for name in names if f"`{name}`" not in design and f"`{name}/`" not in design}
 

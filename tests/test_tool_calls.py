@@ -251,11 +251,11 @@ class Scripted:
 
 def test_a_call_that_the_model_begins_goes_on_under_the_grammar() -> None:
     pytest.importorskip("starlette", reason="needs the extra `serve`: pip install '.[serve]'")
-    from llamalite.server.answering import Calls, Question, answer
+    from llamalite.server.answering import AnswerRequest, Calls, answer
 
     called = '\n{"name": "now", "arguments": {}}\n</tool_call>'
     model = Scripted("Let me see. <tool_call> what was it? never read", called)
-    question = Question(list(b"Q:"), SamplingParams(), Calls(call_format(None), TOOLS))
+    question = AnswerRequest(list(b"Q:"), SamplingParams(), Calls(call_format(None), TOOLS))
 
     async def ask() -> list[Any]:
         return [part async for part in answer(model, question)]  # type: ignore[arg-type]
@@ -274,10 +274,10 @@ def test_a_call_that_the_model_begins_goes_on_under_the_grammar() -> None:
 
 def test_a_text_without_a_call_is_passed_on() -> None:
     pytest.importorskip("starlette", reason="needs the extra `serve`: pip install '.[serve]'")
-    from llamalite.server.answering import Calls, Question, answer
+    from llamalite.server.answering import AnswerRequest, Calls, answer
 
     model = Scripted("No <tool here.")
-    question = Question(list(b"Q:"), SamplingParams(), Calls(call_format(None), TOOLS))
+    question = AnswerRequest(list(b"Q:"), SamplingParams(), Calls(call_format(None), TOOLS))
 
     async def ask() -> list[Any]:
         return [part async for part in answer(model, question)]  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ _MISSING = "llamalite serve needs the extra: pip install 'llamalite[serve]' (in 
 @click.option("--alias", multiple=True, metavar="NAME", help="Another name for the model; * answers to every name.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of ORIGIN may ask; * is all. Repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name by which a proxy addresses this server.")
-@click.option("--grace", type=_options.Number(0), default=30.0, show_default=True, metavar="S",
+@click.option("--grace", type=_options.Number(0, 86400), default=30.0, show_default=True, metavar="S",
               help="Seconds that running answers have after SIGTERM.")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]),
               help="How to make a text's vector. Default: as the model's file says, else mean.")  # fmt: skip

@@ -1,6 +1,6 @@
 """A question to a model → the parts of its answer as they come: text, thoughts, and calls of tools.
 
-    question = Question(prompt_ids, params, calls=Calls(form, tools, is_required=False, parallel=True))
+    question = AnswerRequest(prompt_ids, params, calls=Calls(form, tools, is_required=False, parallel=True))
     async for part in answer(model, question):
         part.text, part.reasoning, part.calls, part.finish_reason
 
@@ -38,7 +38,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Question:
+class AnswerRequest:
     """A prompt and how to answer it; `has_open_thinking` says that the prompt ends with the thinking's marker."""
 
     prompt: list[int]
@@ -70,7 +70,7 @@ def reason_of(piece: Piece) -> FinishedBy:
     return "stop" if piece.finish_reason == "stop" else "length"
 
 
-async def answer(model: Model, question: Question) -> AsyncGenerator[Part, None]:
+async def answer(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, None]:
     """Yield the parts of the answer; closing this generator ends the generation."""
     if question.calls is not None and question.calls.is_required:
         ids = list(question.prompt)
@@ -84,7 +84,7 @@ async def answer(model: Model, question: Question) -> AsyncGenerator[Part, None]
             yield part
 
 
-async def _free(model: Model, question: Question) -> AsyncGenerator[Part, None]:
+async def _free(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, None]:
     reader = _Reader(model, question)
     async with _stream(model, question.prompt, question.params) as pieces:
         async for piece in pieces:
@@ -111,7 +111,7 @@ async def _free(model: Model, question: Question) -> AsyncGenerator[Part, None]:
 
 
 async def _calls(
-    model: Model, question: Question, calls: Calls, prompt: list[int], n_before: int
+    model: Model, question: AnswerRequest, calls: Calls, prompt: list[int], n_before: int
 ) -> AsyncGenerator[Part, None]:
     """Yield calls, which follow `prompt`; the answer has `n_before` tokens already."""
     ids = prompt + _spelled(model, calls.form.opening)
@@ -155,7 +155,7 @@ def _spelled(model: Model, text: str) -> list[int]:
 class _Reader:
     """Reads pieces as text and thoughts, and finds where a call begins."""
 
-    def __init__(self, model: Model, question: Question) -> None:
+    def __init__(self, model: Model, question: AnswerRequest) -> None:
         calls, thinking = question.calls, question.thinking
         self._model, self._calls = model, calls
         wanted = set(calls.form.markers if calls else ())

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llamalite._version import __version__
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
-from llamalite.server.answering import Part, Question
+from llamalite.server.answering import AnswerRequest, Part
 from llamalite.server.chatting import Conversation, several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
 from llamalite.server.errors import refusal
@@ -83,10 +83,10 @@ async def chat_completions(request: Request) -> Response:
     return json_body(await while_listening(request, _whole(request, asked)))
 
 
-async def _questions(request: Request, model: Model, asked: ChatRequest) -> list[Question]:
+async def _questions(request: Request, model: Model, asked: ChatRequest) -> list[AnswerRequest]:
     settings = serving_of(request).settings
 
-    def build() -> list[Question]:
+    def build() -> list[AnswerRequest]:
         question = asked.question(model, settings, asked.most_tokens, logprobs=asked.n_logprobs)
         return several(question, asked.n or 1)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
-from llamalite.server.answering import Calls, Question
+from llamalite.server.answering import AnswerRequest, Calls
 from llamalite.server.errors import refusal
 from llamalite.server.fields import Fields, ResponseFormat, SamplingFields, room_for
 from llamalite.server.settings import ServerSettings
@@ -80,7 +80,7 @@ class Conversation(SamplingFields):
         callable_tools = [tool for tool in tools if tool.name in allowed]
         return arguments, Calls(form, callable_tools, is_required, self.parallel_tool_calls is not False)
 
-    def question(self, model: Model, settings: ServerSettings, max_tokens: int | None, **more: Any) -> Question:
+    def question(self, model: Model, settings: ServerSettings, max_tokens: int | None, **more: Any) -> AnswerRequest:
         """Return the question to `model`; `more` are fields of `SamplingParams`."""
         arguments, calls = self.prompt(model, settings)
         params = self.params(model, settings, **more)
@@ -93,7 +93,7 @@ class Conversation(SamplingFields):
         has_open = thinking is not None and (
             model.detokenize(ids[-16:], special=True).rstrip().endswith(thinking.opening)
         )
-        return Question(ids, params, calls, thinking, has_open)
+        return AnswerRequest(ids, params, calls, thinking, has_open)
 
     def params(self, model: Model, settings: ServerSettings, **more: Any) -> SamplingParams:
         """Return how to choose tokens."""
@@ -105,7 +105,7 @@ class Conversation(SamplingFields):
         return self.sampling(model, settings.sampling, **more)
 
 
-def several(question: Question, n: int) -> list[Question]:
+def several(question: AnswerRequest, n: int) -> list[AnswerRequest]:
     """Return `n` questions with one prompt; a seed that was given becomes one for each."""
     seed = question.params.seed
     if n == 1 or seed is None:

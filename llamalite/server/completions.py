@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from llamalite.generation.completion import Totals
 from llamalite.model import Model
-from llamalite.server.answering import Part, Question
+from llamalite.server.answering import AnswerRequest, Part
 from llamalite.server.chat import FINGERPRINT, StreamOptions
 from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
@@ -66,7 +66,7 @@ class CompletionRequest(SamplingFields):
             raise refusal("prompt is empty: give a text, or token ids", param="prompt")
         return [one for one in self.prompt if not isinstance(one, int)]
 
-    def questions(self, model: Model, settings: ServerSettings) -> list[Question]:
+    def questions(self, model: Model, settings: ServerSettings) -> list[AnswerRequest]:
         """Return a question for each answer."""
         more: dict[str, Any] = {"logprobs": self.logprobs}
         if self.response_format and (schema := self.response_format.schema_to_match()) is not None:
@@ -79,7 +79,7 @@ class CompletionRequest(SamplingFields):
                 raise refusal("prompt has no tokens: give some text", param="prompt")
             wanted = self.max_tokens if self.max_tokens is not None else 16
             one = params.replace(max_tokens=room_for(model, len(ids), wanted))
-            questions += several(Question(ids, one), self.n or 1)
+            questions += several(AnswerRequest(ids, one), self.n or 1)
         return questions
 
 
@@ -95,7 +95,7 @@ async def completions(request: Request) -> Response:
 class _Choice:
     """One answer as it is put together, with its log-probabilities in the shape of this protocol."""
 
-    def __init__(self, model: Model, asked: CompletionRequest, question: Question) -> None:
+    def __init__(self, model: Model, asked: CompletionRequest, question: AnswerRequest) -> None:
         self._model, self._has_logprobs = model, asked.logprobs is not None
         self.text, self.finish_reason = "", None
         self.totals: Totals | None = None

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from llamalite.errors import GenerationCancelled
 from llamalite.model import Model
 from llamalite.server.access_log import CLIENT_GONE, notes
-from llamalite.server.answering import Part, Question, answer
+from llamalite.server.answering import AnswerRequest, Part, answer
 from llamalite.server.errors import as_http, error_body
 from llamalite.server.metrics import Metrics
 from llamalite.server.models import ModelPool, ServedModel
@@ -54,13 +54,13 @@ class Serving:
             yield served
 
     async def answers(
-        self, request: Request, model: Model, questions: Sequence[Question]
+        self, request: Request, model: Model, questions: Sequence[AnswerRequest]
     ) -> AsyncGenerator[tuple[int, Part], None]:
         """Yield the parts of the answers to `questions`, which the model answers at once, each with its index."""
         parts: asyncio.Queue[tuple[int, Part | None] | BaseException] = asyncio.Queue(maxsize=64)
         turn = asyncio.Semaphore(self.settings.n_parallel)  # one request never fills the queue alone
 
-        async def work(index: int, question: Question) -> None:
+        async def work(index: int, question: AnswerRequest) -> None:
             try:
                 async with turn:
                     await self._answer(request, model, index, question, parts)
@@ -93,7 +93,7 @@ class Serving:
         request: Request,
         model: Model,
         index: int,
-        question: Question,
+        question: AnswerRequest,
         parts: asyncio.Queue[tuple[int, Part | None] | BaseException],
     ) -> None:
         self.metrics.begun()

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
-from llamalite.server.answering import Part, Question
+from llamalite.server.answering import AnswerRequest, Part
 from llamalite.server.chat import scored_token
 from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
@@ -44,7 +44,7 @@ class NativeRequest(SamplingFields):
     return_tokens: bool = False
     response_fields: list[str] = Field(default_factory=list)
 
-    def questions(self, model: Model, settings: ServerSettings) -> list[Question]:
+    def questions(self, model: Model, settings: ServerSettings) -> list[AnswerRequest]:
         """Return a question for each answer."""
         if self.post_sampling_probs:
             raise refusal("post_sampling_probs is not supported: n_probs are the model's own", param="n_probs")
@@ -57,7 +57,7 @@ class NativeRequest(SamplingFields):
         for prompt in _prompts(self.prompt):
             ids = _tokens(model, prompt)
             one = params.replace(max_tokens=room_for(model, len(ids), wanted))
-            questions += several(Question(ids, one), self.n_cmpl)
+            questions += several(AnswerRequest(ids, one), self.n_cmpl)
         if len(questions) > _MAX_PROMPTS:
             raise refusal(f"prompt asks for more than {_MAX_PROMPTS} answers", param="prompt")
         return questions
@@ -100,7 +100,7 @@ async def native_completion(request: Request) -> Response:
 class _Reply:
     """One answer in the shape of this protocol."""
 
-    def __init__(self, served: ServedModel, asked: NativeRequest, question: Question, index: int) -> None:
+    def __init__(self, served: ServedModel, asked: NativeRequest, question: AnswerRequest, index: int) -> None:
         self._served, self._asked, self._question, self._index = served, asked, question, index
         self._text = ""
         self._tokens: list[int] = []
