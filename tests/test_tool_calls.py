@@ -192,7 +192,7 @@ def test_tools_and_choices_are_checked() -> None:
 
 def test_messages_become_what_templates_read() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": '{"a": 1}'}}
-    history = [
+    history: list[dict[str, Any]] = [
         {"role": "developer", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "3"},
@@ -292,7 +292,7 @@ def test_real_templates_are_recognised_and_render_the_round_trip(shared: Path, m
     from llamalite.templates import ChatTemplate
 
     families = {"Hermes-3": "hermes", "Llama-3": "llama3", "Mistral-Nemo": "mistral"}
-    history = [
+    history: list[dict[str, Any]] = [
         {"role": "user", "content": "The weather?"},
         {
             "role": "assistant",
