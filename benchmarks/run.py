@@ -125,22 +125,14 @@ def measure_compare(on: Bench) -> Iterator[Figure]:
 
 def measure_startup(on: Bench) -> Iterator[Figure]:
     """Yield the CPU time of the help text, and the time from the start of a process to its first token."""
-    mine, pass_ = [str(word) for word in bench.llamalite()], [sys.executable, "-c", "pass"]
+    pass_ = [sys.executable, "-c", "pass"]
     times = bench.in_turns(
         5 * on.n_pairs(3),
-        lambda: bench.process([*mine, "--help"]).cpu_s,  # to the microsecond, unlike os.times
+        lambda: bench.process(bench.llamalite("--help")).cpu_s,  # to the microsecond, unlike os.times
         lambda: bench.process(pass_).cpu_s,
     )
     yield Figure("llamalite --help", "python -c pass", "s of CPU", *times)
-    model, prompt = str(on.model("Q4_K_M")), startup.PROMPT
-    asked = ["-n", "1", "--temp", "0"]
-    tool = str(on.peers.program("llama-completion"))
-    theirs = [tool, "-m", model, "-p", prompt, "-no-cnv", "--no-display-prompt", "-t", str(on.n_threads), *asked]
-    ours = [*mine, "run", model, prompt, "--raw", "--threads", str(on.n_threads), *asked]
-    times = bench.in_turns(
-        on.n_pairs(5), lambda: startup.seconds(ours)[0], lambda: startup.seconds(theirs)[0], "first token"
-    )
-    yield Figure("the first token of a process", "llama-completion", "s", *times)
+    yield startup.first_token(on.model("Q4_K_M"), on.peers, on.n_pairs(5), on.n_threads)
 
 
 def measure_types(on: Bench) -> Iterator[Figure]:

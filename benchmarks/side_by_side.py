@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LOWER_IS_BETTER = {"s", "s of CPU", "MiB", "ns a weight"}
+LOWER_IS_BETTER = {"s", "s of CPU", "MiB", "ns a weight", "tokens"}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Peers:
 
     pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36 && tar xf llama_cpp_python-*.tar.gz
     cd llama_cpp_python-*/vendor/llama.cpp && cmake -B build
-    cmake --build build --target llama-quantize llama-bench llama-completion llama-perplexity
+    cmake --build build --target llama-quantize llama-bench llama-completion llama-perplexity llama-server
     """
 
     source: Path

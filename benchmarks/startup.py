@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import side_by_side as bench
+
 PROMPT = "Once upon a time"
 
 
@@ -39,6 +41,17 @@ def seconds(command: list[str]) -> tuple[float, float]:
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return first, spent
+
+
+def first_token(model: Path, peers: bench.Peers, pairs: int, n_threads: int) -> bench.Figure:
+    """Return the time from the start of a process to its first token, against llama-completion's."""
+    asked = ["-n", "1", "--temp", "0"]
+    tool = str(peers.program("llama-completion"))
+    theirs = [tool, "-m", str(model), "-p", PROMPT, "-no-cnv", "--no-display-prompt", "-t", str(n_threads), *asked]
+    words = bench.llamalite("run", model, PROMPT, "--raw", "--threads", n_threads, *asked)
+    ours = [str(word) for word in words]
+    times = bench.in_turns(pairs, lambda: seconds(ours)[0], lambda: seconds(theirs)[0], "first token")
+    return bench.Figure("the first token of a process", "llama-completion", "s", *times)
 
 
 def compare(ours: list[str], theirs: list[str], runs: int) -> None:

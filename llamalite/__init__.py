@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llamalite.generation.completion import Completion as Completion
     from llamalite.generation.completion import Piece as Piece
     from llamalite.generation.completion import Totals as Totals
-    from llamalite.generation.engine import Stream as Stream
+    from llamalite.generation.request import Stream as Stream
     from llamalite.model import Model as Model
     from llamalite.model_options import ModelOptions as ModelOptions
     from llamalite.native.lora import LoraAdapter as LoraAdapter
@@ -52,7 +52,7 @@ _MODULE_OF = {
     "PerplexityResult": "llamalite.evaluation.perplexity",
     "Piece": "llamalite.generation.completion",
     "SamplingParams": "llamalite.sampling",
-    "Stream": "llamalite.generation.engine",
+    "Stream": "llamalite.generation.request",
     "Totals": "llamalite.generation.completion",
     "compare": "llamalite.evaluation.comparison",
     "convert": "llamalite.converters",

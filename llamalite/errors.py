@@ -15,6 +15,7 @@
     ├── OutOfMemoryError           raised before allocating, with the numbers
     ├── TemplateError              a chat template that cannot be rendered
     ├── ContextOverflowError       more tokens than the context holds
+    ├── QueueFullError             more generations than may wait
     ├── GenerationCancelled        a generation or measurement that was stopped
     └── EvaluationError            a measurement that cannot be made
 
@@ -83,6 +84,17 @@ class TemplateError(LlamaliteError):
 
 class ContextOverflowError(LlamaliteError):
     """A prompt and an answer that together need more tokens than the context holds."""
+
+
+class QueueFullError(LlamaliteError):
+    """A generation that was not even queued, since `n_waiting` others wait already."""
+
+    def __init__(self, n_waiting: int, max_queue: int) -> None:
+        super().__init__(
+            f"{n_waiting} generations wait already, and max_queue is {max_queue}: try again later, or load the model "
+            "with a larger max_queue or n_parallel"
+        )
+        self.n_waiting = n_waiting
 
 
 class GenerationCancelled(LlamaliteError):  # noqa: N818 - not an error: the caller wanted it

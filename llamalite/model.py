@@ -6,34 +6,35 @@
         print(model.generate([{"role": "user", "content": "Why is the sky blue?"}]).text)
 
 A prompt is a text to continue, a list of chat messages (to which the file's chat template is applied), or token ids.
-Threads take turns on one model; two models run side by side. The context keeps what it has read, so that the common
-beginning of the next prompt is not read again.
+Generations that threads and tasks start at the same time are computed together, a token of each in one pass over the
+weights; two models run side by side. The context keeps what it has read, so that what a prompt has in common with an
+earlier one is not read again.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 import os
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamalite import hardware, store
-from llamalite.errors import ContextOverflowError, LlamaliteError
+from llamalite.errors import LlamaliteError
 from llamalite.generation import batch, session_file
 from llamalite.generation.completion import Completion, Piece
-from llamalite.generation.engine import Engine, Stream
+from llamalite.generation.engine import Engine, Limits
 from llamalite.generation.prompts import Message, Prompt, Prompts
+from llamalite.generation.request import Deliver, GenerationRequest, Stream, pieces
+from llamalite.generation.sessions import restore, saved
 from llamalite.generation.speculation import open_draft_model, speculator_factory
 from llamalite.gguf_check import check_adapter, checked_header
-from llamalite.model_options import ModelOptions, context_options
+from llamalite.model_options import DEFAULT_PARALLEL, MAX_PARALLEL, ModelOptions, check_whole, context_options
 from llamalite.native.context import NativeContext
-from llamalite.native.context_options import ContextOptions
 from llamalite.native.devices import offload
 from llamalite.native.library import version
-from llamalite.native.lora import lora_adapters
+from llamalite.native.lora import LoraAdapter, lora_adapters
 from llamalite.native.model import NativeModel
 from llamalite.native.sampler import NativeSampler
 from llamalite.sampling import SamplingParams
@@ -85,8 +86,9 @@ class Model:
             kv_type="F32" if options.exact else options.kv_type,
             flash_attn=bool(options.flash_attn) and not options.exact,
             draft=draft_header,
+            n_parallel=options.n_parallel or 1,
         )
-        if n_ctx > self._header.n_ctx_train:
+        if (options.n_ctx or 0) > self._header.n_ctx_train:
             warning = "%s was trained for %d tokens, fewer than n_ctx: answers get worse beyond"
             _logger.warning(warning, self.path.name, self._header.n_ctx_train)
         native = NativeModel(
@@ -96,7 +98,11 @@ class Model:
             if not native.has_decoder or native.has_encoder:
                 raise LlamaliteError(f"{self.path.name} is an encoder ({native.desc}): it does not generate text")
             options = options.replace(n_threads=options.n_threads or hardware.physical_cores())
-            self._context = NativeContext(native, context_options(options, n_ctx))
+            n_parallel = options.n_parallel
+            if n_parallel is None:
+                n_parallel = 1 if options.exact or native.is_recurrent else DEFAULT_PARALLEL
+            self._context = NativeContext(native, context_options(options, n_ctx, n_parallel))
+            self._adapters = adapters
             if adapters:
                 self._context.set_lora(adapters)
             draft = None
@@ -113,8 +119,14 @@ class Model:
             self._sampler,
             make_speculator=speculator_factory(native, draft),
             can_rewind=not native.is_recurrent,
-            # GPU backends other than Metal never check the abort flag, so each decode must be short enough to wait for.
-            prompt_step=None if n_gpu_layers == 0 else self._context.n_ubatch,
+            limits=Limits(
+                n_parallel=n_parallel,
+                max_queue=options.max_queue,
+                n_ctx=None if options.n_ctx else self._header.n_ctx_train,
+                # GPU backends other than Metal never check the abort flag: each decode has to be short.
+                prompt_step=None if n_gpu_layers == 0 else self._context.n_ubatch,
+            ),
+            use_adapters=self._use_adapters,
             thread=native.thread,
         )
         self._prompts = Prompts(native, options.chat_template)
@@ -147,12 +159,17 @@ class Model:
     @property
     def n_ctx(self) -> int:
         """How many tokens one conversation may have, prompt and answer together."""
-        return self._context.n_ctx_seq
+        return self._engine.n_ctx
+
+    @property
+    def n_parallel(self) -> int:
+        """How many generations are computed together at most."""
+        return self._engine.n_parallel
 
     @property
     def n_held(self) -> int:
-        """How many tokens the context holds now."""
-        return len(self._engine.cache.held)
+        """How many tokens the context holds now; those that several conversations begin with count once."""
+        return self._engine.cache.n_used
 
     @property
     def n_threads(self) -> int:
@@ -161,8 +178,18 @@ class Model:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a generation or a batch is running, which `cancel` would end."""
-        return self._engine.is_busy
+        """Whether a generation is running or waits, which `cancel` would end."""
+        return self.n_running + self.n_waiting > 0
+
+    @property
+    def n_running(self) -> int:
+        """How many generations are being computed."""
+        return len(self._engine.schedule.running)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many generations wait until there is room for them."""
+        return self._engine.schedule.n_waiting
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -222,9 +249,23 @@ class Model:
             params = params.replace(json_schema=None, grammar=grammar_of(params.json_schema))
         return NativeSampler(self.native, params, prompt=prompt)
 
+    def _use_adapters(self, scales: Hashable) -> None:
+        """Decode with other scales of the model's LoRA adapters from now on; None is their own."""
+        scaled = self._adapters
+        if isinstance(scales, tuple):
+            scaled = [LoraAdapter(adapter.path, scale) for adapter, scale in zip(scaled, scales, strict=True)]
+        self._context.set_lora(scaled)
+
+    def _scales(self, params: SamplingParams) -> tuple[float, ...] | None:
+        scales = params.lora_scales
+        if scales is not None and len(scales) != len(self._adapters):
+            raise ValueError(f"lora_scales has {len(scales)} numbers, and the model has {len(self._adapters)} adapters")
+        return None if scales is None else tuple(scales)
+
     def validate(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raise what `stream` would raise for these tokens and parameters, without computing anything."""
         self._engine.check_room(len(prompt), params)
+        self._scales(params)
         self._sampler(params, prompt).close()
 
     def stream(
@@ -234,9 +275,11 @@ class Model:
 
         `options` are fields of `SamplingParams`; they replace those of `params`, or of `defaults` if there are none.
         ``ValueError`` and ``ContextOverflowError`` are raised here; nothing is computed before the first piece is asked
-        for.
+        for, which raises ``QueueFullError`` when `max_queue` others wait. From then on the answer is computed, beside
+        others, whether or not its pieces are asked for.
         """
-        return self._engine.stream(self.prompt_tokens(prompt), (params or self.defaults).replace(**options))
+        params = (params or self.defaults).replace(**options)
+        return self._engine.stream(self.prompt_tokens(prompt), params, self._scales(params))
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingKeywords]
@@ -248,33 +291,15 @@ class Model:
     async def astream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingKeywords]
     ) -> AsyncIterator[Piece]:
-        """`stream` for asyncio, computed in another thread; cancelling the task ends the generation."""
-        import asyncio  # here, because it is a third of this module's import time
+        """`stream` for asyncio; cancelling the task, or closing the iterator, ends the generation."""
 
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | BaseException | None]()
-        stream = await asyncio.to_thread(self.stream, prompt, params, **options)
+        def make_request(deliver: Deliver) -> GenerationRequest:
+            chosen = (params or self.defaults).replace(**options)
+            return self._engine.request(self.prompt_tokens(prompt), chosen, deliver, self._scales(chosen))
 
-        def hand_over(item: Piece | BaseException | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        def work() -> None:
-            try:
-                for piece in stream:
-                    hand_over(piece)
-                hand_over(None)
-            except RuntimeError:  # the event loop is closed
-                stream.close()
-            except BaseException as error:  # noqa: BLE001 - raised again in the task
-                hand_over(error)
-
-        threading.Thread(target=work, name="llamalite-astream", daemon=True).start()
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stream.cancel()
+        async with contextlib.aclosing(pieces(self._engine.submit, make_request)) as stream:
+            async for piece in stream:
+                yield piece
 
     async def agenerate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingKeywords]
@@ -288,56 +313,38 @@ class Model:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        parallel: int = 16,
+        parallel: int | None = None,
         on_completion: OnCompletion | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[Completion]:
         """Answer `prompts`, up to `parallel` of them at once, and return the completions in the prompts' order.
 
-        `params` is one object for all prompts, or a list with one for each; `options` replace their fields. The
-        prompts' common prefix is read once, and the next prompt starts as soon as an answer ends. `on_completion` is
-        called with each prompt's index and completion as it finishes. llama.cpp's kernels are not batch-invariant: at a
-        near tie, a greedy answer may differ from that of a single run. With `reproducible`, prompts run one by one.
+        `params` is one object for all prompts, or a list with one for each; `options` replace their fields. At most
+        `n_parallel` are computed together, which is also the default, and the next prompt is queued as soon as an
+        answer ends, behind other callers' prompts. `on_completion` is called with each prompt's index and completion as
+        it finishes. llama.cpp's kernels are not batch-invariant: at a near tie, a greedy answer may differ from that of
+        a single run. With `reproducible`, prompts run one by one. Raises what `stream` raises, with the prompt's index,
+        before anything is computed.
         """
-        if not 1 <= parallel <= batch.MAX_PARALLEL:
-            raise ValueError(f"parallel must lie in 1..{batch.MAX_PARALLEL}, found {parallel}")
+        if parallel is not None:
+            check_whole("parallel", parallel, 1, MAX_PARALLEL)
         all_params = [params or self.defaults] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(all_params) != len(prompts):
             raise ValueError(
                 f"{len(prompts)} prompts have {len(all_params)} parameters: give one for each, or one for all"
             )
-        with self.native.in_use():
-            jobs = [
-                batch.Job(number, self.prompt_tokens(prompt), prompt_params.replace(**options))
-                for number, (prompt, prompt_params) in enumerate(zip(prompts, all_params, strict=True))
-            ]
-            for job in jobs:
+        jobs = []
+        for number, (prompt, prompt_params) in enumerate(zip(prompts, all_params, strict=True)):
+            prompt_params = prompt_params.replace(**options)
+            try:
+                job = batch.Job(self.prompt_tokens(prompt), prompt_params, self._scales(prompt_params))
                 self.validate(job.prompt, job.params)
-            if not jobs:
-                return []
-            if any(job.params.reproducible for job in jobs):
-                return batch.one_by_one(self._engine, jobs, on_completion)
-            n_slots = min(parallel, len(jobs))
-            with self._batch_context(batch.cells_needed(jobs, n_slots, self.n_ctx), n_slots + 1) as context:
-                return batch.Batch(self._engine, context, n_slots=n_slots).run(jobs, on_completion)
-
-    def _batch_context(self, n_cells: int, n_seq_max: int) -> NativeContext:
-        """Return a unified context of `n_cells` tokens, or of as many as memory allows, but at least `n_ctx`."""
-        own_options = self._context.options
-        if self._n_gpu_layers == 0:
-            at_4096, at_8192 = (
-                hardware.memory_needed(self._header, n_ctx=n_ctx, kv_type=own_options.kv_type) for n_ctx in (4096, 8192)
-            )
-            per_token = max(1, (at_8192.kv_bytes - at_4096.kv_bytes) // 4096)
-            n_cells = min(n_cells, max(self.n_ctx, hardware.free_memory_bytes() * 3 // 4 // per_token))
-        options = dataclasses.replace(
-            own_options,
-            n_ctx=max(n_cells, n_seq_max),
-            n_batch=ContextOptions.n_batch,
-            n_seq_max=n_seq_max,
-            kv_unified=True,
-        )
-        return self.native.thread.run(lambda: NativeContext(self.native, options), lambda: None)
+            except (ValueError, LlamaliteError) as error:
+                error.args = (f"prompt {number}: {error}",)
+                raise
+            jobs.append(job)
+        parallel = min(parallel or self.n_parallel, self.n_parallel)
+        return batch.run_batch(self._engine, jobs, parallel=parallel, on_completion=on_completion)
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -350,60 +357,50 @@ class Model:
             "version": version(),
         }
 
-    def save_session(self, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None) -> None:
-        """Write what the context holds to `path`, for `load_session`, together with `extra`, which must be JSON."""
-        with self._engine.turn():
-            facts = self._session_facts() | {"extra": dict(extra or {})}
-            saved = session_file.SavedSession(facts, list(self._engine.cache.held), self._context.state(0))
-        session_file.write(Path(path), saved)
+    def save_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokens: Sequence[int] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a conversation as the context holds it to `path`, for `load_session`.
+
+        It is the one that begins like `tokens`, as far as it does, or without them the one whose generation ended last.
+        `extra` is kept with it, and must be JSON.
+        """
+        facts = self._session_facts() | {"extra": dict(extra or {})}
+        session_file.write(
+            Path(path), self._engine.call(lambda: saved(self._engine.cache, self._context, tokens, facts))
+        )
 
     def load_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Make the context hold what `save_session` wrote, and return its `extra`.
+        """Add to the context what `save_session` wrote, and return its `extra`.
 
         Raises ``LlamaliteError`` for a file that is damaged, or of another model, cache type or llama.cpp version, and
-        ``ContextOverflowError`` for one that is too large for this context. The context is then as it was before, or
-        empty if the file was forged, that is, if its digest is right and its content is not.
+        ``ContextOverflowError`` for one for which there is no room. If the file was forged, that is, if its digest is
+        right and its content is not, the context is empty afterwards; generations that run read their tokens again.
         """
-        saved = session_file.read(Path(path), self._session_facts())
-        if len(saved.tokens) > self.n_ctx:
-            raise ContextOverflowError(
-                f"{path} holds {len(saved.tokens)} tokens, and the context has room for {self.n_ctx}: load the model "
-                "with a larger n_ctx"
-            )
-        with self._engine.turn():
-            cache = self._engine.cache
-            cache.clear()
-            try:
-                self.native.check_tokens(saved.tokens)
-                if saved.tokens:
-                    self._context.set_state(0, saved.state)
-                first, last = self._context.seq_pos_min(0), self._context.seq_pos_max(0)
-                if last != len(saved.tokens) - 1 or (saved.tokens and first < 0):
-                    raise LlamaliteError(f"it goes from position {first} to {last}")
-            except (LlamaliteError, ValueError) as error:  # a forged file, since its digest is right
-                cache.clear()
-                what = f"the state of its {len(saved.tokens)} tokens ({error})"
-                raise LlamaliteError(f"{path} does not hold {what}: begin a new session") from None
-            cache.held = saved.tokens
-        extra = saved.facts.get("extra")
+        session = session_file.read(Path(path), self._session_facts())
+        self._engine.call(lambda: restore(self._engine, self._context, session, Path(path)))
+        extra = session.facts.get("extra")
         return extra if isinstance(extra, dict) else {}
 
     def cancel(self) -> None:
-        """End the running generation or batch within moments, from any thread; the context keeps what was read."""
+        """End all generations within moments, those that wait too, from any thread; the context keeps what was read."""
         self._engine.cancel()
 
     def clear(self) -> None:
-        """Empty the context."""
-        with self._engine.turn():
-            self._engine.cache.clear()
+        """Forget everything that no running generation needs."""
+        self._engine.call(self._engine.cache.clear)
 
     def close(self) -> None:
-        """End what is running or waiting for its turn, and free the memory; closing twice does nothing."""
+        """End what is running or waits, and free the memory; closing twice does nothing."""
         if self._native is not None:
             self._engine.close(self._free)
 
     def _free(self) -> None:
-        if self._native is not None:  # two threads may close it
+        if self._native is not None:
             self._native.close()
             self._native = None
 

@@ -44,6 +44,8 @@ class SamplingKeywords(TypedDict, total=False):
     json_schema: Mapping[str, Any] | None
     reproducible: bool
     speculate: Speculation | None
+    priority: int
+    lora_scales: Sequence[float] | None
 
 
 _MAX_BIAS = 1e30  # added to a logit, as good as any larger number, and within float32
@@ -77,8 +79,10 @@ class SamplingParams:
       same bytes, whatever ran before. Without a `seed`, the seed is 0.
     - `speculate`: guess tokens and check several in one decode, if that is faster
       (`llamalite.generation.speculation`). "lookup" guesses what followed the last tokens when they occurred before,
-      "draft" asks the model's draft model. None is "draft" if the model has one, else "off". Batches and
-      `reproducible` do not speculate.
+      "draft" asks the model's draft model. None is "draft" if the model has one, else "off". Only a generation that
+      runs alone is guessed ahead, and none that is `reproducible`.
+    - `priority`: when not all can run at once, a higher one goes first; among equals, who came first.
+    - `lora_scales`: the scale of each of the model's LoRA adapters, in their order; None keeps the model's own.
     """
 
     max_tokens: int | None = None
@@ -98,6 +102,8 @@ class SamplingParams:
     json_schema: Mapping[str, Any] | None = None
     reproducible: bool = False
     speculate: Speculation | None = None
+    priority: int = 0
+    lora_scales: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -116,6 +122,12 @@ class SamplingParams:
             self._check_whole("logprobs", 0, 1000)
         if self.speculate not in (None, "off", "lookup", "draft"):
             raise ValueError(f"speculate must be 'off', 'lookup', 'draft' or None, found {self.speculate!r}")
+        self._check_whole("priority", -(2**31), 2**31 - 1)
+        if self.lora_scales is not None:
+            scales = self.lora_scales
+            if not isinstance(scales, (list, tuple)) or not all(is_finite_number(scale) for scale in scales):
+                raise ValueError(f"lora_scales must be a list of numbers, found {scales!r}")
+            object.__setattr__(self, "lora_scales", tuple(float(scale) for scale in scales))
         if not isinstance(self.stop, (str, list, tuple)):
             raise ValueError(f"stop must be a string or a list of strings, found {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -185,3 +197,7 @@ class SamplingParams:
                 except (ValueError, OverflowError):
                     continue
         return params
+
+
+def is_finite_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

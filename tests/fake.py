@@ -9,7 +9,7 @@ decoder. Positions that do not continue a sequence raise AssertionError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,33 +63,46 @@ class FakeContext:
     """Sequences as lists of tokens in one cache of `n_ctx` cells; `calls` keeps (sequence, token) of every decode."""
 
     def __init__(
-        self, n_ctx: int = 64, n_batch: int = 16, *, can_forget: bool = True, ends: Sequence[int] = ()
+        self,
+        n_ctx: int = 64,
+        n_batch: int = 16,
+        *,
+        n_seq_max: int = 1,
+        can_forget: bool = True,
+        ends: Sequence[int] = (),
     ) -> None:
-        self.n_ctx_seq, self.n_batch = n_ctx, n_batch
+        self.n_ctx_seq, self.n_batch, self.n_seq_max = n_ctx, n_batch, n_seq_max
         self.sequences: dict[int, list[int]] = {}
-        self.shared: dict[int, int] = {}  # how many cells of a sequence belong to the one it was copied from
+        self.cells: dict[int, list[object]] = {}  # of each sequence; copies share them
         self.calls: list[list[tuple[int, int]]] = []
         self.can_forget = can_forget
         self.ends = set(ends)  # lengths at which a sequence is followed by the end of its generation
         self.abort_after: int | None = None  # decodes
         self.aborted = False
         self.cleared = 0
+        self.on_decode: Callable[[], None] = lambda: None
         self._rows: list[npt.NDArray[np.float32]] = []
+
+    @property
+    def n_used(self) -> int:
+        return len({id(cell) for cells in self.cells.values() for cell in cells})
 
     def decode(self, tokens: Any, positions: Any, seq_ids: Any, want_logits: Any) -> None:
         seq_ids = np.broadcast_to(seq_ids, (len(tokens),))
         want = np.broadcast_to(want_logits, (len(tokens),))
         assert 0 < len(tokens) <= self.n_batch
+        self.on_decode()
         if self.aborted or (self.abort_after is not None and len(self.calls) >= self.abort_after):
             self.aborted = True
             raise GenerationCancelled("aborted")
-        used = sum(len(held) - self.shared.get(i, 0) for i, held in self.sequences.items())
-        if used + len(tokens) > self.n_ctx_seq:
+        if self.n_used + len(tokens) > self.n_ctx_seq:
             raise ContextOverflowError("no room")
         self.calls.append([(int(i), int(token)) for i, token in zip(seq_ids, tokens, strict=True)])
         self._rows = []
         for token, position, seq_id, wanted in zip(tokens, positions, seq_ids, want, strict=True):
+            assert 0 <= seq_id < self.n_seq_max
             held = self.sequences.setdefault(int(seq_id), [])
+            self.cells.setdefault(int(seq_id), []).append(object())
             assert int(position) == len(held), "positions go on where a sequence ends"
             held.append(int(token))
             if wanted:
@@ -110,21 +123,24 @@ class FakeContext:
 
     def clear(self) -> None:
         self.sequences.clear()
+        self.cells.clear()
         self.cleared += 1
 
     def seq_rm(self, seq_id: int, start: int = 0, stop: int = -1) -> bool:
         if start > 0 and not self.can_forget:
             return False
         del self.sequences.get(seq_id, [])[start:]
+        del self.cells.get(seq_id, [])[start:]
         if not start:
             self.sequences.pop(seq_id, None)
-            self.shared.pop(seq_id, None)
+            self.cells.pop(seq_id, None)
         return True
 
     def seq_cp(self, source: int, target: int, start: int = 0, stop: int = -1) -> None:
-        assert not self.sequences.get(target)
-        self.sequences[target] = self.sequences[source][: stop if stop >= 0 else None]
-        self.shared[target] = len(self.sequences[target])
+        assert len(self.sequences.setdefault(target, [])) == start
+        end = stop if stop >= 0 else None
+        self.sequences[target] += self.sequences[source][start:end]
+        self.cells.setdefault(target, []).extend(self.cells[source][start:end])
 
     def seq_pos_max(self, seq_id: int) -> int:
         return len(self.sequences.get(seq_id, [])) - 1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import fake
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamalite.errors import ContextOverflowError, LlamaliteError
+from llamalite.errors import ContextOverflowError
 from llamalite.generation.completion import Completion, HeldText, score
 from llamalite.generation.engine import Engine
-from llamalite.native import decode_thread
 from llamalite.sampling import SamplingParams
 
 PROMPT = [5, 6, 7, 8]
@@ -22,6 +19,11 @@ PROMPT = [5, 6, 7, 8]
 
 def make_engine(context: fake.FakeContext | None = None, **options: object) -> Engine:
     return Engine(context or fake.FakeContext(), fake.FakeVocabulary(), fake.FakeSampler, **options)  # type: ignore[arg-type]
+
+
+def held(engine: Engine) -> list[int]:
+    """The tokens of the generation that ended last, as the engine knows them."""
+    return engine.cache.most_recent().tokens
 
 
 def run(engine: Engine, prompt: list[int] = PROMPT, **options: object) -> Completion:
@@ -44,7 +46,7 @@ def test_the_end_of_generation_token_ends_it_and_is_not_said() -> None:
 def test_no_tokens_asked_reads_the_prompt_and_says_nothing() -> None:
     engine = make_engine()
     completion = run(engine, max_tokens=0)
-    assert (completion.text, completion.finish_reason, engine.cache.held) == ("", "length", PROMPT)
+    assert (completion.text, completion.finish_reason, held(engine)) == ("", "length", PROMPT)
 
 
 def test_a_prompt_is_read_in_steps() -> None:
@@ -156,11 +158,9 @@ def test_a_prompt_that_is_too_long_is_reported_with_numbers_before_anything_is_r
 def test_an_abort_in_a_prompt_keeps_what_was_read() -> None:
     context = fake.FakeContext(n_batch=4)
     engine = make_engine(context)
-    context.abort_after = 2
-    completion = run(engine, list(range(1, 15)), max_tokens=3)
-    assert completion.finish_reason == "cancelled"
-    assert engine.cache.held == list(range(1, 9))
-    context.abort_after = None
+    stream = engine.stream(list(range(1, 15)), SamplingParams(max_tokens=3))
+    context.on_decode = lambda: stream.cancel() if len(context.calls) == 2 else None
+    assert [piece.finish_reason for piece in stream] == ["cancelled"]
     assert run(engine, list(range(1, 15)), max_tokens=3).totals.n_cached == 8
 
 
@@ -191,48 +191,52 @@ def test_a_cancel_after_the_end_does_not_touch_the_next_one() -> None:
     assert list(second)[-1].finish_reason == "length"
 
 
-def test_closing_gives_the_turn_and_the_sampler_back() -> None:
+def test_closing_gives_the_sequence_and_the_sampler_back() -> None:
     engine = make_engine()
     stream = engine.stream(PROMPT, SamplingParams(max_tokens=20))
     next(stream)
-    with pytest.raises(LlamaliteError, match="still open in this thread"):
-        run(engine)
     stream.close()
     assert run(engine).finish_reason == "length"
+    assert list(stream) == []
+    assert not engine.schedule.running
 
 
 def test_a_waiting_stream_can_be_cancelled() -> None:
-    engine = make_engine()
-    first = engine.stream(PROMPT, SamplingParams(max_tokens=20))
-    next(first)
-    second = engine.stream(PROMPT, SamplingParams(max_tokens=20))
-    reasons: list[str | None] = []
-    waiting = threading.Thread(target=lambda: reasons.extend(piece.finish_reason for piece in second))
-    waiting.start()
-    second.cancel()
-    waiting.join(5)
-    assert reasons == ["cancelled"]
-    first.close()
-
-
-def test_ctrl_c_in_a_long_decode_aborts_it_and_keeps_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = fake.FakeContext()
+    context = fake.FakeContext(n_ctx=400)
     engine = make_engine(context)
-    entered, aborted = threading.Event(), threading.Event()
+    release = threading.Event()
 
-    def slow() -> None:
-        entered.set()
-        assert aborted.wait(5)
+    def wait() -> None:
+        assert release.wait(5)
 
-    def interrupted(*_: object) -> None:
-        assert entered.wait(5)
+    context.on_decode = wait
+    first, second = (engine.stream(PROMPT, SamplingParams(max_tokens=20)) for _ in range(2))
+    reasons: list[str | None] = []
+    threads = [
+        threading.Thread(target=lambda: [piece for piece in first]),  # noqa: C416
+        threading.Thread(target=lambda: reasons.extend(piece.finish_reason for piece in second)),
+    ]
+    for thread in threads:
+        thread.start()
+    while len(engine.schedule.running) + engine.schedule.n_waiting < 2:
+        pass
+    second.cancel()
+    threads[1].join(5)
+    assert reasons == ["cancelled"]
+    release.set()
+    threads[0].join(5)
+
+
+def test_ctrl_c_ends_the_stream_and_keeps_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(fake.FakeContext(n_ctx=10_000))
+    stream = engine.stream(PROMPT, SamplingParams(max_tokens=9000))
+    next(stream)
+
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    real = decode_thread._Task.wait
-    answers: Iterator[Callable[[Any], Any]] = iter([interrupted, real])
-    monkeypatch.setattr(decode_thread._Task, "wait", lambda task: next(answers)(task))
-    context.abort = aborted.set  # type: ignore[method-assign]
+    monkeypatch.setattr(stream, "_wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        engine.cache.compute(slow, context)
-    monkeypatch.undo()
+        next(stream)
+    assert list(stream) == []
     assert list(run(engine).tokens) == fake.story(PROMPT, 6)

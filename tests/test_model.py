@@ -16,8 +16,10 @@ import toy
 import toy_checkpoint
 
 import llamalite
-from llamalite.errors import ContextOverflowError, LlamaliteError, OutOfMemoryError, TemplateError
+from llamalite.errors import ContextOverflowError, OutOfMemoryError, TemplateError
 from llamalite.model import Model
+from llamalite.native.context import NativeContext
+from llamalite.native.context_options import ContextOptions
 from llamalite.native.lora import LoraAdapter
 from llamalite.sampling import SamplingParams
 
@@ -162,15 +164,17 @@ def test_an_unknown_parameter_is_named(model: Model) -> None:
         model.generate("once", temprature=1.0)  # type: ignore[call-arg]
 
 
-def test_a_second_stream_in_one_thread_is_an_error_and_no_deadlock(model: Model) -> None:
-    with model.stream("once", max_tokens=10, logit_bias=ENDLESS) as open_stream:
+def test_an_open_stream_holds_nobody_up(model: Model) -> None:
+    with model.stream("once", max_tokens=900, logit_bias=ENDLESS) as open_stream:
         next(open_stream)
-        with pytest.raises(LlamaliteError, match="still open in this thread"):
-            model.generate("upon")
+        assert model.generate("upon", max_tokens=9, logit_bias=ENDLESS).finish_reason == "length"
+        assert model.is_busy
+        answer = [next(open_stream).token for _ in range(5)]
+        assert None not in answer
     assert model.generate("upon", max_tokens=1).finish_reason in ("length", "stop")
 
 
-def test_threads_take_turns(model: Model) -> None:
+def test_reproducible_answers_of_many_threads_are_those_of_one(model: Model) -> None:
     want = model.generate("once upon a time", max_tokens=12, temperature=0, reproducible=True).tokens
     answers = []
 
@@ -224,7 +228,7 @@ def test_closing_a_stream_keeps_what_was_read(model: Model) -> None:
     for _ in range(3):
         next(stream)
     stream.close()
-    assert model.n_held == 5 + 2  # the third token was chosen, and not read yet
+    assert model.n_held >= 5 + 2  # the third token was chosen, and perhaps not read yet
     assert model.generate("once upon a time", max_tokens=1).totals.n_cached == 4
 
 
@@ -245,7 +249,7 @@ def test_asyncio_is_not_blocked_and_cancels(model: Model) -> None:
                 beats += 1
 
         heart = asyncio.create_task(beat())
-        pieces = [piece async for piece in model.astream("once upon a time", max_tokens=40, logit_bias=ENDLESS)]
+        pieces = [piece async for piece in model.astream("once upon a time", max_tokens=400, logit_bias=ENDLESS)]
         assert pieces[-1].finish_reason == "length"
         assert beats > 2
         task = asyncio.create_task(model.agenerate("tell me a story", logit_bias=ENDLESS))
@@ -370,18 +374,17 @@ def test_a_batchs_tokens_are_likeliest_up_to_rounding(path: Path, tmp_path: Path
     with Model(path, n_threads=1) as model:
         completions = model.generate_batch(prompts, parallel=5, max_tokens=24, temperature=0, logit_bias=ENDLESS)
         assert {len(completion.tokens) for completion in completions} == {24}
-        assert {completion.totals.n_cached for completion in completions} == {
-            7
-        }  # BOS and the six words that all begin with
-        for prompt, completion in zip(prompts, completions, strict=True):
-            ids = model.tokenize(prompt)
-            model.clear()
-            with model._engine.turn():
-                for i, token in enumerate(completion.tokens):
-                    model._engine.cache.read([*ids, *completion.tokens[:i]])
-                    row = model._context.logits()[0].copy()
-                    row[list(ENDLESS)] = -np.inf
-                    assert row.max() - row[token] <= within
+        # Of BOS and the six words that all begin with, the first prompt reads some; the others wait for them or share.
+        n_read = sum(completion.totals.n_prompt - completion.totals.n_cached for completion in completions)
+        assert n_read < sum(completion.totals.n_prompt for completion in completions) / 2
+        with NativeContext(model.native, ContextOptions(n_ctx=256, n_threads=1)) as context:
+            for prompt, completion in zip(prompts, completions, strict=True):
+                ids = [*model.tokenize(prompt), *completion.tokens[:-1]]
+                context.clear()
+                context.decode(ids, np.arange(len(ids)), 0, True)
+                rows = context.logits()[-24:].copy()
+                rows[:, list(ENDLESS)] = -np.inf
+                assert (rows.max(axis=1) - rows[np.arange(24), list(completion.tokens)]).max() <= within
 
 
 def test_a_batch_streams_its_results_to_a_callback_and_returns_them_in_order(model: Model) -> None:
@@ -399,10 +402,10 @@ def test_a_batch_streams_its_results_to_a_callback_and_returns_them_in_order(mod
     assert model.generate_batch([]) == []
     with pytest.raises(ValueError, match="2 prompts have 3 parameters"):
         model.generate_batch(["a", "b"], params)
-    with pytest.raises(ValueError, match=r"parallel must lie in 1\.\.255"):
+    with pytest.raises(ValueError, match=r"parallel must be a whole number in 1\.\.256, found 0"):
         model.generate_batch(["a"], parallel=0)
-    with pytest.raises(ContextOverflowError):
-        model.generate_batch(["a", "b"], max_tokens=10**6)
+    with pytest.raises(ContextOverflowError, match="prompt 1: the prompt has"):
+        model.generate_batch(["a", "b"], [SamplingParams(max_tokens=2), SamplingParams(max_tokens=10**6)])
 
 
 def test_a_reproducible_batch_is_its_single_runs(model: Model) -> None:

@@ -16,7 +16,7 @@ from faults import write_endless
 from test_model_ends import in_a_thread, run_script, wait_for
 
 from llamalite.converters import convert
-from llamalite.errors import GenerationCancelled, LlamaliteError
+from llamalite.errors import GenerationCancelled
 from llamalite.evaluation.comparison import compare
 from llamalite.evaluation.imatrix import collect_imatrix
 from llamalite.evaluation.likelihoods import LikelihoodScorer, Request
@@ -125,20 +125,6 @@ def test_a_measurement_that_stands_between_two_steps_ends_at_the_next(path: Path
     for call in (scorer_of_a_closed_model, lambda: perplexity(model, [5] * 4096), lambda: collect_imatrix(model, [5])):
         with pytest.raises(ValueError, match="this model is closed"):
             call()
-
-
-def test_a_model_is_not_closed_within_its_own_computation(path: Path) -> None:
-    with Model(path, n_threads=1, n_ctx=512) as model:
-        failures: list[str] = []
-
-        def close(_number: int, _completion: object) -> None:
-            with pytest.raises(LlamaliteError) as caught:
-                model.close()
-            failures.append(str(caught.value))
-
-        model.generate_batch(["once", "twice"], max_tokens=2, reproducible=True, on_completion=close)
-        assert failures == ["this thread still computes with this model: close it when that has ended"] * 2
-        assert model.generate("once", max_tokens=2).finish_reason == "length"
 
 
 def test_generation_and_measurements_share_one_thread(path: Path) -> None:

@@ -47,10 +47,10 @@ class Sampler(Protocol):
 class Totals:
     """Token counts and times of one generation; its stream's last piece and its `Completion` carry them.
 
-    `n_cached` tokens of the prompt were in the context already and were not decoded again. `prompt_s` and
-    `generation_s` are time spent computing, without what the caller does between two pieces. `ttft_s` (time to first
-    token) counts from the first ``next()`` and includes waiting for the model's turn. Of `n_drafted` tokens guessed
-    ahead (`llamalite.generation.speculation`), `n_accepted` became part of the answer.
+    `n_cached` tokens of the prompt were in the context already and were not decoded again. `queued_s` is the time
+    before the generation started; `prompt_s` goes from there until the prompt is read, `generation_s` from there to the
+    last token. `ttft_s` (time to first token) counts from the first ``next()`` and includes `queued_s`. Of `n_drafted`
+    tokens guessed ahead (`llamalite.generation.speculation`), `n_accepted` became part of the answer.
     """
 
     n_prompt: int
@@ -62,6 +62,7 @@ class Totals:
     seed: int
     n_drafted: int = 0
     n_accepted: int = 0
+    queued_s: float = 0.0
 
     @property
     def prompt_tok_per_s(self) -> float:

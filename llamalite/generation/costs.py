@@ -1,4 +1,4 @@
-"""How long a decode takes, by its number of tokens: measured, or estimated from what was measured."""
+"""How long a decode takes, by what is in it: measured, or estimated from what was measured."""
 
 from __future__ import annotations
 
@@ -58,3 +58,46 @@ class Costs:
 
     def _is_old(self, n: int) -> bool:
         return n > 1 and self._n_decodes - self._least[n][1] > self._MEMORY
+
+
+class PromptBudget:
+    """How many tokens of prompts a step may read beside answers, so that no answer waits long for its next token.
+
+    A step with `n_answers` rows alone takes a time that is measured, and each prompt token adds to it. The step may
+    take up to `BOUND_S`, or twice what the answers alone take, whichever is more: so a long prompt at most halves the
+    speed of the answers of a large model, and those of a small one still come as fast as people read.
+    """
+
+    BOUND_S = 0.15  # seven tokens a second: about as fast as people read
+    LEAST = 16  # tokens: a prompt never stands still
+
+    def __init__(self) -> None:
+        self._answers_s: dict[int, float] = {}  # number of answers → seconds of a step that has nothing else
+        self._token_s: float | None = None  # of one more prompt token
+
+    def add(self, n_answers: int, n_prompt: int, seconds: float) -> None:
+        """Record a step of `n_answers` rows and `n_prompt` tokens of prompts."""
+        if not n_prompt:
+            known = self._answers_s.get(n_answers, seconds)
+            self._answers_s[n_answers] = min(known + 0.1 * (seconds - known), seconds + known)
+        elif n_prompt >= self.LEAST // 2:
+            token_s = max(0.0, seconds - self._of_answers(n_answers)) / n_prompt
+            self._token_s = token_s if self._token_s is None else self._token_s + 0.3 * (token_s - self._token_s)
+
+    def _of_answers(self, n_answers: int) -> float:
+        """Return the seconds of a step of `n_answers` rows, or of the nearest number of rows that was measured."""
+        if not n_answers or not self._answers_s:
+            return 0.0
+        return self._answers_s[min(self._answers_s, key=lambda n: abs(n - n_answers))]
+
+    def is_long(self, n_prompt: int) -> bool:
+        """Tell whether a step of `n_prompt` tokens of prompts takes longer than a step should."""
+        return n_prompt > 64 if self._token_s is None else n_prompt * self._token_s > self.BOUND_S
+
+    def tokens(self, n_answers: int) -> int:
+        """Return how many tokens of prompts a step with `n_answers` rows may have."""
+        if self._token_s is None:
+            return 2 * self.LEAST
+        answers_s = self._of_answers(n_answers)
+        room_s = max(self.BOUND_S, 2 * answers_s) - answers_s
+        return max(self.LEAST, int(room_s / max(self._token_s, 1e-6)))

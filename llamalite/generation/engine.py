@@ -1,120 +1,68 @@
-"""Runs generations over one context, one at a time: reads the prompt, samples tokens, yields text once it is certain.
+"""Runs all generations of a model together over one context, step by step.
 
-    engine = Engine(context, vocabulary, make_sampler)
-    for piece in engine.stream(prompt_ids, SamplingParams(max_tokens=32)):
+    engine = Engine(context, vocabulary, make_sampler, limits=Limits(n_parallel=8))
+    for piece in engine.stream(prompt_ids, SamplingParams(max_tokens=32)):     # from any number of threads
         print(piece.text, end="")            # the last piece has the text held back, a finish reason and the totals
 
+A step is one decode: a token of every answer in progress, and as many tokens of prompts as keep it short
+(`llamalite.generation.schedule`). Between two steps requests join and leave. Steps run in the model's decode thread,
+one after another as long as there is a request, and the engine's state changes only there.
+
 This module does not import llama.cpp: any object with the right methods can be the context, the vocabulary or the
-sampler, and the tests use fakes. `llamalite.generation.prefix_cache` keeps what the context holds, so that a prefix in
-common with the last prompt is not read again. One decode may check several drafted tokens
-(`llamalite.generation.speculation`); those that turn out wrong are removed. `llamalite.generation.batch` runs many
-generations at once.
+sampler, and the tests use fakes. llama.cpp's kernels are not batch-invariant: the last digits of a token's logits
+depend on what else is in the step. At a near tie, a greedy answer may therefore differ from that of a run of its own;
+every token chosen is still the likeliest one, within rounding.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError
-from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Piece, Sampler, Totals
+import numpy as np
+
+from llamalite.errors import ContextOverflowError, GenerationCancelled, QueueFullError
+from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Sampler
 from llamalite.generation.costs import Costs
-from llamalite.generation.prefix_cache import Context, PrefixCache
-from llamalite.native.decode_thread import DecodeThread, stop_at_exit
+from llamalite.generation.request import Deliver, GenerationRequest, Stream, SupportsDraft
+from llamalite.generation.schedule import Part, Schedule
+from llamalite.generation.sequence_cache import Context, SequenceCache
+from llamalite.native.decode_thread import DecodeThread
 from llamalite.sampling import SamplingParams
-
-
-class SupportsDraft(Protocol):
-    """What the engine needs of a `llamalite.generation.speculation.Speculator`."""
-
-    def draft(self, answer_tokens: Sequence[int], room: int) -> Sequence[int]: ...
-
 
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
 SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], SupportsDraft | None]
+T = TypeVar("T")
 
 
-class Cancellable:
-    """A job that runs over `context` during a turn of `engine`, and that any thread can cancel."""
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much an engine takes on.
 
-    def __init__(self, engine: Engine, context: Context) -> None:
-        self.context = context
-        self._engine = engine
-        self._cancelled = threading.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """End what is unfinished with the reason "cancelled"; return at once."""
-        self._cancelled.set()
-        self._engine.abort(self)
-
-    def close(self) -> None:
-        """Cancel the job; if this thread runs it, it has ended when this returns."""
-        self.cancel()
-
-
-class _StreamHandle(Cancellable):
-    """The engine's weak link to a stream, so that an abandoned stream is collected and cancelled."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, engine.cache.context)
-        self.generator: Callable[[], Generator[Piece] | None] = lambda: None  # a weak reference, once there is one
-
-    def close(self) -> None:
-        generator = self.generator()
-        try:
-            if generator is not None:
-                generator.close()
-        except ValueError:  # "generator already executing", in another thread
-            self.cancel()
-
-
-class Stream(Iterator[Piece]):
-    """An iterator over the pieces of one generation.
-
-    To end it early, close it, leave its ``with`` block, or drop it; the context keeps what was read. `cancel` may be
-    called from any thread: the last piece then comes within moments, with the finish reason "cancelled".
+    - `n_parallel`: how many generations are computed together; `max_queue`: how many may wait while so many run, None
+      sets no limit.
+    - `n_ctx`: the most tokens of one generation, prompt and answer; None is as many as the context holds.
+    - `prompt_step`: the most tokens of a prompt in one decode. None is n_batch; it is less where a decode cannot be
+      aborted, so that whoever joins or cancels has to wait for its end.
     """
 
-    def __init__(self, engine: Engine, run: Callable[[Cancellable], Generator[Piece]]) -> None:
-        self._handle = _StreamHandle(engine)
-        self._generator = run(self._handle)
-        self._handle.generator = weakref.ref(self._generator)
-
-    def __next__(self) -> Piece:
-        return next(self._generator)
-
-    @property
-    def cancelled(self) -> bool:
-        return self._handle.cancelled
-
-    def cancel(self) -> None:
-        """End this generation, even while it reads its prompt; return at once."""
-        self._handle.cancel()
-
-    def close(self) -> None:
-        """End this generation; while another thread iterates it, this is the same as `cancel`."""
-        self._handle.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    n_parallel: int = 1
+    max_queue: int | None = None
+    n_ctx: int | None = None
+    prompt_step: int | None = None
 
 
 class Engine:
-    """Runs generations over sequence 0 of a context, one after another, from any thread.
+    """Runs generations over the sequences of a context, for any number of threads, within `limits`.
 
-    `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
-    `can_rewind`, `prompt_step` and `thread` are those of `PrefixCache`.
+    - `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
+    - `can_rewind` is that of `SequenceCache`.
+    - `use_adapters` makes later decodes use a request's `adapters`.
+    - `thread` is the model's.
     """
 
     def __init__(
@@ -125,100 +73,29 @@ class Engine:
         *,
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
-        prompt_step: int | None = None,
+        limits: Limits = Limits(),
+        use_adapters: Callable[[Hashable], None] = lambda _adapters: None,
         thread: DecodeThread | None = None,
     ) -> None:
-        self.cache = PrefixCache(context, can_rewind=can_rewind, prompt_step=prompt_step, thread=thread)
+        self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind)
+        self.costs, self.n_parallel = Costs(), min(limits.n_parallel, context.n_seq_max)
+        self.n_ctx = min(limits.n_ctx or context.n_ctx_seq, context.n_ctx_seq)
+        step_tokens = min(limits.prompt_step or context.n_batch, context.n_batch)
+        self.schedule = Schedule(self.cache, n_parallel=self.n_parallel, step_tokens=step_tokens)
         self._vocabulary, self.make_sampler, self._make_speculator = vocabulary, make_sampler, make_speculator
-        self._turn = threading.Lock()
-        self._owner: int | None = None  # the thread whose turn it is
-        self._active: Cancellable | None = None
-        self._guard = threading.Lock()  # makes `_active` and the context's abort flag change together
+        self._max_queue = limits.max_queue
+        self._use_adapters = use_adapters
+        self._adapters: Hashable = None
+        self._thread = thread or DecodeThread()
+        self._numbers = itertools.count()
+        self._in_step: tuple[GenerationRequest, ...] = ()  # whose tokens are being decoded
+        self._is_long_step = False  # whether whoever joins should not wait for its end
+        self._scheduling = threading.Lock()
+        self._is_scheduled = False  # whether the decode thread has a step to do
+        self._closing = threading.Lock()
         self._is_closing = self._is_closed = False
 
-    # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @contextlib.contextmanager
-    def turn(self, job: Cancellable | None = None) -> Iterator[None]:
-        """Hold the model for the ``with`` block, after waiting for other threads' turns.
-
-        Raises ``GenerationCancelled`` when `job` is cancelled or the model is closed while this waits, ``ValueError``
-        when the model was closed before.
-        """
-        if self._is_closed:
-            raise ValueError("this model is closed")
-        with self._turn_for(job, while_closing=False):
-            yield
-
-    @contextlib.contextmanager
-    def _turn_for(self, job: Cancellable | None, *, while_closing: bool) -> Iterator[None]:
-        if self._owner == threading.get_ident():
-            raise LlamaliteError(
-                "a generation of this model is still open in this thread: read the stream to its end or close it; "
-                "for several at once use generate_batch, whose callback can only cancel the model"
-            )
-        while not self._turn.acquire(timeout=0.1):  # with a timeout, so that signals are handled on Windows too
-            if job is not None and job.cancelled:
-                raise GenerationCancelled("cancelled while waiting for the model's turn")
-            self._refuse_while_closing(while_closing)
-            stop_at_exit()
-        try:
-            self._owner = threading.get_ident()
-            with self._guard:
-                self._active = job
-                context = job.context if job else self.cache.context
-                context.clear_abort()
-                if job is not None and job.cancelled:
-                    context.abort()
-            self._refuse_while_closing(while_closing)  # after `_active` is set, so that `close` cannot miss this job
-            yield
-        finally:
-            with self._guard:
-                self._active = None
-            self._owner = None
-            self._turn.release()
-
-    def _refuse_while_closing(self, is_closer: bool) -> None:
-        if self._is_closing and not is_closer:
-            raise GenerationCancelled("the model is being closed")
-
-    def abort(self, job: Cancellable) -> None:
-        """Abort the computation of `job`, if it has the turn."""
-        with self._guard:
-            if self._active is job:
-                job.context.abort()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a generation or a batch is running, which `cancel` would end."""
-        return self._active is not None
-
-    def cancel(self) -> None:
-        """Cancel the generation or batch that is running, if any; from any thread."""
-        with self._guard:
-            job = self._active
-        if job is not None:
-            job.cancel()
-
-    def close(self, free: Callable[[], None] = lambda: None) -> None:
-        """End what is running and what waits for its turn, then call `free`; nothing can run afterwards.
-
-        A stream that this thread has open is closed, any other job is cancelled.
-        """
-        self._is_closing = True
-        try:
-            with self._guard:
-                job = self._active
-            if job is not None:
-                job.close()
-            with self._turn_for(None, while_closing=True):
-                free()
-                self._is_closed = True
-        except BaseException:
-            self._is_closing = False  # still open and usable
-            raise
-
-    # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── requests, from any thread ───────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, n_prompt: int, params: SamplingParams) -> None:
         """Raise ``ContextOverflowError``, with the number of excess tokens, if prompt and `max_tokens` do not fit.
@@ -227,7 +104,7 @@ class Engine:
         """
         if not n_prompt:
             raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
-        room, wanted = self.cache.context.n_ctx_seq, max(params.max_tokens or 0, 1)
+        room, wanted = self.n_ctx, max(params.max_tokens or 0, 1)
         if n_prompt + wanted > room:
             answer = "" if params.max_tokens is None else f" and max_tokens asks for {params.max_tokens} more"
             raise ContextOverflowError(
@@ -235,83 +112,240 @@ class Engine:
                 "too many; load the model with a larger n_ctx, or shorten the prompt or the answer"
             )
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Stream:
-        """Return the stream of one generation; nothing is computed before its first piece is asked for.
+    def request(
+        self, prompt: Sequence[int], params: SamplingParams, deliver: Deliver, adapters: Hashable = None
+    ) -> GenerationRequest:
+        """Return a request for `submit`.
 
-        Raises immediately ``ValueError`` for an empty prompt or parameters that do not fit this model, and
+        Raises ``ValueError`` for an empty prompt or parameters that do not fit this model, and
         ``ContextOverflowError`` if prompt and `max_tokens` exceed the context.
         """
         ids = [int(token) for token in prompt]
         self.check_room(len(ids), params)
-        speculator = self._make_speculator(params, ids, self.cache.costs) if self._make_speculator else None
-        answer = self.new_answer(ids, params)
-        return Stream(self, lambda handle: self._run(handle, ids, answer, speculator))
+        speculator = self._make_speculator(params, ids, self.costs) if self._make_speculator else None
+        answer = Answer(params, self.make_sampler(params, ids), self._vocabulary)
+        return GenerationRequest(ids, answer, deliver, speculator=speculator, adapters=adapters)
 
-    def new_answer(self, prompt: Sequence[int], params: SamplingParams) -> Answer:
-        """Return an answer without tokens yet; ``ValueError`` for parameters that do not fit this model."""
-        return Answer(params, self.make_sampler(params, prompt), self._vocabulary)
+    def stream(self, prompt: Sequence[int], params: SamplingParams, adapters: Hashable = None) -> Stream:
+        """Return the stream of one generation; nothing is computed before its first piece is asked for.
 
-    def _run(
-        self, handle: Cancellable, prompt: list[int], answer: Answer, speculator: SupportsDraft | None
-    ) -> Generator[Piece]:
-        cache, started = self.cache, time.perf_counter()
-        n_cached, prompt_s, generation_s, ttft_s = 0, 0.0, 0.0, 0.0
-        n_drafted, n_accepted = 0, 0
-        reason: FinishReason | None = None
-        try:
-            with self.turn(handle):
-                began = time.perf_counter()
-                n_cached = cache.read(prompt, fresh=answer.params.reproducible)
-                prompt_s = time.perf_counter() - began
-                began = time.perf_counter()
-                drafted: Sequence[int] = ()
-                while answer.reason is None and reason is None:
-                    # Row i of the last decode follows the first i drafted tokens: it is valid if those were sampled.
-                    n_before, n_right = len(cache.held) - len(drafted), 0
-                    try:
-                        for row in cache.context.logits():
-                            piece = answer.take(row)
-                            ttft_s = ttft_s or time.perf_counter() - started
-                            generation_s += time.perf_counter() - began
-                            if piece is not None:
-                                yield piece
-                            began = time.perf_counter()
-                            if handle.cancelled:
-                                reason = "cancelled"
-                            if answer.reason is not None or reason is not None or n_right == len(drafted):
-                                break
-                            if answer.tokens[-1] != drafted[n_right]:
-                                break
-                            n_right += 1
-                    finally:
-                        cache.truncate(n_before + n_right)
-                        n_accepted += n_right
-                    if answer.reason is None and reason is None:
-                        if len(cache.held) >= cache.context.n_ctx_seq:
-                            reason = "context"
-                            break
-                        drafted = self._draft(speculator, answer)
-                        n_drafted += len(drafted)
-                        cache.extend([answer.tokens[-1], *drafted])
-        except GenerationCancelled:
-            reason = "cancelled"
-        finally:
-            answer.sampler.close()
-        totals = Totals(
-            len(prompt), n_cached, len(answer.tokens), prompt_s, generation_s, ttft_s, answer.sampler.seed,
-            n_drafted, n_accepted,
-        )  # fmt: skip
-        yield Piece(answer.rest(), finish_reason=reason or answer.reason, totals=totals)
-
-    def _draft(self, speculator: SupportsDraft | None, answer: Answer) -> Sequence[int]:
-        """Return tokens that may follow the last one, no more than the answer, the context and one decode allow.
-
-        One place is left free, for the token that is sampled after the drafted ones.
+        Raises what `request` raises, and the stream's first step what `submit` raises.
         """
-        cache = self.cache
-        if speculator is None or not cache.can_rewind:
-            return ()
-        room = min(cache.context.n_ctx_seq - len(cache.held), cache.context.n_batch) - 1
-        if answer.params.max_tokens is not None:
-            room = min(room, answer.params.max_tokens - len(answer.tokens) - 1)
-        return speculator.draft(answer.tokens, room)
+        return Stream(self.submit, lambda deliver: self.request(prompt, params, deliver, adapters))
+
+    def submit(self, request: GenerationRequest, *, may_refuse: bool = True) -> None:
+        """Queue `request` and return; it starts as soon as there is room for it.
+
+        Raises ``QueueFullError`` when as many wait as may (unless it may not refuse), ``ValueError`` when the model is
+        closed, ``LlamaliteError`` in a process that was forked after the model had computed.
+        """
+        if self._is_closed:
+            raise ValueError("this model is closed")
+        self._thread.check_process()
+        n_waiting, n_running = self.schedule.n_waiting, len(self.schedule.running)
+        if may_refuse and self._max_queue is not None and n_waiting + n_running >= self.n_parallel + self._max_queue:
+            raise QueueFullError(n_waiting, self._max_queue)
+        request.number, request.wake = next(self._numbers), self._wake
+        request.submitted_s = request.since_s = time.perf_counter()
+        if self._is_closing:
+            self._end(request, "cancelled")
+            return
+        self.schedule.add(request)
+        # A step sets `_is_long_step`, then looks for arrivals; here it is the other way round: one sees the other.
+        if self._is_long_step:
+            self.context.abort()
+        self._schedule()
+
+    def _wake(self, request: GenerationRequest) -> None:
+        """Abort the step if nobody else needs it; called when `request` is cancelled, perhaps while it is collected."""
+        if all(other.is_cancelled for other in self._in_step):
+            self.context.abort()
+
+    def _schedule(self) -> None:
+        with self._scheduling:
+            if not self._is_scheduled:
+                self._thread.submit(self._step, self.context.abort)
+                self._is_scheduled = True
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function`, which may use the cache and its context, between two steps, and return what it returns."""
+        if self._is_closed:
+            raise ValueError("this model is closed")
+        if self._is_long_step:
+            self.context.abort()
+
+        def between_two_steps() -> T:
+            self._admit()  # what was cancelled ends first
+            return function()
+
+        return self._thread.run(between_two_steps, lambda: None)
+
+    def start_over(self) -> None:
+        """Empty the context, within `call`; generations that run read their tokens again."""
+        for request in list(self.schedule.running):
+            self.schedule.pause(request)
+        self.cache.clear()
+
+    def cancel(self) -> None:
+        """Cancel all generations, those that wait included; from any thread."""
+        for request in self.schedule.all():
+            request.cancel()
+
+    def close(self, free: Callable[[], None] = lambda: None) -> None:
+        """End what is running and what waits, then call `free`; nothing can run afterwards."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closing = True
+            try:
+                self.cancel()
+                while self._is_scheduled:
+                    self._thread.run(lambda: None, lambda: None)  # after the step that ends them
+                    self.cancel()
+                free()
+                self._is_closed = True
+            finally:
+                self._is_closing = False  # if it was interrupted, the model is still open and usable
+
+    # ── a step, in the decode thread ────────────────────────────────────────────────────────────────────────────
+
+    def _step(self) -> None:
+        try:
+            self._admit()
+            parts = self.schedule.parts()
+            if parts:
+                self._decode(self._with_drafts(parts))
+            elif len(self.schedule.running) == 1:  # it has all cells, and needs one more
+                self._end(self.schedule.running[0], "context")
+        except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
+            for request in self.schedule.admitted():
+                self._end(request, error)
+        with self._scheduling:
+            self._is_scheduled = bool(self.schedule.running or self.schedule.n_waiting)
+            if self._is_scheduled:
+                self._thread.submit(self._step, self.context.abort)
+
+    def _admit(self) -> None:
+        for request in self.schedule.admit():
+            self._end(request, "cancelled")
+
+    def _end(self, request: GenerationRequest, reason: FinishReason | BaseException) -> None:
+        """Take a request out and deliver its last piece, or the exception that ended it."""
+        self.schedule.remove(request)
+        request.answer.sampler.close()
+        request.deliver(reason if isinstance(reason, BaseException) else request.last_piece(reason))
+
+    def _with_drafts(self, parts: list[Part]) -> list[Part]:
+        """Add guesses to the next token of an answer that runs alone, as many as answer, context and decode allow.
+
+        One place is left free, for the token that is chosen after the guesses.
+        """
+        request, answer = parts[0].request, parts[0].request.answer
+        if len(self.schedule.running) == 1 and request.speculator is not None and answer.tokens and parts[0].is_answer:
+            room = min(self.n_ctx - len(request.tokens), self.context.n_batch - 1)
+            if answer.params.max_tokens is not None:
+                room = min(room, answer.params.max_tokens - len(answer.tokens) - 1)
+            if self.cache.can_rewind:
+                drafted = request.speculator.draft(answer.tokens, room)
+                if drafted and self.cache.make_room(1 + len(drafted)):
+                    return [Part(request, parts[0].sequence, [*parts[0].tokens, *drafted], len(drafted))]
+        return parts
+
+    def _decode(self, parts: list[Part]) -> None:
+        """Decode `parts` and choose the tokens that follow; if the decode is aborted, keep what it has finished."""
+        adapters = parts[0].request.adapters
+        if adapters != self._adapters:
+            self._use_adapters(adapters)
+            self._adapters = adapters
+        n_prompt = sum(len(part.tokens) for part in parts if not part.is_answer)
+        self.context.clear_abort()
+        self._in_step = tuple(part.request for part in parts)
+        self._is_long_step = len(parts) == 1 and self.schedule.budget.is_long(n_prompt)
+        try:
+            if (self._is_long_step and self.schedule.has_arrivals) or any(part.request.is_cancelled for part in parts):
+                return  # the next step takes them in, or leaves them out
+            began = time.perf_counter()
+            self._compute(parts)
+            ended = time.perf_counter()
+        except ContextOverflowError:  # a memory that has less room than it has cells
+            if self.cache.n_used > self.cache.n_busy():
+                self.cache.clear()
+            elif self.schedule.make_newest_wait() is None:
+                self._end(parts[0].request, "context")
+            return
+        except BaseException as error:
+            for part in parts:
+                self.cache.resync(part.sequence, part.tokens)
+            if not isinstance(error, GenerationCancelled):  # somebody came, or nobody needs this step any more
+                raise
+            return
+        finally:
+            self._in_step, self._is_long_step = (), False
+        self._measure(parts, n_prompt, ended - began)
+        rows = self.context.logits() if any(part.n_rows for part in parts) else None  # float32 [n_rows, n_vocab]
+        n_row = 0
+        for part in parts:
+            n_rows = part.n_rows
+            self.cache.extend(part.sequence, part.tokens)
+            if rows is not None and n_rows:
+                self._choose(part, rows[n_row : n_row + n_rows], ended)
+                n_row += n_rows
+
+    def _compute(self, parts: list[Part]) -> None:
+        if len(parts) == 1 and len(parts[0].tokens) == 1:
+            sequence = parts[0].sequence
+            self.context.decode_next(parts[0].tokens[0], len(sequence.tokens), sequence.id)
+            return
+        tokens: list[int] = []
+        positions: list[int] = []
+        seq_ids: list[int] = []
+        want: list[bool] = []
+        for part in parts:
+            n, start = len(part.tokens), len(part.sequence.tokens)
+            tokens += part.tokens
+            positions += range(start, start + n)
+            seq_ids += [part.sequence.id] * n
+            want += [False] * (n - part.n_rows) + [True] * part.n_rows
+        self.context.decode(
+            np.array(tokens, np.int32), np.array(positions, np.int32), np.array(seq_ids, np.int32), want
+        )
+
+    def _measure(self, parts: list[Part], n_prompt: int, took_s: float) -> None:
+        n_tokens = sum(len(part.tokens) for part in parts)
+        self.schedule.budget.add(n_tokens - n_prompt, n_prompt, took_s)
+        if len(parts) == 1 and n_prompt:
+            self.costs.add_prompt(n_prompt, took_s)
+        elif len(parts) == 1:
+            self.costs.add(n_tokens, took_s)
+
+    def _choose(self, part: Part, rows: Logits, now: float) -> None:
+        """Choose the next tokens of a request; row i follows the first i guesses, and is valid if those were chosen."""
+        request, answer = part.request, part.request.answer
+        drafted = part.tokens[len(part.tokens) - part.n_drafted :]
+        if not request.first_s:
+            request.prompt_s, request.first_s = now - request.since_s, now
+        n_right = 0
+        end: FinishReason | BaseException | None = None
+        for row in rows:
+            if answer.reason is not None or request.is_cancelled:
+                break
+            try:
+                piece = answer.take(row)
+            except Exception as error:  # noqa: BLE001 - it ends this request only, and is raised where its answer is awaited
+                end = error
+                break
+            request.count_token()
+            if piece is not None:
+                request.tokens.append(answer.tokens[-1])
+                request.deliver(piece)
+            if answer.reason is not None or n_right == len(drafted) or answer.tokens[-1] != drafted[n_right]:
+                break
+            n_right += 1
+        request.n_drafted += len(drafted)
+        request.n_accepted += n_right
+        self.cache.truncate(part.sequence, len(part.sequence.tokens) - len(drafted) + n_right)
+        end = end or answer.reason
+        if end is None and len(request.tokens) > self.n_ctx:
+            end = "context"
+        if end is not None:
+            self._end(request, end)

@@ -1,8 +1,8 @@
 """Speculative decoding: several tokens are drafted, and one decode of the model checks all of them.
 
-    speculator = Speculator(Lookup(), prompt_ids, cache.costs)
+    speculator = Speculator(Lookup(), prompt_ids, engine.costs)
     drafted = speculator.draft(answer_tokens, room)     # tokens that may come next; none if checking does not pay off
-    cache.extend([answer_tokens[-1], *drafted])         # one decode, a row of logits for each
+    ...                                                 # decode [answer_tokens[-1], *drafted], a row of logits for each
 
 `Lookup` drafts what followed the last tokens when they occurred before, which pays off if an answer repeats its input
 (editing, extraction, translated code). `DraftModel` asks a small model with the same vocabulary.
@@ -31,7 +31,7 @@ import numpy as np
 
 from llamalite.errors import LlamaliteError, VocabularyError
 from llamalite.generation.costs import Costs
-from llamalite.generation.prefix_cache import PrefixCache
+from llamalite.generation.sequence_cache import Context, common_prefix
 from llamalite.native.context import NativeContext
 from llamalite.native.context_options import ContextOptions
 from llamalite.native.model import NativeModel
@@ -127,36 +127,62 @@ class Lookup:
             yield token, min((self._length + i).bit_length(), len(self.priors) - 1)
 
 
+class DraftReader:
+    """A draft model's context: it holds the beginning of one text, and reads what another has beyond that."""
+
+    def __init__(self, context: Context, prompt_step: int | None = None) -> None:
+        self.context, self.costs = context, Costs()
+        self._step = min(prompt_step or context.n_batch, context.n_batch)
+        self._held: list[int] = []
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Hold exactly `tokens`, a list; the logits that follow them are ready."""
+        n = common_prefix(self._held, tokens, len(tokens) - 1)
+        if n < len(self._held):
+            self.context.seq_rm(0, n, -1)
+            del self._held[n:]
+        for start in range(n, len(tokens), self._step):
+            chunk = tokens[start : start + self._step]
+            want = np.zeros(len(chunk), np.int8)
+            want[-1] = 1
+            began = time.perf_counter()
+            try:
+                self.context.decode(chunk, np.arange(start, start + len(chunk), dtype=np.int32), 0, want)
+            except BaseException:
+                self._held = []
+                self.context.clear()
+                raise
+            self._held += chunk
+            if len(chunk) == 1:
+                self.costs.add(1, time.perf_counter() - began)
+
+
 class DraftModel:
     """Proposes the likeliest tokens of a small model over a context of its own; the grade is their probability."""
 
     priors = tuple((grade + 0.5) / 10 for grade in range(10))
     n_before = 8
 
-    def __init__(self, cache: PrefixCache) -> None:
-        self._cache = cache
+    def __init__(self, reader: DraftReader) -> None:
+        self._reader = reader
         self._tokens: list[int] = []
 
     @property
     def step_s(self) -> float:
-        return self._cache.costs.of(1) or 0.0
+        return self._reader.costs.of(1) or 0.0
 
     def push(self, token: int) -> None:
         self._tokens.append(token)
 
     def proposals(self) -> Iterator[tuple[int, int]]:
-        cache = self._cache
-        if len(self._tokens) >= cache.context.n_ctx_seq:
-            return
-        cache.read(self._tokens)
-        while True:
-            row = cache.context.logits()[-1]  # float32 [n_vocab]
+        reader, tokens = self._reader, list(self._tokens)
+        while len(tokens) <= reader.context.n_ctx_seq:
+            reader.read(tokens)
+            row = reader.context.logits()[-1]  # float32 [n_vocab]
             token = int(row.argmax())
             probability = 1.0 / float(np.exp(row - row[token]).sum())
             yield token, min(int(10 * probability), 9) if probability > 0 else 0
-            if len(cache.held) >= cache.context.n_ctx_seq:
-                return
-            cache.extend([token])
+            tokens.append(token)
 
 
 class AcceptanceRates:
@@ -286,7 +312,7 @@ class Speculator:
 
 
 def speculator_factory(
-    model: NativeModel, draft: PrefixCache | None
+    model: NativeModel, draft: DraftReader | None
 ) -> Callable[[SamplingParams, Sequence[int], Costs], Speculator | None]:
     """Return a function that makes the speculator that a generation's parameters ask for, or returns None.
 
@@ -311,7 +337,7 @@ def speculator_factory(
     return make
 
 
-def open_draft_model(path: Path, main_context: NativeContext, *, n_gpu_layers: int = 0) -> PrefixCache:
+def open_draft_model(path: Path, main_context: NativeContext, *, n_gpu_layers: int = 0) -> DraftReader:
     """Load a draft model for `main_context`: it is aborted with that context and closed with that context's model.
 
     Raises ``VocabularyError`` if the two vocabularies differ in any token, ``LlamaliteError`` for recurrent models.
@@ -338,4 +364,4 @@ def open_draft_model(path: Path, main_context: NativeContext, *, n_gpu_layers: i
         native.close()
         raise
     main_model.own(native)
-    return PrefixCache(context, prompt_step=None if n_gpu_layers == 0 else context.n_ubatch, thread=main_model.thread)
+    return DraftReader(context, None if n_gpu_layers == 0 else context.n_ubatch)

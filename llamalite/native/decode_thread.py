@@ -93,21 +93,20 @@ class DecodeThread:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[_Task[Any] | None] | None = None  # None: the thread is not started yet
         self._process = 0  # the id of the process that has the thread
+        self._worker: threading.Thread | None = None
         self._tasks: list[_Task[Any]] = []  # queued or running
 
     def run(self, call: Callable[[], T], abort: Callable[[], None]) -> T:
         """Run `call` in the thread, after the calls that are queued already, and return what it returns.
 
         If the calling thread is interrupted meanwhile, the call is aborted, and the exception is raised once it has
-        ended.
+        ended. In the thread itself, the call runs at once.
         """
         stop_at_exit()
+        if self._worker is not None and threading.get_ident() == self._worker.ident:
+            return call()
+        self.check_process()
         tasks = self._queue or self._start()
-        if self._process != os.getpid():
-            raise LlamaliteError(
-                "this process was forked from one in which the model had computed, and threads are not inherited: load "
-                "the model in this process, or start the process in another way (multiprocessing's spawn)"
-            )
         task = _Task(call, abort)
         try:
             self._tasks.append(task)
@@ -122,6 +121,29 @@ class DecodeThread:
         stop_at_exit()
         return task.result()
 
+    def submit(self, call: Callable[[], None], abort: Callable[[], None]) -> None:
+        """Queue `call`, which handles its own exceptions, and return; `abort` ends it when the interpreter ends."""
+        self.check_process()
+        tasks = self._queue or self._start()
+
+        def call_and_forget() -> None:
+            try:
+                call()
+            finally:
+                self._tasks.remove(task)
+
+        task = _Task(call_and_forget, abort)
+        self._tasks.append(task)
+        tasks.put(task)
+
+    def check_process(self) -> None:
+        """Raise ``LlamaliteError`` in a process that was forked after the thread had started."""
+        if self._queue is not None and self._process != os.getpid():
+            raise LlamaliteError(
+                "this process was forked from one in which the model had computed, and threads are not inherited: load "
+                "the model in this process, or start the process in another way (multiprocessing's spawn)"
+            )
+
     def _start(self) -> queue.SimpleQueue[_Task[Any] | None]:
         """Start the thread and return its queue; if the start is interrupted, the new thread ends again."""
         tasks: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
@@ -129,8 +151,9 @@ class DecodeThread:
             if self._queue is not None:  # another thread has started it meanwhile
                 return self._queue
             try:
-                threading.Thread(target=self._work, args=(tasks,), name="llamalite-decode", daemon=True).start()
-                self._queue, self._process = tasks, os.getpid()
+                worker = threading.Thread(target=self._work, args=(tasks,), name="llamalite-decode", daemon=True)
+                worker.start()
+                self._worker, self._queue, self._process = worker, tasks, os.getpid()
                 _threads.add(self)
                 weakref.finalize(self, tasks.put, None).atexit = False  # ends the thread of a model that is not closed
             except BaseException:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import soak
 from faults import environment, write_endless
+from judge import Judge
 
 from llamalite.model import Model
 
@@ -31,7 +32,7 @@ def test_a_hundredth_of_a_long_run_is_right_and_ends(name: str) -> None:
 
 def test_the_judge_sees_a_wrong_answer(tmp_path: Path) -> None:
     with Model(write_endless(tmp_path / "toy.gguf", n_layer=2, n_embd=64), n_ctx=256, n_threads=1) as model:
-        judge, prompt = soak.Judge(model), model.tokenize("once upon a time")
+        judge, prompt = Judge(model), model.tokenize("once upon a time")
         answer = list(model.generate(prompt, max_tokens=8, temperature=0).tokens)
         judge.check(prompt, answer)
         answer[4] = (answer[4] + 1) % 300
