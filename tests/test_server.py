@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,21 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(server: LiveServer, model
         thread.join()
     same = sum(got[i] == want[i] for i in range(len(prompts)))
     assert same >= len(prompts) - 1  # a near tie may fall otherwise in company
+
+
+def test_a_full_queue_is_refused_and_can_be_tried_again(path: Path) -> None:
+    endless = {"prompt": "once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    with LiveServer({"toy": path}, ServerSettings(n_parallel=1), n_threads=1, n_parallel=1, max_queue=1) as server:
+        server.post(CHAT, asked())
+        with server.open("/v1/completions", endless), server.open("/v1/completions", endless):
+            server.wait_until(lambda: server.n_running == 2)
+            time.sleep(0.1)  # the second one waits
+            for stream in (False, True):
+                reply = server.post(CHAT, asked(stream=stream))
+                assert (reply.status, reply.error["code"]) == (503, "queue_full")
+                assert reply.headers["retry-after"]
+        server.wait_until(lambda: server.n_running == 0)
+        assert server.post(CHAT, asked()).status == 200
 
 
 # ── several models, figures ─────────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import logging
 import os
@@ -33,7 +32,7 @@ _MISSING = "llamalite serve needs the extra: pip install 'llamalite[serve]' (in 
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option(
-    "--parallel", type=_options.COUNT, default=4, show_default=True, help="Answers that a model gives at once."
+    "--parallel", type=click.IntRange(1, 256), default=8, show_default=True, help="Answers that a model gives at once."
 )
 @click.option("--queue", type=_options.COUNT_OR_NONE, default=64, show_default=True, help="Answers that may wait.")
 @click.option("--api-key", multiple=True, metavar="KEY", help="A key that requests must carry; repeatable.")
@@ -148,10 +147,9 @@ def _model_options(ctx: click.Context, options: dict[str, Any]) -> ModelOptions:
 
     template = options["chat_template"]
     own: dict[str, Any] = {"chat_template": _text.read(template)} if template else {}
-    if "n_parallel" in {field.name for field in dataclasses.fields(ModelOptions)}:
-        own |= {"n_parallel": options["parallel"], "max_queue": options["queue"]}
     draft = _model.obtain(ctx, options["draft"]) if options["draft"] else None
-    return ModelOptions(**_options.loaded_with(options), draft=draft, **own)
+    parallel = {"n_parallel": options["parallel"], "max_queue": options["queue"]}
+    return ModelOptions(**_options.loaded_with(options), draft=draft, **parallel, **own)
 
 
 def _served(ctx: click.Context, models: tuple[str, ...], aliases: tuple[str, ...]) -> list[ServedModel]:

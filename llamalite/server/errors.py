@@ -24,6 +24,7 @@ from llamalite.errors import (
     LlamaliteError,
     ModelLoadError,
     OutOfMemoryError,
+    QueueFullError,
 )
 from llamalite.sampling import SamplingParams
 
@@ -61,7 +62,7 @@ def as_http(error: BaseException) -> HTTPException:
             str(error), param="messages", code="context_length_exceeded", type=kind, n_prompt_tokens=n_prompt,
             n_ctx=n_ctx,
         )  # fmt: skip
-    if type(error).__name__ == "QueueFullError":
+    if isinstance(error, QueueFullError):
         return refusal(str(error), status=503, code="queue_full")
     if isinstance(error, (OutOfMemoryError, ModelLoadError, GGUFError, FileNotFoundError)):
         return refusal(str(error), status=503, code="model_unavailable")

@@ -60,7 +60,7 @@ class Metrics:
         self._prompt_s.inc(totals.prompt_s)
         self._generated.inc(totals.n_generated)
         self._generation_s.inc(totals.generation_s)
-        self._queued_s.inc(max(0.0, getattr(totals, "queued_s", 0.0)))
+        self._queued_s.inc(totals.queued_s)
         if totals.n_generated:
             self._ttft_s.observe(totals.ttft_s)
 
