@@ -38,6 +38,7 @@ NEEDED = {
     "doctor": ["nowhere.gguf"],
     "demo": ["nowhere"],
     "completion": ["bash"],
+    "serve": ["no-such-model"],
 }
 ABSURD = ("nan", "inf", "-inf", "1e999", "-1", "abc", "", "9" * 30, "٣٣x", "0x10", "1,", "\x00")
 # Options that a callback parses, and a value that they take.
@@ -45,7 +46,7 @@ PARSED = {
     ("bench", "--threads"), ("bench", "--batch"), ("bench", "--ubatch"), ("bench", "--kv-type"),
     ("bench", "--gpu-layers"), ("run", "--gpu-layers"), ("batch", "--gpu-layers"), ("perplexity", "--gpu-layers"),
     ("compare", "--gpu-layers"), ("imatrix", "--gpu-layers"), ("convert", "--split-max-size"), ("convert", "--type"),
-    ("compare", "--type"),
+    ("compare", "--type"), ("serve", "--gpu-layers"),
 }  # fmt: skip
 
 

@@ -1,17 +1,14 @@
-"""The examples do what they say: the service streams and stops, the extractor's JSON validates, the window chats."""
+"""The examples do what they say: the extractor's JSON validates, the window chats."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import toy
@@ -38,61 +35,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(path: Path) -> Iterator[Model]:
     with Model(path, n_threads=1) as loaded:
         yield loaded
-
-
-async def post(port: int, body: bytes, path: str = "/generate") -> tuple[str, list[dict[str, Any]]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-    await writer.drain()
-    head, _, rest = (await reader.read()).decode().partition("\r\n\r\n")
-    writer.close()
-    await writer.wait_closed()
-    return head.splitlines()[0], [json.loads(line) for line in rest.splitlines()]
-
-
-def test_the_service_streams_answers_and_reports_errors(root: Path, model: Model) -> None:
-    service = example(root, "service")
-
-    async def go() -> None:
-        server = await service.serve(model, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
-            asked = {"prompt": "once upon a time", "max_tokens": 6, "temperature": 0}
-            status, lines = await post(port, json.dumps(asked).encode())
-            assert status == "HTTP/1.1 200 OK"
-            want = model.generate("once upon a time", max_tokens=6, temperature=0)
-            assert "".join(line.get("text", "") for line in lines) == want.text
-            assert lines[-1]["finish_reason"] == want.finish_reason
-            several = await asyncio.gather(*[post(port, json.dumps(asked).encode()) for _ in range(3)])
-            assert [lines[:-1] for _, lines in several] == [lines[:-1]] * 3
-            status, lines = await post(port, b'{"prompt": "a", "temperature": -1}')
-            assert status == "HTTP/1.1 400 Bad Request"
-            assert "temperature must lie in" in lines[0]["error"]
-            assert (await post(port, b"nonsense"))[0] == "HTTP/1.1 400 Bad Request"
-            assert (await post(port, b"{}", "/other"))[0] == "HTTP/1.1 404 Not Found"
-
-    asyncio.run(go())
-
-
-def test_a_client_that_disconnects_ends_its_generation(root: Path, model: Model) -> None:
-    service = example(root, "service")
-    body = json.dumps({"prompt": "once", "logit_bias": {}, "max_tokens": 1500, "seed": 1}).encode()
-
-    async def go() -> None:
-        server = await service.serve(model, "127.0.0.1", 0)
-        async with server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
-            writer.write(b"POST /generate HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            await reader.readline()
-            writer.close()
-            await writer.wait_closed()
-            for _ in range(500):
-                if not model.is_busy:
-                    return
-                await asyncio.sleep(0.02)
-            raise AssertionError("the generation goes on for nobody")
-
-    asyncio.run(go())
 
 
 def test_the_extractor_writes_json_that_parses(root: Path, model: Model, tmp_path: Path) -> None:
