@@ -95,7 +95,7 @@ export class Generation {
     const speed = timings?.predicted_per_second ?? (1000 * (n - 1)) / (performance.now() - this.#first);
     const parts = [];
     if (n > 1) parts.push(`${speed.toFixed(1)} tokens/s`);
-    parts.push(`first token after ${((this.#first - this.#started) / 1000).toFixed(2)} s`, `${n} tokens`);
+    parts.push(`first token after ${((this.#first - this.#started) / 1000).toFixed(2)} s`, `${n} ${n === 1 ? "token" : "tokens"}`);
     if (usage) {
       const cached = usage.prompt_tokens_details?.cached_tokens;
       parts.push(`prompt ${usage.prompt_tokens}${cached ? `, ${cached} from the cache` : ""}`);

@@ -1,8 +1,10 @@
 // The page: which conversation is shown, and what its buttons and keys do.
 
 import { models } from "./api.js";
-import { add, exported, imported, newConversation, newId, path, show, siblings } from "./conversation.js";
+import { add, newConversation, path, show, siblings } from "./conversation.js";
+import { copyText, download, upload } from "./files.js";
 import { Generation } from "./generation.js";
+import { notice } from "./notice.js";
 import { apiKey, askForKey, connectSettings } from "./settings.js";
 import { allConversations, keep, onChange, put, remove, setting } from "./storage.js";
 import { button, MessageView } from "./view.js";
@@ -86,39 +88,15 @@ function drawList() {
   byId("export").disabled = !conversations.size;
 }
 
-/** Say something above the message field; `label` and `act`: a button that answers it. */
-function notice(text, label, act) {
-  byId("notice").replaceChildren(text);
-  if (!text) return;
-  if (act) {
-    const answer = button("", label);
-    answer.addEventListener("click", () => {
-      notice("");
-      question.focus();
-      act();
-    });
-    byId("notice").append(answer);
-  }
-  const close = button("", "×", "Dismiss");
-  close.addEventListener("click", () => {
-    notice("");
-    question.focus();
-  });
-  byId("notice").append(close);
-}
-
 // Models.
 
 async function loadModels() {
   try {
     const found = await models(apiKey());
     byId("model").replaceChildren(...found.map(({ id }) => new Option(id)));
-    if (byId("notice").dataset.models) notice("");
-    delete byId("notice").dataset.models;
   } catch (error) {
     const [label, act] = error.kind === "key" ? ["Enter the key", askForKey] : ["Try again", loadModels];
-    notice(`${error.message} ${error.advice ?? ""}`, label, act);
-    byId("notice").dataset.models = "missing";
+    notice(`${error.message} ${error.advice}`, label, act);
   }
   drawModel();
 }
@@ -237,49 +215,21 @@ function turn(message, step) {
 }
 
 async function copy(text, pressed) {
-  if (navigator.clipboard) {
-    await navigator.clipboard.writeText(text);
-  } else {
-    // A page that did not come by HTTPS or from localhost has no clipboard but this.
-    const field = document.createElement("textarea");
-    field.value = text;
-    document.body.append(field);
-    field.select();
-    document.execCommand("copy");
-    field.remove();
-    pressed.focus();
-  }
+  await copyText(text);
   pressed.textContent = "Copied";
   setTimeout(() => (pressed.textContent = "Copy"), 1500);
 }
 
-// Conversations as files.
-
-function exportAll() {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([exported([...conversations.values()])], { type: "application/json" }));
-  link.download = `llamalite-${new Date().toISOString().slice(0, 10)}.json`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
+// The list of conversations.
 
 async function importFile(file) {
-  let found;
   try {
-    found = imported(await file.text());
+    const fresh = await upload(file, conversations);
+    for (const one of fresh) await save(one);
+    notice(`Imported: ${fresh.length}. What was here already is not imported twice.`);
   } catch (error) {
-    return notice(error.message);
+    notice(error.message);
   }
-  let n = 0;
-  for (const one of found) {
-    const same = conversations.get(one.id);
-    if (same && exported([same]) === exported([one])) continue;
-    if (same) one.id = newId(); // what is here stays as it is
-    await save(one);
-    n += 1;
-  }
-  const there = found.length - n ? `, ${found.length - n} were here already` : "";
-  notice(`${n} imported${there}.`);
 }
 
 async function erase(id) {
@@ -297,14 +247,6 @@ async function erase(id) {
 }
 
 // Keys and buttons.
-
-function dark() {
-  return (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-}
-
-function drawTheme() {
-  byId("theme").setAttribute("aria-pressed", String(dark()));
-}
 
 function onKey(event) {
   if (event.isComposing) return; // the key belongs to an input method
@@ -353,22 +295,16 @@ function connect() {
     current.settings.model = target.value;
     settingsChanged();
   });
-  byId("theme").addEventListener("click", () => {
-    document.documentElement.dataset.theme = dark() ? "light" : "dark";
-    keep("theme", document.documentElement.dataset.theme);
-    drawTheme();
-  });
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault(); // the part of the address after # names the conversation
     question.focus();
   });
-  byId("export").addEventListener("click", exportAll);
+  byId("export").addEventListener("click", () => download([...conversations.values()]));
   byId("import").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", async ({ target }) => {
     await importFile(target.files[0]);
     target.value = ""; // the same file can be chosen again
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawTheme);
   matchMedia("(min-width: 800px)").addEventListener("change", () => byId("sidebar").hidePopover());
   addEventListener("hashchange", () => open(conversations.get(location.hash.slice(1)) ?? newConversation(defaults)));
   addEventListener("pagehide", () => running.forEach((_, id) => put(conversations.get(id))));
@@ -379,11 +315,17 @@ function connect() {
     if (id === current.id) open(conversation ?? newConversation(defaults));
     else drawList();
   });
-  connectSettings(() => current.settings, settingsChanged, loadModels);
+  connectSettings(
+    () => current.settings,
+    settingsChanged,
+    () => {
+      notice("");
+      loadModels();
+    },
+  );
 }
 
 connect();
-drawTheme();
 try {
   for (const one of await allConversations()) conversations.set(one.id, one);
 } catch (error) {

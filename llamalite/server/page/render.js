@@ -62,6 +62,7 @@ function codeBlock({ language, children }) {
   name.textContent = language || "text";
   const copy = document.createElement("button");
   copy.type = "button";
+  copy.className = "quiet";
   copy.dataset.action = "copy-code";
   copy.textContent = "Copy";
   copy.setAttribute("aria-label", `Copy the code (${language || "text"})`);
