@@ -69,6 +69,8 @@ function drawSend() {
   const busy = running.has(current.id);
   byId("send").textContent = busy ? "Stop" : "Send";
   byId("send").classList.toggle("stop", busy);
+  byId("keys").hidden = busy;
+  byId("keys-busy").hidden = !busy;
 }
 
 function drawList() {
