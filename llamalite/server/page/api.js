@@ -10,7 +10,7 @@ export class ServerError extends Error {
 }
 
 const GONE = ["The server does not answer.", "Start it again with “llamalite serve”, then try again."];
-const CUT = ["The connection ended before the answer did.", "Try again."];
+const CUT = ["The connection ended before the answer did.", "What came is kept."];
 
 /** Return the server's models: [{id, ...}]. */
 export async function models(key) {
