@@ -133,9 +133,21 @@ def test_reload_in_the_middle_keeps_what_came(page: Any, server: ScriptedServer)
     shows(page, ".assistant .text", "time")
     page.reload()
     page.wait_for_selector(".note")
-    assert page.inner_text(".note") == "Not finished."
+    assert page.inner_text(".note") == "Stopped."
     assert "Once upon a time" in messages(page)[1]
     assert server.left.wait(5)
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: Any, server: ScriptedServer) -> None:
+    server.script = ["Once upon", *[0.05, " a time"] * 200]
+    ask(page, "Tell me a story")
+    shows(page, ".assistant .text", "time")
+    page.click("[data-action=delete]")
+    assert server.left.wait(5)
+    page.wait_for_timeout(1200)  # longer than from one saving to the next
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    assert page.locator("#conversations a").count() == 0
 
 
 def test_nothing_that_a_model_says_runs_or_loads(page: Any, server: ScriptedServer) -> None:
@@ -357,6 +369,7 @@ def test_the_keyboard_alone_is_enough(page: Any, server: ScriptedServer) -> None
         reached[name] = seen or name == "question"  # whose frame around it is drawn
     expected = {"skip", "new", "a", "delete", "export", "import", "title", "theme", "settings-open"}
     assert expected | {"copy", "edit", "again", "question", "model", "send"} <= set(reached)
+    reached.pop("body", None)  # between the last and the first
     assert all(reached.values()), reached
     page.focus("#skip")
     page.keyboard.press("Enter")

@@ -22,6 +22,7 @@ export class Generation {
   }
 
   stop() {
+    this.message.finish = "stopped"; // now: the page may be closing
     this.#abort.abort();
   }
 
@@ -32,14 +33,9 @@ export class Generation {
       await this.#read(key);
       if (message.finish === "unfinished") message.finish = "stop";
     } catch (error) {
-      if (this.#abort.signal.aborted) {
-        message.finish = "stopped";
-      } else if (error instanceof ServerError) {
-        const { kind, advice } = error;
+      if (!this.#abort.signal.aborted) {
+        const { kind, advice } = error instanceof ServerError ? error : { kind: "other", advice: "The page failed." };
         message.error = { kind, message: error.message, advice };
-        message.finish = "error";
-      } else {
-        message.error = { kind: "other", message: "The page failed to read the answer.", advice: String(error) };
         message.finish = "error";
       }
     }

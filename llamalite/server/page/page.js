@@ -142,10 +142,11 @@ async function answer(conversation, parent) {
   spoken.replaceChildren();
   let said = 0;
   let saved = performance.now();
+  const saveStill = () => conversations.has(conversation.id) && save(conversation); // it may be deleted by now
   const redraw = () => {
     if (performance.now() - saved > 1000) {
       saved = performance.now();
-      save(conversation);
+      saveStill();
     }
     const view = views.get(message.id);
     if (!view) return; // another conversation is shown
@@ -161,7 +162,7 @@ async function answer(conversation, parent) {
   running.delete(conversation.id);
   conversation.changed = Date.now();
   redraw();
-  save(conversation);
+  saveStill();
   drawSend();
   if (message.error) spoken.append(line(message.error.message));
 }
@@ -238,7 +239,6 @@ async function erase(id) {
   const conversation = conversations.get(id);
   running.get(id)?.stop();
   conversations.delete(id);
-  await remove(id);
   if (id === current.id) open(newConversation(defaults));
   drawList();
   notice(`Deleted “${conversation.title}”.`, "Undo", async () => {
@@ -246,6 +246,7 @@ async function erase(id) {
     open(conversation);
   });
   byId("new").focus();
+  await remove(id);
 }
 
 // Keys and buttons.
@@ -309,7 +310,12 @@ function connect() {
   });
   matchMedia("(min-width: 800px)").addEventListener("change", () => byId("sidebar").hidePopover());
   addEventListener("hashchange", () => open(conversations.get(location.hash.slice(1)) ?? newConversation(defaults)));
-  addEventListener("pagehide", () => running.forEach((_, id) => put(conversations.get(id))));
+  addEventListener("pagehide", () => {
+    for (const [id, generation] of running) {
+      generation.stop();
+      if (conversations.has(id)) put(conversations.get(id));
+    }
+  });
   onChange((id, conversation) => {
     if (running.has(id)) return; // this tab knows better
     if (conversation) conversations.set(id, conversation);

@@ -10,17 +10,13 @@ const result = (request) =>
 
 let database;
 
-function opened() {
-  database ??= (() => {
+async function store(mode) {
+  if (!database) {
     const request = indexedDB.open("llamalite", 1);
     request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
-    return result(request);
-  })();
-  return database;
-}
-
-async function store(mode) {
-  return (await opened()).transaction(STORE, mode).objectStore(STORE);
+    database = await result(request);
+  }
+  return database.transaction(STORE, mode).objectStore(STORE);
 }
 
 const others = new BroadcastChannel("llamalite"); // the page in other tabs
@@ -35,7 +31,10 @@ export async function allConversations() {
 }
 
 export async function put(conversation) {
-  await result((await store("readwrite")).put(conversation));
+  const target = await store("readwrite");
+  const done = result(target.put(conversation));
+  target.transaction.commit(); // at once: this may be a page that is closed
+  await done;
   others.postMessage(conversation.id);
 }
 
