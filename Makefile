@@ -101,7 +101,7 @@ clean:
 	@touch $@
 
 .venv/.dependencies: .venv/.llama-cpp pyproject.toml constraints.txt
-	$(PIP) --progress-bar off 'setuptools>=77' '.[fast]'
+	$(PIP) --progress-bar off 'setuptools>=77' '.[fast,serve]'
 	@touch $@
 
 # Without isolation and dependencies this takes two seconds. An old build/ would bring deleted modules back.
@@ -115,5 +115,5 @@ clean:
 	@touch $@
 
 .venv/.parity: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[parity,eval]'
+	$(PIP) --quiet --no-build-isolation '.[parity,eval,clients]'
 	@touch $@

@@ -117,7 +117,7 @@ class Model:
             prompt_step=None if n_gpu_layers == 0 else self._context.n_ubatch,
             thread=native.thread,
         )
-        self._prompts = Prompts(native)
+        self._prompts = Prompts(native, options.chat_template)
 
     @classmethod
     def from_pretrained(
@@ -192,8 +192,15 @@ class Model:
         """Return the text of `tokens`, with control tokens spelled out if `special`."""
         return self.native.detokenize(tokens, special=special).decode("utf-8", "replace")
 
+    def template_source(self, *, for_tools: bool = False) -> str | None:
+        """Return the chat template's text (Jinja), None if there is none; some files have another one for tools."""
+        return self._prompts.template_source(for_tools=for_tools)
+
     def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
-        """Return `messages` rendered by the file's chat template, up to where the model's answer begins."""
+        """Return `messages` rendered by the chat template, up to where the model's answer begins.
+
+        With ``continue_final_message=True``, the answer goes on from the last message, which is the assistant's.
+        """
         return self._prompts.render(messages, tools=tools, **variables)
 
     def chat_tokens(

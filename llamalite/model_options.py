@@ -36,6 +36,7 @@ class ModelKeywords(TypedDict, total=False):
     lora: Lora | Sequence[Lora]
     seed: int | None
     draft: str | os.PathLike[str] | None
+    chat_template: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class ModelOptions:
     - `seed`: the seed of generations that set none; None draws a new one for each.
     - `draft`: a small model with the same vocabulary that guesses tokens ahead, if that is faster
       (`llamalite.generation.speculation`).
+    - `chat_template`: a chat template (Jinja) to use instead of the file's.
     """
 
     n_ctx: int | None = None
@@ -68,6 +70,7 @@ class ModelOptions:
     lora: Lora | Sequence[Lora] = ()
     seed: int | None = None
     draft: str | os.PathLike[str] | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         context_options(self, 1 if self.n_ctx is None else self.n_ctx)

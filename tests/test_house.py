@@ -26,9 +26,10 @@ LEVELS = (
     {"gguf_check", "native", "sampling", "templates"},
     {"hardware"},
     {"converters", "generation"},
-    {"store", "model_options"},
+    {"store", "model_options", "tool_calls"},
     {"model"},
-    {"chat", "batch_file", "evaluation", "performance"},
+    {"chat", "batch_file", "embedding", "evaluation", "performance"},
+    {"server"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -89,7 +90,9 @@ def test_the_design_names_every_room_and_the_files_of_the_large_ones(root: Path)
     design = (root / "docs" / "design.md").read_text(encoding="utf-8")
     parts = {tuple(name.split(".")[:2]) for name in ROOMED if name != "cli"}
     names = {
-        part[-1] for part in parts if len(part) == 1 or part[0] in {"converters", "evaluation", "generation", "native"}
+        part[-1]
+        for part in parts
+        if len(part) == 1 or part[0] in {"converters", "evaluation", "generation", "native", "server", "tool_calls"}
     }
     assert not {name for name in names if f"`{name}`" not in design and f"`{name}/`" not in design}
 

@@ -33,6 +33,7 @@ VERBS = {
     "list": ("llamalite.cli.models", "List the models in the models folder."),
     "inspect": ("llamalite.cli.inspect", "Show what a GGUF file contains and needs, without loading it."),
     "remove": ("llamalite.cli.remove", "Delete models from the models folder."),
+    "serve": ("llamalite.cli.serve", "Serve models over HTTP, to OpenAI's and Anthropic's clients."),
     "batch": ("llamalite.cli.batch", "Answer a file of prompts, many at a time."),
     "perplexity": ("llamalite.cli.perplexity", "Measure how well a model predicts a text."),
     "compare": ("llamalite.cli.compare", "Measure what each quantization of a model costs."),

@@ -116,6 +116,66 @@ def offload(options: dict[str, Any]) -> dict[str, Any]:
     return {"n_gpu_layers": devices.offload(wanted, device), "device": device}
 
 
+def adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Return what ``--lora FILE[=SCALE]`` names, as (file, scale)."""
+    found = []
+    for value in values:
+        path, equals, scale = value.rpartition("=")
+        try:
+            weight = float(scale) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE")
+        found.append((path if equals else value, weight))
+    return found
+
+
+def loading(command: F) -> F:
+    """Add the options with which a model is loaded, whose values `loaded_with` returns, and ``--draft``."""
+    for option in (
+        click.option("--draft", metavar="MODEL", help="Speculate with a small model of the same vocabulary."),
+        click.option(
+            "--exact", is_flag=True, help="F32 cache, no flash attention: results that agree across machines."
+        ),
+        click.option(
+            "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+            help="Attention in one pass over the cache: faster, with K and V rounded to F16.",
+        ),
+        click.option(
+            "--kv-type", type=KV_TYPE, default="F16", show_default=True, metavar="TYPE",
+            help="Type of the KV cache; Q8_0 takes half the memory of F16.",
+        ),
+        click.option(
+            "--lora", multiple=True, metavar="FILE[=SCALE]", callback=adapters,
+            help="A LoRA adapter in GGUF format; repeatable.",
+        ),
+        gpu(),
+        threads(),
+        click.option(
+            "--ctx", "n_ctx", type=COUNT, metavar="N",
+            help="Tokens of context. Default: 8192, or less if the model or the free memory requires it.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def loaded_with(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `loading` has chosen as fields of `llamalite.ModelOptions`, without the draft model."""
+    from llamalite.native.lora import LoraAdapter
+
+    return {
+        **offload(options),
+        "n_ctx": options["n_ctx"],
+        "n_threads": options["threads"],
+        "kv_type": options["kv_type"],
+        "flash_attn": {"auto": "auto", "on": True, "off": False}[options["flash_attn"]],
+        "lora": [LoraAdapter(file, scale) for file, scale in options["lora"]],
+        "exact": options["exact"],
+    }
+
+
 def check_writable(path: Path) -> None:
     """Raise ``OSError`` if `path` cannot be written: before hours of work, not after them."""
     folder = path.absolute().parent

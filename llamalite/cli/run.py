@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +20,6 @@ if TYPE_CHECKING:
 
 _SAMPLING = ("max_tokens", *_options.SAMPLING, "seed")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
-    adapters = []
-    for value in values:
-        path, equals, scale = value.rpartition("=")
-        try:
-            weight = float(scale) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise click.BadParameter(f"{value!r} is not FILE or FILE=SCALE")
-        adapters.append((path if equals else value, weight))
-    return adapters
 
 
 @click.command(name="run")
@@ -62,44 +47,12 @@ def _adapters(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     metavar="FILE",
     help="Continue the conversation in FILE if it exists, and save it there at the end.",
 )
-@click.option(
-    "--ctx",
-    "n_ctx",
-    type=_options.COUNT,
-    metavar="N",
-    help="Tokens of context. Default: 8192, or less if the model or the free memory requires it.",
-)
-@_options.threads()
-@_options.gpu()
-@click.option(
-    "--lora",
-    multiple=True,
-    metavar="FILE[=SCALE]",
-    callback=_adapters,
-    help="A LoRA adapter in GGUF format; repeatable.",
-)
-@click.option(
-    "--kv-type",
-    type=_options.KV_TYPE,
-    default="F16",
-    show_default=True,
-    metavar="TYPE",
-    help="Type of the KV cache; Q8_0 takes half the memory of F16.",
-)
-@click.option(
-    "--flash-attn",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    show_default=True,
-    help="Attention in one pass over the cache: faster, with K and V rounded to F16.",
-)
-@click.option("--exact", is_flag=True, help="F32 cache, no flash attention: results that agree across machines.")
+@_options.loading
 @click.option(
     "--lookup",
     is_flag=True,
     help="Speculate that repeated tokens continue as before: faster if an answer repeats its input.",
 )
-@click.option("--draft", metavar="MODEL", help="Speculate with a small model of the same vocabulary.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds on standard error.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: the answer, why it ended, counts and times."
@@ -125,7 +78,6 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     """
     from llamalite.cli import _model
     from llamalite.generation.session_file import check_place
-    from llamalite.native.lora import LoraAdapter
 
     if options["session"]:
         check_place(options["session"])
@@ -138,19 +90,13 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
     sampling = _sampling(options)
     if prompt is None and options["as_json"]:
         raise click.UsageError("--json is for one answer: give a PROMPT, -f FILE or standard input")
-    offload = _options.offload(options)
+    loading = _options.loaded_with(options)
     path = _model.obtain(ctx, model)
     draft = _model.obtain(ctx, options["draft"]) if options["draft"] else None
     with _model.load(
         ctx,
         path,
-        n_ctx=options["n_ctx"],
-        n_threads=options["threads"],
-        **offload,
-        kv_type=options["kv_type"],
-        flash_attn={"auto": "auto", "on": True, "off": False}[options["flash_attn"]],
-        lora=[LoraAdapter(file, scale) for file, scale in options["lora"]],
-        exact=options["exact"],
+        **loading,
         draft=draft,
     ) as loaded:
         as_chat = loaded.has_chat_template and not options["raw"]

@@ -26,13 +26,22 @@ _TEMPLATE = "tokenizer.chat_template"
 class Prompts:
     """Prompts for one model; a chat template is compiled when it is first needed."""
 
-    def __init__(self, model: NativeModel) -> None:
+    def __init__(self, model: NativeModel, chat_template: str | None = None) -> None:
         self._model = model
+        self._own_template = chat_template  # replaces the file's
         self._templates: dict[str, ChatTemplate] = {}
 
     @property
     def has_template(self) -> bool:
-        return _TEMPLATE in self._model.metadata
+        return self.template_source() is not None
+
+    def template_source(self, *, for_tools: bool = False) -> str | None:
+        """Return the chat template's text, None if there is none; a file may have another one for tools."""
+        if self._own_template is not None:
+            return self._own_template
+        metadata = self._model.metadata
+        with_tools = metadata.get(f"{_TEMPLATE}.tool_use") if for_tools else None
+        return with_tools or metadata.get(_TEMPLATE)
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a text (with BOS if the file asks for it) or of messages; ids are checked."""
@@ -44,10 +53,25 @@ class Prompts:
             return self.chat_tokens(prompt)  # type: ignore[arg-type]
         return [int(token) for token in self._model.check_tokens(prompt)]  # type: ignore[arg-type]
 
-    def render(self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any) -> str:
-        """Return `messages` rendered by the template, up to where the model's answer begins."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Return `messages` rendered by the template, up to where the model's answer begins.
+
+        With `continue_final_message`, the last message, the assistant's, is the beginning of that answer.
+        """
+        prefill = ""
+        if continue_final_message:
+            if len(messages) < 2 or messages[-1].get("role") != "assistant":
+                raise ValueError("continue_final_message needs an assistant's message at the end, after another one")
+            prefill, messages = str(messages[-1].get("content") or ""), messages[:-1]
         settings: dict[str, Any] = {"add_generation_prompt": True, **self._special_texts(), **variables}
-        return self._template(tools is not None).render(messages, tools=tools, **settings)
+        return self._template(tools is not None).render(messages, tools=tools, **settings) + prefill
 
     def chat_tokens(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **variables: Any
@@ -85,16 +109,14 @@ class Prompts:
         }
 
     def _template(self, for_tools: bool) -> ChatTemplate:
-        key = _TEMPLATE
-        if for_tools and f"{key}.tool_use" in self._model.metadata:
-            key += ".tool_use"
-        if key not in self._templates:
-            if key not in self._model.metadata:
-                name = self._model.path.name
-                raise TemplateError(
-                    f"{name} has no chat template: it can only continue a text; give it a string as the prompt"
-                )
+        source = self.template_source(for_tools=for_tools)
+        if source is None:
+            name = self._model.path.name
+            raise TemplateError(
+                f"{name} has no chat template: it can only continue a text; give it a string as the prompt"
+            )
+        if source not in self._templates:
             from llamalite.templates import ChatTemplate
 
-            self._templates[key] = ChatTemplate(self._model.metadata[key])
-        return self._templates[key]
+            self._templates[source] = ChatTemplate(source)
+        return self._templates[source]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, OutOfMemoryError
-from llamalite.native.context_options import ContextOptions
+from llamalite.native.context_options import POOLING, ContextOptions
 from llamalite.native.decode_thread import is_daemon_at_exit
 from llamalite.native.library import collect_errors, error_text, ggml_base, llama
 from llamalite.native.lora import LoraAdapter
@@ -131,6 +131,8 @@ class NativeContext:
         params.type_k = params.type_v = TENSOR_TYPES[options.kv_type].ggml_type
         params.flash_attn_type = _FLASH[options.flash_attn]
         params.kv_unified = options.kv_unified
+        if options.pooling is not None:
+            params.embeddings, params.pooling_type = True, POOLING[options.pooling]
         params.abort_callback = AbortFlag.function(lib.ggml_abort_callback)
         params.abort_callback_data = self.abort_flag.address
         if self._observer is not None:
@@ -267,6 +269,17 @@ class NativeContext:
             self._view = np.ctypeslib.as_array(buffer).reshape(shape)  # float32 [n_outputs, n_vocab]
             self._view_of = (address, self._n_outputs)
         return self._view
+
+    def pooled(self, seq_id: int) -> npt.NDArray[np.float32]:
+        """Return the vector of a sequence of the last decode, float32 [n_embd], not normalized: a copy.
+
+        Raises ``ValueError`` if the options have no `pooling`, or the last decode did not hold the sequence.
+        """
+        self._check_sequence(seq_id)
+        pointer = llama().llama_get_embeddings_seq(self.ptr, seq_id) if self.options.pooling else None
+        if not pointer:
+            raise ValueError(f"there is no vector for sequence {seq_id}: the context must pool, and decode it")
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_embd,)).astype(np.float32)
 
     def abort(self) -> None:
         """Make the running decode, or else the next one, raise ``GenerationCancelled``; from any thread."""

@@ -18,6 +18,7 @@ from llamalite.quant_types import TENSOR_TYPES
 FlashAttention = bool | Literal["auto"]
 
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
+POOLING = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type (llama.h)
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ (llama-cparams.h)
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS (ggml.h): llama.cpp aborts on more
 
@@ -33,6 +34,7 @@ class ContextOptions:
     - `n_threads`: None is llama.cpp's default.
     - `kv_type`: the type of the cache, one of `KV_TYPES`; `flash_attn`: "auto", True or False.
     - `exact`: an F32 cache and no flash attention, whatever the two above say, for figures that agree across machines.
+    - `pooling`: None for logits; else one of `POOLING`, and the context computes a vector for each sequence.
     """
 
     n_ctx: int
@@ -44,6 +46,7 @@ class ContextOptions:
     flash_attn: FlashAttention = "auto"
     kv_unified: bool = False
     exact: bool = False
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         if self.exact:
@@ -58,6 +61,8 @@ class ContextOptions:
             raise ValueError(
                 f"a {self.kv_type} cache needs flash attention, which is off: use F16, or flash_attn='auto'"
             )
+        if self.pooling is not None and self.pooling not in POOLING:
+            raise ValueError(f"pooling must be one of {', '.join(POOLING)}, found {self.pooling!r}")
         self._check_whole("n_ctx", 2**31 - 256)
         self._check_whole("n_batch", 2**31 - 1)
         self._check_whole("n_ubatch", 2**31 - 1)
