@@ -115,5 +115,5 @@ clean:
 	@touch $@
 
 .venv/.parity: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[parity,eval,clients]'
+	$(PIP) --quiet --no-build-isolation '.[parity,eval,clients,browser]'
 	@touch $@

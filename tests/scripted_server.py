@@ -36,7 +36,7 @@ class Refusal:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Break(Exception):
+class Break:
     """In a script: the connection ends here, in the middle of the answer."""
 
 
