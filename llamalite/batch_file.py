@@ -53,7 +53,7 @@ def answer_file(
     source: Path,
     target: Path,
     *,
-    parallel: int = 16,
+    parallel: int | None = None,
     params: SamplingParams | None = None,
     raw: bool = False,
     on_problem: OnProblem | None = None,

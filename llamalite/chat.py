@@ -5,8 +5,8 @@
         print(piece.text, end="", flush=True)
     chat.ask("And at night?")            # only its own tokens are read: the context holds the conversation so far
 
-A session holds the messages, and the model's context holds their tokens. Several sessions can use one model: each reads
-its messages again after another has used the context.
+A session holds the messages, and the model's context holds their tokens. Several sessions can use one model, also at
+the same time: each reads only what is new, as long as the context has room for all of them.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class ChatSession:
         del self.messages[: self._first_turn()]
         if text:
             self.messages.insert(0, {"role": "system", "content": text})
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the history has."""
+        return len(self.model.chat_tokens(self.messages, tools=self.tools, add_generation_prompt=False))
 
     def _first_turn(self) -> int:
         return 1 if self.messages and self.messages[0]["role"] == "system" else 0
@@ -181,10 +186,12 @@ class ChatSession:
 
     def save(self, path: str | Path) -> None:
         """Save the conversation and what the context holds, for `load` in another process."""
+        prompt: list[int] = []
         if self.messages:  # decode now what the context lacks, so that nothing is left to do after `load`
             prompt = self.model.chat_tokens(self.messages, tools=self.tools, add_generation_prompt=False)
             self.model.generate(prompt, max_tokens=0)
-        self.model.save_session(path, extra={"messages": self.messages, "n_dropped": self.n_dropped})
+        extra = {"messages": self.messages, "n_dropped": self.n_dropped}
+        self.model.save_session(path, tokens=prompt, extra=extra)
 
     def load(self, path: str | Path) -> None:
         """Continue a conversation that `save` wrote; ``LlamaliteError`` if it is damaged or from another model."""

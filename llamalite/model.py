@@ -13,21 +13,21 @@ earlier one is not read again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llamalite import hardware, store
-from llamalite.errors import ContextOverflowError, LlamaliteError
+from llamalite.errors import LlamaliteError
 from llamalite.generation import batch, session_file
 from llamalite.generation.completion import Completion, Piece
-from llamalite.generation.engine import Engine
+from llamalite.generation.engine import Engine, Limits
 from llamalite.generation.prompts import Message, Prompt, Prompts
-from llamalite.generation.request import Request, Stream
+from llamalite.generation.request import Deliver, GenerationRequest, Stream, pieces
+from llamalite.generation.sessions import restore, saved
 from llamalite.generation.speculation import open_draft_model, speculator_factory
 from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.model_options import DEFAULT_PARALLEL, MAX_PARALLEL, ModelOptions, check_whole, context_options
@@ -86,8 +86,9 @@ class Model:
             kv_type="F32" if options.exact else options.kv_type,
             flash_attn=bool(options.flash_attn) and not options.exact,
             draft=draft_header,
+            n_parallel=options.n_parallel or 1,
         )
-        if n_ctx > self._header.n_ctx_train:
+        if (options.n_ctx or 0) > self._header.n_ctx_train:
             warning = "%s was trained for %d tokens, fewer than n_ctx: answers get worse beyond"
             _logger.warning(warning, self.path.name, self._header.n_ctx_train)
         native = NativeModel(
@@ -118,10 +119,13 @@ class Model:
             self._sampler,
             make_speculator=speculator_factory(native, draft),
             can_rewind=not native.is_recurrent,
-            # GPU backends other than Metal never check the abort flag, so each decode must be short enough to wait for.
-            prompt_step=None if n_gpu_layers == 0 else self._context.n_ubatch,
-            n_parallel=n_parallel,
-            max_queue=options.max_queue,
+            limits=Limits(
+                n_parallel=n_parallel,
+                max_queue=options.max_queue,
+                n_ctx=None if options.n_ctx else self._header.n_ctx_train,
+                # GPU backends other than Metal never check the abort flag: each decode has to be short.
+                prompt_step=None if n_gpu_layers == 0 else self._context.n_ubatch,
+            ),
             use_adapters=self._use_adapters,
             thread=native.thread,
         )
@@ -154,8 +158,8 @@ class Model:
 
     @property
     def n_ctx(self) -> int:
-        """How many tokens all conversations may have together, and so one alone, prompt and answer."""
-        return self._context.n_ctx_seq
+        """How many tokens one conversation may have, prompt and answer together."""
+        return self._engine.n_ctx
 
     @property
     def n_parallel(self) -> int:
@@ -281,32 +285,14 @@ class Model:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingKeywords]
     ) -> AsyncIterator[Piece]:
         """`stream` for asyncio; cancelling the task, or closing the iterator, ends the generation."""
-        import asyncio  # here, because it is a third of this module's import time
 
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | BaseException]()
-
-        def deliver(item: Piece | BaseException) -> None:
-            try:
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-            except RuntimeError:  # the event loop is closed
-                request.cancel()
-
-        def make_request() -> Request:
+        def make_request(deliver: Deliver) -> GenerationRequest:
             chosen = (params or self.defaults).replace(**options)
             return self._engine.request(self.prompt_tokens(prompt), chosen, deliver, self._scales(chosen))
 
-        request = await asyncio.to_thread(make_request)
-        self._engine.submit(request)
-        try:
-            is_last = False
-            while not is_last:
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                is_last = item.finish_reason is not None
-                yield item
-        finally:
-            request.cancel()
+        async with contextlib.aclosing(pieces(self._engine.submit, make_request)) as stream:
+            async for piece in stream:
+                yield piece
 
     async def agenerate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingKeywords]
@@ -377,53 +363,21 @@ class Model:
         `extra` is kept with it, and must be JSON.
         """
         facts = self._session_facts() | {"extra": dict(extra or {})}
-        session_file.write(Path(path), self._engine.call(lambda: self._saved(tokens, facts)))
-
-    def _saved(self, tokens: Sequence[int] | None, facts: dict[str, Any]) -> session_file.SavedSession:
-        cache = self._engine.cache
-        sequence = cache.most_recent() if tokens is None else cache.longest([*tokens, -1])[0]
-        if sequence is None:
-            return session_file.SavedSession(facts, [], np.empty(0, np.uint8))
-        return session_file.SavedSession(facts, list(sequence.tokens), self._context.state(sequence.id))
+        session_file.write(
+            Path(path), self._engine.call(lambda: saved(self._engine.cache, self._context, tokens, facts))
+        )
 
     def load_session(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Add to the context what `save_session` wrote, and return its `extra`.
 
         Raises ``LlamaliteError`` for a file that is damaged, or of another model, cache type or llama.cpp version, and
-        ``ContextOverflowError`` for one for which there is no room. A file that was forged, that is, whose digest is
-        right and whose content is not, is refused too.
+        ``ContextOverflowError`` for one for which there is no room. If the file was forged, that is, if its digest is
+        right and its content is not, the context is empty afterwards; generations that run read their tokens again.
         """
-        saved = session_file.read(Path(path), self._session_facts())
-        if len(saved.tokens) > self.n_ctx:
-            raise ContextOverflowError(
-                f"{path} holds {len(saved.tokens)} tokens, and the context has room for {self.n_ctx}: load the model "
-                "with a larger n_ctx"
-            )
-        self._engine.call(lambda: self._load(Path(path), saved))
-        extra = saved.facts.get("extra")
+        session = session_file.read(Path(path), self._session_facts())
+        self._engine.call(lambda: restore(self._engine, self._context, session, Path(path)))
+        extra = session.facts.get("extra")
         return extra if isinstance(extra, dict) else {}
-
-    def _load(self, path: Path, saved: session_file.SavedSession) -> None:
-        cache = self._engine.cache
-        sequence = cache.empty(len(saved.tokens))
-        if sequence is None:
-            raise ContextOverflowError(
-                f"{path} holds {len(saved.tokens)} tokens, and running generations leave room for "
-                f"{cache.n_ctx - cache.n_busy()}: try again when they have ended"
-            )
-        try:
-            self.native.check_tokens(saved.tokens)
-            if saved.tokens:
-                self._context.set_state(sequence.id, saved.state)
-            first, last = self._context.seq_pos_min(sequence.id), self._context.seq_pos_max(sequence.id)
-            if last != len(saved.tokens) - 1 or (saved.tokens and first < 0):
-                raise LlamaliteError(f"it goes from position {first} to {last}")
-        except (LlamaliteError, ValueError) as error:  # a forged file, since its digest is right
-            self._context.seq_rm(sequence.id)
-            what = f"the state of its {len(saved.tokens)} tokens ({error})"
-            raise LlamaliteError(f"{path} does not hold {what}: begin a new session") from None
-        cache.extend(sequence, saved.tokens)
-        cache.release(sequence)
 
     def cancel(self) -> None:
         """End all generations within moments, those that wait too, from any thread; the context keeps what was read."""

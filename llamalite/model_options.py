@@ -2,7 +2,7 @@
 
 >>> options = ModelOptions(n_ctx=4096)
 >>> options.replace(kv_type="Q8_0")
-ModelOptions(n_ctx=4096, n_threads=None, n_gpu_layers='auto', device=None, ...kv_type='Q8_0', ...)
+ModelOptions(n_ctx=4096, n_parallel=None, ...kv_type='Q8_0', ...)
 >>> ModelOptions(kv_type="Q4")
 Traceback (most recent call last):
 ...
@@ -47,9 +47,9 @@ class ModelKeywords(TypedDict, total=False):
 class ModelOptions:
     """Settings of a loaded model; ``ValueError`` names one that is invalid.
 
-    - `n_ctx`: how many tokens the KV cache holds, which all conversations share; one alone may have all of them. None
-      is 8192, or less if the model was trained for less or the free memory holds less. More than the model was trained
-      for is allowed, with a warning.
+    - `n_ctx`: how many tokens the KV cache holds, which all conversations share; one alone may have all of them. More
+      than the model was trained for is allowed, with a warning. None is 8192, or less if the model was trained for less
+      or the free memory holds less, and 1024 for each of `n_parallel`, if that is given and more.
     - `n_parallel`: how many generations are computed together; more than that wait. None is 16, or 1 with `exact` and
       for recurrent models.
     - `max_queue`: how many generations may wait while `n_parallel` run, before another is refused with

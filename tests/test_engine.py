@@ -14,8 +14,8 @@ from llamalite.errors import LlamaliteError, QueueFullError
 from llamalite.generation.batch import Job, run_batch
 from llamalite.generation.completion import Completion, Piece
 from llamalite.generation.costs import PromptBudget
-from llamalite.generation.engine import Engine
-from llamalite.generation.request import Request
+from llamalite.generation.engine import Engine, Limits
+from llamalite.generation.request import GenerationRequest
 from llamalite.sampling import SamplingParams
 
 
@@ -23,16 +23,17 @@ class Served:
     """An engine over a fake context, whose first step begins when all requests are there."""
 
     def __init__(self, *, n_parallel: int = 3, n_ctx: int = 400, n_batch: int = 16, **options: object) -> None:
+        limits = Limits(n_parallel=n_parallel, max_queue=options.pop("max_queue", None))  # type: ignore[arg-type]
         context_options = {name: options.pop(name) for name in ("ends", "can_forget") if name in options}
         self.context = fake.FakeContext(n_ctx, n_batch, n_seq_max=2 * n_parallel, **context_options)  # type: ignore[arg-type]
         self.engine = Engine(
-            self.context, fake.FakeVocabulary(), fake.FakeSampler, n_parallel=n_parallel, **options  # type: ignore[arg-type]
+            self.context, fake.FakeVocabulary(), fake.FakeSampler, limits=limits, **options  # type: ignore[arg-type]
         )  # fmt: skip
         self.answers: dict[int, list[Piece | BaseException]] = {}
         self.ended: list[int] = []
         self._all_ended = threading.Condition()
 
-    def request(self, prompt: Sequence[int], **params: object) -> Request:
+    def request(self, prompt: Sequence[int], **params: object) -> GenerationRequest:
         number = len(self.answers)
         self.answers[number] = []
 
@@ -46,9 +47,18 @@ class Served:
         asked = SamplingParams(**{"max_tokens": 4, **params})  # type: ignore[arg-type]
         return self.engine.request(list(prompt), asked, deliver)
 
-    def run(self, *requests: Request) -> list[Completion]:
-        """Submit all requests between two steps, wait for their ends, and return their completions."""
-        self.engine.call(lambda: [self.engine.submit(request) for request in requests])
+    def submit(self, *requests: GenerationRequest) -> None:
+        """Submit all requests between two steps."""
+
+        def submit_all() -> None:
+            for request in requests:
+                self.engine.submit(request)
+
+        self.engine.call(submit_all)
+
+    def run(self, *requests: GenerationRequest) -> list[Completion]:
+        """Submit all requests at once, wait for their ends, and return their completions."""
+        self.submit(*requests)
         with self._all_ended:
             assert self._all_ended.wait_for(lambda: len(self.ended) == len(self.answers), 30)
         for answer in self.answers.values():
@@ -206,7 +216,7 @@ def test_each_keeps_its_own_parameters_and_seed() -> None:
         served.request([10], max_tokens=3, seed=2),
         served.request([10], max_tokens=4, stop="abc"),
     ]
-    served.engine.call(lambda: [served.engine.submit(request) for request in requests])
+    served.submit(*requests)
     while len(served.ended) < 3:
         pass
     completions = [Completion.of(iter(answer)) for answer in served.answers.values()]  # type: ignore[arg-type]
@@ -243,8 +253,8 @@ def test_one_that_fails_leaves_and_the_others_go_on() -> None:
     def fail(_logits: object) -> int:
         raise LlamaliteError("no token may follow")
 
-    requests[0].answer.sampler.sample = fail  # type: ignore[method-assign]
-    served.engine.call(lambda: [served.engine.submit(request) for request in requests])
+    requests[0].answer.sampler.sample = fail  # type: ignore[method-assign,assignment]
+    served.submit(*requests)
     while len(served.ended) < 2:
         pass
     assert [str(item) for item in served.answers[0]] == ["no token may follow"]
@@ -261,7 +271,7 @@ def test_a_decode_that_fails_ends_those_who_were_in_it_and_the_engine_works_on()
 
     served.context.on_decode = fail
     requests = [served.request([10 + i]) for i in range(2)]
-    served.engine.call(lambda: [served.engine.submit(request) for request in requests])
+    served.submit(*requests)
     while len(served.ended) < 2:
         pass
     assert [str(answer[-1]) for answer in served.answers.values()] == ["no memory"] * 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from faults import environment, write_endless
 
-from llamalite.generation.engine import Stream
+from llamalite.generation.request import Stream
 from llamalite.model import Model
 from llamalite.native.decode_thread import DecodeThread
 

@@ -205,7 +205,11 @@ def test_a_waiting_stream_can_be_cancelled() -> None:
     context = fake.FakeContext(n_ctx=400)
     engine = make_engine(context)
     release = threading.Event()
-    context.on_decode = lambda: None if release.wait(5) else None
+
+    def wait() -> None:
+        assert release.wait(5)
+
+    context.on_decode = wait
     first, second = (engine.stream(PROMPT, SamplingParams(max_tokens=20)) for _ in range(2))
     reasons: list[str | None] = []
     threads = [

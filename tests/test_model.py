@@ -249,7 +249,7 @@ def test_asyncio_is_not_blocked_and_cancels(model: Model) -> None:
                 beats += 1
 
         heart = asyncio.create_task(beat())
-        pieces = [piece async for piece in model.astream("once upon a time", max_tokens=40, logit_bias=ENDLESS)]
+        pieces = [piece async for piece in model.astream("once upon a time", max_tokens=400, logit_bias=ENDLESS)]
         assert pieces[-1].finish_reason == "length"
         assert beats > 2
         task = asyncio.create_task(model.agenerate("tell me a story", logit_bias=ENDLESS))

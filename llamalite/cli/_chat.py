@@ -82,7 +82,7 @@ def print_answer(pieces: Iterator[Piece], prompt: str = "") -> Totals | None:
 def length_text(chat: ChatSession) -> str:
     """Return the turns and tokens of a conversation, in words."""
     n_turns = sum(message["role"] == "user" for message in chat.messages)
-    return f"{_text.count(n_turns, 'turn')}, {_text.count(chat.model.n_held, 'token')}"
+    return f"{_text.count(n_turns, 'turn')}, {_text.count(chat.n_tokens, 'token')}"
 
 
 def stats_text(totals: Totals) -> str:
@@ -231,7 +231,7 @@ class ChatLoop:
     def _show_stats(self, _argument: str) -> None:
         if self._last_totals is None:
             raise ValueError("no answer is complete yet")
-        context = f"context {self._model.n_held} of {self._model.n_ctx} tokens"
+        context = f"context {self._conversation().n_tokens} of {self._model.n_ctx} tokens"
         click.echo(f"{stats_text(self._last_totals)}; {context}", err=True)
 
     @staticmethod

@@ -34,14 +34,16 @@ _SAMPLING = ("max_tokens", *_options.SAMPLING, "seed")
     "--parallel",
     default=16,
     show_default=True,
-    type=click.IntRange(1, 255),
+    type=click.IntRange(1, 256),
     help="Number of answers generated at a time.",
 )
 @click.option("-n", "--max-tokens", type=_options.COUNT_OR_NONE, default=256, show_default=True, metavar="N",
               help="Maximum tokens of an answer.")  # fmt: skip
 @_options.sampling
 @click.option("--seed", type=_options.SEED, metavar="N", help="The seed of lines that have none.")
-@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Maximum tokens of a prompt and its answer.")
+@click.option(
+    "--ctx", "n_ctx", type=_options.COUNT, metavar="N", help="Tokens of all prompts in progress and their answers."
+)
 @_options.threads()
 @_options.gpu()
 @click.pass_context
@@ -66,7 +68,9 @@ def command(ctx: click.Context, /, model: str, source: Path, target: Path, **opt
     quiet = ctx.obj["quiet"]
     offload = _options.offload(options)
     path = _model.obtain(ctx, model)
-    with _model.load(ctx, path, n_ctx=options["n_ctx"], n_threads=options["threads"], **offload) as loaded:
+    with _model.load(
+        ctx, path, n_ctx=options["n_ctx"], n_parallel=options["parallel"], n_threads=options["threads"], **offload
+    ) as loaded:
         chosen = {name: options[name] for name in _SAMPLING if options[name] is not None}
         began = time.perf_counter()
         with progress_bar(ctx.obj, "line", "answering") as bar:

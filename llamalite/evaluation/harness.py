@@ -47,8 +47,14 @@ class LlamaliteLM(TemplateLM):  # type: ignore[misc]
         threads = int(n_threads) if n_threads else None
         precise = str(exact).lower() in ("true", "1", "yes")
         layers: Any = n_gpu_layers if n_gpu_layers in ("auto", "all") else int(n_gpu_layers)
+        n_parallel = 1 if precise else int(parallel)
         self.model = Model(
-            path, n_ctx=int(max_length) if max_length else None, n_threads=threads, n_gpu_layers=layers, exact=precise
+            path,
+            n_ctx=max(int(max_length), 1024 * n_parallel) if max_length else None,
+            n_parallel=n_parallel,
+            n_threads=threads,
+            n_gpu_layers=layers,
+            exact=precise,
         )
         native = self.model.native
         self.max_length = int(max_length) if max_length else min(native.n_ctx_train, 2048)

@@ -16,7 +16,7 @@ from typing import Any
 
 from llamalite.generation.completion import Completion, Piece
 from llamalite.generation.engine import Engine
-from llamalite.generation.request import Request
+from llamalite.generation.request import GenerationRequest
 from llamalite.native.decode_thread import stop_at_exit
 from llamalite.sampling import SamplingParams
 
@@ -38,13 +38,13 @@ class _Batch:
     def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
         self._engine, self._jobs = engine, jobs
         self._left = iter(enumerate(jobs))
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, GenerationRequest] = {}
         self._pieces: dict[int, list[Piece]] = {}
         self._ended: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._is_cancelled = False
 
     def submit_next(self) -> None:
-        """Queue the next job, if there is one; called in the decode thread as soon as another has ended."""
+        """Queue the next job, if there is one: in the decode thread, as soon as another has ended."""
         try:
             for number, job in self._left:
                 request = self._engine.request(job.prompt, job.params, partial(self._take, number), job.adapters)
@@ -99,8 +99,7 @@ def run_batch(
     """
     batch, completions = _Batch(engine, jobs), dict[int, Completion]()
     try:
-        for _ in range(parallel):
-            batch.submit_next()
+        engine.call(lambda: [batch.submit_next() for _ in range(parallel)])  # all before the next step
         for number, completion in batch.completions():
             completions[number] = completion
             if on_completion is not None:

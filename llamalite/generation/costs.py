@@ -85,7 +85,7 @@ class PromptBudget:
             self._token_s = token_s if self._token_s is None else self._token_s + 0.3 * (token_s - self._token_s)
 
     def _of_answers(self, n_answers: int) -> float:
-        """Return the seconds of a step of `n_answers` rows, or those of the nearest number of rows that was measured."""
+        """Return the seconds of a step of `n_answers` rows, or of the nearest number of rows that was measured."""
         if not n_answers or not self._answers_s:
             return 0.0
         return self._answers_s[min(self._answers_s, key=lambda n: abs(n - n_answers))]

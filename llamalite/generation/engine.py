@@ -1,17 +1,17 @@
 """Runs all generations of a model together over one context, step by step.
 
-    engine = Engine(context, vocabulary, make_sampler, n_parallel=8)
+    engine = Engine(context, vocabulary, make_sampler, limits=Limits(n_parallel=8))
     for piece in engine.stream(prompt_ids, SamplingParams(max_tokens=32)):     # from any number of threads
         print(piece.text, end="")            # the last piece has the text held back, a finish reason and the totals
 
 A step is one decode: a token of every answer in progress, and as many tokens of prompts as keep it short
-(`llamalite.generation.schedule`). Between two steps requests join and leave. Steps run in the model's decode thread, one
-after another as long as there is a request, and the engine's state changes only there.
+(`llamalite.generation.schedule`). Between two steps requests join and leave. Steps run in the model's decode thread,
+one after another as long as there is a request, and the engine's state changes only there.
 
 This module does not import llama.cpp: any object with the right methods can be the context, the vocabulary or the
-sampler, and the tests use fakes. llama.cpp's kernels are not batch-invariant: the last digits of a token's logits depend
-on what else is in the step. At a near tie, a greedy answer may therefore differ from that of a run of its own; every
-token chosen is still the likeliest one, within rounding.
+sampler, and the tests use fakes. llama.cpp's kernels are not batch-invariant: the last digits of a token's logits
+depend on what else is in the step. At a near tie, a greedy answer may therefore differ from that of a run of its own;
+every token chosen is still the likeliest one, within rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy as np
 from llamalite.errors import ContextOverflowError, GenerationCancelled, QueueFullError
 from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Sampler
 from llamalite.generation.costs import Costs
-from llamalite.generation.request import Deliver, Request, Stream, SupportsDraft
+from llamalite.generation.request import Deliver, GenerationRequest, Stream, SupportsDraft
 from llamalite.generation.schedule import Part, Schedule
 from llamalite.generation.sequence_cache import Context, SequenceCache
 from llamalite.native.decode_thread import DecodeThread
@@ -38,14 +39,28 @@ SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], SupportsDra
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much an engine takes on.
+
+    - `n_parallel`: how many generations are computed together; `max_queue`: how many may wait while so many run, None
+      sets no limit.
+    - `n_ctx`: the most tokens of one generation, prompt and answer; None is as many as the context holds.
+    - `prompt_step`: the most tokens of a prompt in one decode. None is n_batch; it is less where a decode cannot be
+      aborted, so that whoever joins or cancels has to wait for its end.
+    """
+
+    n_parallel: int = 1
+    max_queue: int | None = None
+    n_ctx: int | None = None
+    prompt_step: int | None = None
+
+
 class Engine:
-    """Runs generations over the sequences of a context, up to `n_parallel` at once, for any number of threads.
+    """Runs generations over the sequences of a context, for any number of threads, within `limits`.
 
     - `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
     - `can_rewind` is that of `SequenceCache`.
-    - `prompt_step` is the most tokens of a prompt in one decode: n_batch if a decode can be aborted, fewer if whoever
-      joins or cancels has to wait for its end.
-    - `max_queue` is how many requests may wait while `n_parallel` others run; None sets no limit.
     - `use_adapters` makes later decodes use a request's `adapters`.
     - `thread` is the model's.
     """
@@ -58,23 +73,22 @@ class Engine:
         *,
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
-        prompt_step: int | None = None,
-        n_parallel: int = 1,
-        max_queue: int | None = None,
+        limits: Limits = Limits(),
         use_adapters: Callable[[Hashable], None] = lambda _adapters: None,
         thread: DecodeThread | None = None,
     ) -> None:
         self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind)
-        self.costs, self.n_parallel = Costs(), min(n_parallel, context.n_seq_max)
-        step_tokens = min(prompt_step or context.n_batch, context.n_batch)
+        self.costs, self.n_parallel = Costs(), min(limits.n_parallel, context.n_seq_max)
+        self.n_ctx = min(limits.n_ctx or context.n_ctx_seq, context.n_ctx_seq)
+        step_tokens = min(limits.prompt_step or context.n_batch, context.n_batch)
         self.schedule = Schedule(self.cache, n_parallel=self.n_parallel, step_tokens=step_tokens)
         self._vocabulary, self.make_sampler, self._make_speculator = vocabulary, make_sampler, make_speculator
-        self._max_queue = max_queue
+        self._max_queue = limits.max_queue
         self._use_adapters = use_adapters
         self._adapters: Hashable = None
         self._thread = thread or DecodeThread()
         self._numbers = itertools.count()
-        self._in_step: tuple[Request, ...] = ()  # whose tokens are being decoded
+        self._in_step: tuple[GenerationRequest, ...] = ()  # whose tokens are being decoded
         self._is_long_step = False  # whether whoever joins should not wait for its end
         self._scheduling = threading.Lock()
         self._is_scheduled = False  # whether the decode thread has a step to do
@@ -90,7 +104,7 @@ class Engine:
         """
         if not n_prompt:
             raise ValueError("the prompt has no tokens: give some text (this vocabulary adds no BOS of its own)")
-        room, wanted = self.context.n_ctx_seq, max(params.max_tokens or 0, 1)
+        room, wanted = self.n_ctx, max(params.max_tokens or 0, 1)
         if n_prompt + wanted > room:
             answer = "" if params.max_tokens is None else f" and max_tokens asks for {params.max_tokens} more"
             raise ContextOverflowError(
@@ -100,7 +114,7 @@ class Engine:
 
     def request(
         self, prompt: Sequence[int], params: SamplingParams, deliver: Deliver, adapters: Hashable = None
-    ) -> Request:
+    ) -> GenerationRequest:
         """Return a request for `submit`.
 
         Raises ``ValueError`` for an empty prompt or parameters that do not fit this model, and
@@ -110,7 +124,7 @@ class Engine:
         self.check_room(len(ids), params)
         speculator = self._make_speculator(params, ids, self.costs) if self._make_speculator else None
         answer = Answer(params, self.make_sampler(params, ids), self._vocabulary)
-        return Request(ids, answer, deliver, speculator=speculator, adapters=adapters)
+        return GenerationRequest(ids, answer, deliver, speculator=speculator, adapters=adapters)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams, adapters: Hashable = None) -> Stream:
         """Return the stream of one generation; nothing is computed before its first piece is asked for.
@@ -119,11 +133,11 @@ class Engine:
         """
         return Stream(self.submit, lambda deliver: self.request(prompt, params, deliver, adapters))
 
-    def submit(self, request: Request, *, may_refuse: bool = True) -> None:
+    def submit(self, request: GenerationRequest, *, may_refuse: bool = True) -> None:
         """Queue `request` and return; it starts as soon as there is room for it.
 
-        Raises ``QueueFullError`` when as many wait as may (unless it may not refuse), ``ValueError`` when the model is closed, ``LlamaliteError``
-        in a process that was forked after the model had computed.
+        Raises ``QueueFullError`` when as many wait as may (unless it may not refuse), ``ValueError`` when the model is
+        closed, ``LlamaliteError`` in a process that was forked after the model had computed.
         """
         if self._is_closed:
             raise ValueError("this model is closed")
@@ -137,13 +151,13 @@ class Engine:
             self._end(request, "cancelled")
             return
         self.schedule.add(request)
-        # A step sets `_is_long_step`, then looks for arrivals; here it is the other way round: one of both sees the other.
+        # A step sets `_is_long_step`, then looks for arrivals; here it is the other way round: one sees the other.
         if self._is_long_step:
             self.context.abort()
         self._schedule()
 
-    def _wake(self, request: Request) -> None:
-        """Abort the step if nobody else needs it; called when `request` is cancelled, perhaps by the garbage collector."""
+    def _wake(self, request: GenerationRequest) -> None:
+        """Abort the step if nobody else needs it; called when `request` is cancelled, perhaps while it is collected."""
         if all(other.is_cancelled for other in self._in_step):
             self.context.abort()
 
@@ -159,7 +173,18 @@ class Engine:
             raise ValueError("this model is closed")
         if self._is_long_step:
             self.context.abort()
-        return self._thread.run(function, lambda: None)
+
+        def between_two_steps() -> T:
+            self._admit()  # what was cancelled ends first
+            return function()
+
+        return self._thread.run(between_two_steps, lambda: None)
+
+    def start_over(self) -> None:
+        """Empty the context, within `call`; generations that run read their tokens again."""
+        for request in list(self.schedule.running):
+            self.schedule.pause(request)
+        self.cache.clear()
 
     def cancel(self) -> None:
         """Cancel all generations, those that wait included; from any thread."""
@@ -186,8 +211,7 @@ class Engine:
 
     def _step(self) -> None:
         try:
-            for request in self.schedule.admit():
-                self._end(request, "cancelled")
+            self._admit()
             parts = self.schedule.parts()
             if parts:
                 self._decode(self._with_drafts(parts))
@@ -201,7 +225,11 @@ class Engine:
             if self._is_scheduled:
                 self._thread.submit(self._step, self.context.abort)
 
-    def _end(self, request: Request, reason: FinishReason | BaseException) -> None:
+    def _admit(self) -> None:
+        for request in self.schedule.admit():
+            self._end(request, "cancelled")
+
+    def _end(self, request: GenerationRequest, reason: FinishReason | BaseException) -> None:
         """Take a request out and deliver its last piece, or the exception that ended it."""
         self.schedule.remove(request)
         request.answer.sampler.close()
@@ -214,7 +242,7 @@ class Engine:
         """
         request, answer = parts[0].request, parts[0].request.answer
         if len(self.schedule.running) == 1 and request.speculator is not None and answer.tokens and parts[0].is_answer:
-            room = min(self.context.n_ctx_seq - len(request.tokens), self.context.n_batch - 1)
+            room = min(self.n_ctx - len(request.tokens), self.context.n_batch - 1)
             if answer.params.max_tokens is not None:
                 room = min(room, answer.params.max_tokens - len(answer.tokens) - 1)
             if self.cache.can_rewind:
@@ -317,7 +345,7 @@ class Engine:
         request.n_accepted += n_right
         self.cache.truncate(part.sequence, len(part.sequence.tokens) - len(drafted) + n_right)
         end = end or answer.reason
-        if end is None and len(request.tokens) > self.context.n_ctx_seq:
+        if end is None and len(request.tokens) > self.n_ctx:
             end = "context"
         if end is not None:
             self._end(request, end)

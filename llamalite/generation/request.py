@@ -1,11 +1,11 @@
-"""One generation as its caller and the engine see it: `Request`, and `Stream`, an iterator over its pieces.
+"""One generation as its caller and the engine see it: `GenerationRequest`, and `Stream`, an iterator over its pieces.
 
-    request = Request(prompt_ids, answer, deliver=print)
+    request = GenerationRequest(prompt_ids, answer, deliver=print)
     engine.submit(request)                   # pieces are delivered in the model's decode thread
     request.cancel()                         # from any thread
 
-A request's `tokens` are its prompt and its answer so far. Those that its sequence does not hold are still to be decoded:
-one token while the answer is written, many before that or after the request had to give its cells away.
+A request's `tokens` are its prompt and its answer so far. Those that its sequence does not hold are still to be
+decoded: one token while the answer is written, many before that or after the request had to give its cells away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import queue
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from typing import Protocol
 
 from llamalite.generation.completion import Answer, FinishReason, Piece, Totals
@@ -31,7 +31,7 @@ class SupportsDraft(Protocol):
     def draft(self, answer_tokens: Sequence[int], room: int) -> Sequence[int]: ...
 
 
-class Request:
+class GenerationRequest:
     """A generation that an `Engine` runs: what it has, where it is, and how long each part of it took.
 
     `deliver` is called with each piece, the last one having a finish reason, or with an exception instead of it. It is
@@ -52,7 +52,7 @@ class Request:
         self.sequence: CachedSequence | None = None  # while it runs
         self.number = 0  # by arrival
         self.is_cancelled = False
-        self.wake: Callable[[Request], None] | None = None  # set by `Engine.submit`
+        self.wake: Callable[[GenerationRequest], None] | None = None  # set by `Engine.submit`
         self.n_cached = self.n_drafted = self.n_accepted = 0
         self.submitted_s = self.queued_s = self.prompt_s = self.generation_s = self.ttft_s = 0.0
         self.since_s = 0.0  # the moment since when it waits or runs
@@ -67,7 +67,7 @@ class Request:
         """What the waiting are sorted by: a higher priority first, then who came first."""
         return -self.answer.params.priority, self.number
 
-    def __lt__(self, other: Request) -> bool:
+    def __lt__(self, other: GenerationRequest) -> bool:
         return self.order < other.order
 
     @property
@@ -108,10 +108,12 @@ class Stream(Iterator[Piece]):
     called from any thread: the last piece then comes at once, with the finish reason "cancelled".
     """
 
-    def __init__(self, submit: Callable[[Request], None], make_request: Callable[[Deliver], Request]) -> None:
+    def __init__(
+        self, submit: Callable[[GenerationRequest], None], make_request: Callable[[Deliver], GenerationRequest]
+    ) -> None:
         self._items: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
         self._request = make_request(self._items.put)
-        self._submit: Callable[[Request], None] | None = submit  # None once it was
+        self._submit: Callable[[GenerationRequest], None] | None = submit  # None once it was
         self._is_read = self._has_ended = False
         self._last: Piece | None = None  # once it is cancelled
         self._n_tokens = 0  # yielded so far
@@ -185,3 +187,31 @@ class Stream(Iterator[Piece]):
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # `__init__` raised
             self._end()
+
+
+async def pieces(
+    submit: Callable[[GenerationRequest], None], make_request: Callable[[Deliver], GenerationRequest]
+) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of one generation in an event loop, which is never blocked; closing the generator cancels it."""
+    import asyncio  # here, because it takes as long to import as all of this package
+
+    loop, items = asyncio.get_running_loop(), asyncio.Queue[Piece | BaseException]()
+
+    def deliver(item: Piece | BaseException) -> None:
+        try:
+            loop.call_soon_threadsafe(items.put_nowait, item)
+        except RuntimeError:  # the event loop is closed
+            request.cancel()
+
+    request = await asyncio.to_thread(make_request, deliver)
+    submit(request)
+    try:
+        is_last = False
+        while not is_last:
+            item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            is_last = item.finish_reason is not None
+            yield item
+    finally:
+        request.cancel()

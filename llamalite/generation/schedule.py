@@ -3,7 +3,7 @@
     schedule = Schedule(cache, n_parallel=8, step_tokens=512)
     schedule.add(request)
     schedule.admit()                         # start those that wait, as long as there is room
-    parts = schedule.parts()                 # a token of every answer, and as much of the prompts as keeps the step short
+    parts = schedule.parts()                 # a token of every answer, and no more of prompts than keeps the step short
 
 Requests start in the order of their arrival, those of a higher priority first. One starts when the cache has room for
 what it and the others are expected to need. If the cache fills up nevertheless, the newest request gives its cells
@@ -21,7 +21,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from llamalite.generation.costs import PromptBudget
-from llamalite.generation.request import Request
+from llamalite.generation.request import GenerationRequest
 from llamalite.generation.sequence_cache import CachedSequence, SequenceCache, common_prefix
 
 _WORTH_WAITING = 16  # tokens in common with a prompt that is being read
@@ -31,7 +31,7 @@ _WORTH_WAITING = 16  # tokens in common with a prompt that is being read
 class Part:
     """What a step decodes for one request: `tokens`, of which the last `n_drafted` are guesses."""
 
-    request: Request
+    request: GenerationRequest
     sequence: CachedSequence
     tokens: list[int]
     n_drafted: int = 0
@@ -54,15 +54,15 @@ class Schedule:
     """
 
     def __init__(self, cache: SequenceCache, *, n_parallel: int, step_tokens: int) -> None:
-        self.running: list[Request] = []
+        self.running: list[GenerationRequest] = []
         self.budget = PromptBudget()
         self._cache, self._n_parallel, self._step_tokens = cache, n_parallel, step_tokens
-        self._arrived: collections.deque[Request] = collections.deque()  # other threads append to it
-        self._waiting: list[Request] = []  # a heap
+        self._arrived: collections.deque[GenerationRequest] = collections.deque()  # other threads append to it
+        self._waiting: list[GenerationRequest] = []  # a heap
         self._has_room = True  # whether the first of those who wait may fit
         self._adapters: Hashable = None  # of the last step
 
-    def add(self, request: Request) -> None:
+    def add(self, request: GenerationRequest) -> None:
         """Let a request wait; from any thread."""
         self._arrived.append(request)
 
@@ -75,17 +75,17 @@ class Schedule:
     def n_waiting(self) -> int:
         return len(self._arrived) + len(self._waiting)
 
-    def admitted(self) -> list[Request]:
+    def admitted(self) -> list[GenerationRequest]:
         """Return the requests that run, and those that wait since an `admit`."""
         return [*self.running, *self._waiting]
 
-    def all(self) -> list[Request]:
+    def all(self) -> list[GenerationRequest]:
         """Return the requests that run and those that wait; from any thread."""
         return [*self.running, *self._waiting, *self._arrived]
 
     # ── who runs ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def admit(self) -> list[Request]:
+    def admit(self) -> list[GenerationRequest]:
         """Start those that wait as long as there is room; return the cancelled requests, which are no longer here."""
         while self._arrived:
             heapq.heappush(self._waiting, self._arrived.popleft())
@@ -97,7 +97,7 @@ class Schedule:
             self._start(heapq.heappop(self._waiting))
         return cancelled
 
-    def _fits(self, request: Request) -> bool:
+    def _fits(self, request: GenerationRequest) -> bool:
         """Tell whether `request` can run beside the others; make those of a lower priority wait for it."""
         while self.running:
             newest = max(self.running)
@@ -110,13 +110,13 @@ class Schedule:
             self.pause(newest)
         return True
 
-    def _has_cells_for(self, request: Request) -> bool:
+    def _has_cells_for(self, request: GenerationRequest) -> bool:
         source, n_cached = self._cache.longest(request.tokens, request.adapters)
         n_needed = request.n_expected - n_cached + sum(other.n_expected for other in self.running)
         n_kept = self._cache.n_busy() + (n_cached if source is not None and not source.is_busy else 0)
         return n_kept + n_needed <= self._cache.n_ctx
 
-    def _start(self, request: Request) -> None:
+    def _start(self, request: GenerationRequest) -> None:
         if request.params.reproducible:
             self._cache.clear()
         request.sequence = self._cache.claim(request.tokens, request.adapters)
@@ -130,13 +130,13 @@ class Schedule:
             request.first_s += waited_s
         self.running.append(request)
 
-    def pause(self, request: Request) -> None:
+    def pause(self, request: GenerationRequest) -> None:
         """Make a running request wait again; what its sequence holds may be forgotten."""
         self.remove(request)
         request.since_s = time.perf_counter()
         heapq.heappush(self._waiting, request)
 
-    def remove(self, request: Request) -> None:
+    def remove(self, request: GenerationRequest) -> None:
         """Take out a request, whether it runs or waits; its sequence keeps its tokens until their cells are needed."""
         if request.sequence is not None:
             self.running.remove(request)
@@ -160,7 +160,7 @@ class Schedule:
         if len(self.running) > 1:
             room = min(room, self.budget.tokens(len(parts)))
         prompts = self._prompts([request for request in group if request.n_unread > 1])
-        # The oldest gets half of the room, so that it goes on; in the rest the shortest come first, as they soon answer.
+        # The oldest gets half of the room, so that it goes on. In the rest the shortest come first: they soon answer.
         oldest = min(prompts, default=None)
         for request in sorted(prompts, key=lambda request: (request is not oldest, request.n_unread)):
             share = max(1, room // 2) if request is oldest and len(prompts) > 1 else room
@@ -170,12 +170,12 @@ class Schedule:
                 room -= n
         return self._with_cells(parts)
 
-    def _prompts(self, requests: list[Request]) -> list[Request]:
+    def _prompts(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
         """Return those of `requests` that read their prompt now, in order; the others wait for what they share.
 
         Of prompts that begin alike the oldest is read first, and the others share its cells.
         """
-        reading: list[Request] = []
+        reading: list[GenerationRequest] = []
         for request in sorted(requests):
             sequence = request.sequence
             assert sequence is not None
@@ -203,7 +203,7 @@ class Schedule:
             parts = [part for part in parts if part.request is not newest]
         return parts
 
-    def make_newest_wait(self) -> Request | None:
+    def make_newest_wait(self) -> GenerationRequest | None:
         """Pause the request that came last and return it; return None when only one runs."""
         if len(self.running) < 2:
             return None
@@ -212,7 +212,7 @@ class Schedule:
         return newest
 
 
-def _part(request: Request, n: int) -> Part:
+def _part(request: GenerationRequest, n: int) -> Part:
     """Return the next `n` tokens of a running request that its sequence does not hold yet."""
     sequence = request.sequence
     assert sequence is not None

@@ -166,8 +166,11 @@ def planned_n_ctx(
     kv_type: str,
     flash_attn: bool,
     draft: Header | None = None,
+    n_parallel: int = 1,
 ) -> int:
     """Return the context length to load a model with, leaving room for its draft model if it has one.
+
+    Without an `n_ctx`, it is one for `n_parallel` generations of 1024 tokens, if memory allows.
 
     Raises ``OutOfMemoryError`` as `plan_memory` does. For layers on a GPU, llama.cpp itself checks the memory.
     """
@@ -176,5 +179,10 @@ def planned_n_ctx(
         return default
     draft_bytes = memory_needed(draft, n_ctx=default).total_bytes if draft else 0
     free_bytes = free_memory_bytes() - draft_bytes
+    for_all = 1024 * n_parallel
+    if n_ctx is None and for_all > default:
+        needed = memory_needed(header, n_ctx=for_all, kv_type=kv_type, flash_attn=flash_attn)
+        if needed.total_bytes <= free_bytes // 2:
+            return for_all
     planned = plan_memory(header, n_ctx=n_ctx, free_bytes=free_bytes, kv_type=kv_type, flash_attn=flash_attn)
     return n_ctx or planned.n_ctx
