@@ -274,8 +274,9 @@ async def beside_long(side: Side, running: list[list[int]], short: list[list[int
         await asyncio.sleep(0.3)
     await reader
     ended = reading.times[0]
-    await until(lambda: all(stream.times[-1] > ended for stream in streams))
-    assert not any(task.done() for task in tasks), "a stream ended before the prompt was read: raise ENDLESS"
+    await until(lambda: any(task.done() for task in tasks) or all(stream.times[-1] > ended for stream in streams))
+    if any(task.done() for task in tasks):
+        raise SystemExit("a stream ended before the prompt was read: raise ENDLESS")
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
