@@ -20,30 +20,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from answering import Answer
+
 STARTS_WITHIN_S = 120
-
-
-@dataclass
-class Answer:
-    """One answer as its client sees it, in seconds of `time.perf_counter`; it grows while it is streamed.
-
-    `times` has the arrival of each piece, `tokens` all tokens. Of the prompt, `n_read` tokens were read, and not found
-    in the cache.
-    """
-
-    began: float = field(default_factory=time.perf_counter)
-    ended: float = 0.0
-    times: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    n_read: int = 0
-
-    @property
-    def first_s(self) -> float:
-        return self.times[0] - self.began
 
 
 class LlamaServer:

@@ -31,6 +31,7 @@ import generation
 import likelihoods
 import memory
 import perplexity
+import serving_in_process
 import several_types
 import side_by_side as bench
 import speculation
@@ -90,6 +91,14 @@ def measure_generation(on: Bench) -> Iterator[Figure]:
     yield from generation.measure(model, on.peers, on.n_pairs(3), n_threads=n_threads, only=only)
     for new, pairs in ((8, 1),) if on.quick else ((32, 2), (128, 1)):  # minutes each
         yield from generation.measure_batch(model, n_threads, on.n_pairs(pairs), [new])
+
+
+def measure_serving(on: Bench) -> Iterator[Figure]:
+    sizes = serving_in_process.Sizes.quick() if on.quick else serving_in_process.Sizes()
+    setting = serving_in_process.Setting(
+        on.model("Q4_K_M"), on.peers, on.n_pairs(2), n_threads=on.n_threads, sizes=sizes
+    )
+    yield from serving_in_process.measure(setting, ("many", "long", "chats"))
 
 
 def measure_perplexity(on: Bench) -> Iterator[Figure]:
@@ -178,6 +187,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "conversion": measure_conversion,
     "speculation": measure_speculation,
     "generation": measure_generation,
+    "serving": measure_serving,
     "perplexity": measure_perplexity,
     "startup": measure_startup,
     "types": measure_types,

@@ -22,7 +22,6 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -30,18 +29,17 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import generation
 import side_by_side as bench
 import startup
-from llama_server import Answer, LlamaServer
+from answering import Answer, InProcess, Prompts, Side, ends
+from llama_server import LlamaServer
 from side_by_side import ROOT, Figure, Peers
 
 from llamalite.model import Model
-from llamalite.sampling import SamplingParams
 
-TEXT = ROOT / "models" / "demo" / "heldout.txt"
 ALL = ("one", "many", "long", "chats")
 FIRST_S, PAUSE_S, SHORT_FIRST_S, JOIN_S = 0.3, 0.25, 1.0, 2.0
 RUNNING = 7  # streams beside a long prompt
@@ -66,58 +64,6 @@ class Sizes:
         return cls(streams=(4,), n_new=16, n_long=1_000, n_chats=3, n_turns=3, n_system=200)
 
 
-class Side(Protocol):
-    """Who answers: a model in this process, or llama-server."""
-
-    async def answer(self, prompt: Sequence[int], n_new: int, answer: Answer | None = None) -> Answer: ...
-
-
-class InProcess:
-    """`Model.astream` as a `Side`."""
-
-    def __init__(self, model: Model) -> None:
-        self.model, self.params = model, endless(model)
-
-    async def answer(self, prompt: Sequence[int], n_new: int, answer: Answer | None = None) -> Answer:
-        answer = Answer() if answer is None else answer
-        async for piece in self.model.astream(list(prompt), self.params, max_tokens=n_new):
-            if piece.token is not None:
-                answer.times.append(time.perf_counter())
-                answer.tokens.append(piece.token)
-            if piece.totals is not None:
-                answer.n_read = piece.totals.n_prompt - piece.totals.n_cached
-        answer.ended = time.perf_counter()
-        return answer
-
-
-def ends(model: Model) -> list[int]:
-    return [token for token in range(model.native.n_vocab) if model.native.is_eog(token)]
-
-
-def endless(model: Model) -> SamplingParams:
-    return SamplingParams(temperature=0, logit_bias=dict.fromkeys(ends(model), -float("inf")))
-
-
-class Prompts:
-    """Pieces of a text as token ids, at random places; the same ones for the same seed."""
-
-    def __init__(self, model: Model, seed: int) -> None:
-        self._ids = model.tokenize(TEXT.read_text(encoding="utf-8"), add_special=False)
-        self._random = random.Random(seed)
-
-    def piece(self, n: int) -> list[int]:
-        start = self._random.randrange(len(self._ids) - n)
-        return self._ids[start : start + n]
-
-    def pieces(self, count: int, n: int) -> list[list[int]]:
-        return [self.piece(n) for _ in range(count)]
-
-    def moments(self, count: int, within_s: float) -> list[float]:
-        """Arrivals of a Poisson process, given how many there are; the first is now."""
-        moments = sorted(self._random.uniform(0, within_s) for _ in range(count))
-        return [moment - moments[0] for moment in moments]
-
-
 @dataclass(frozen=True)
 class Setting:
     """What every measurement needs."""
@@ -127,7 +73,7 @@ class Setting:
     pairs: int
     n_threads: int
     sizes: Sizes
-    before: Path
+    before: Path = ROOT  # the checkout whose generate_batch runs
 
     def model(self, n_ctx: int) -> Model:
         return Model(self.path, n_ctx=n_ctx, n_threads=self.n_threads, n_parallel=16)
@@ -328,8 +274,9 @@ async def beside_long(side: Side, running: list[list[int]], short: list[list[int
         await asyncio.sleep(0.3)
     await reader
     ended = reading.times[0]
-    await until(lambda: all(stream.times[-1] > ended for stream in streams))
-    assert not any(task.done() for task in tasks), "a stream ended before the prompt was read: raise ENDLESS"
+    await until(lambda: any(task.done() for task in tasks) or all(stream.times[-1] > ended for stream in streams))
+    if any(task.done() for task in tasks):
+        raise SystemExit("a stream ended before the prompt was read: raise ENDLESS")
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

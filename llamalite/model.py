@@ -55,7 +55,8 @@ class Model:
     - `path`: a GGUF file, or the name of one in the models folder; `from_pretrained` takes checkpoints too.
     - `options`: `ModelOptions`. Keyword arguments are fields of it and replace those of `options`:
       ``Model("x.gguf", n_ctx=4096, n_threads=4)``.
-    - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
+    - `progress`: called with a fraction in 0..1, in another thread, while the file is loaded; raising in it stops the
+      load.
 
     Raises ``FileNotFoundError``, ``ModelLoadError`` with llama.cpp's message, and ``OutOfMemoryError`` with the numbers
     and the nearest setting that fits, before anything is loaded.

@@ -200,6 +200,7 @@ def test_when_the_context_fills_up_the_newest_waits_and_nothing_is_lost() -> Non
     completions = served.run(*(served.request(prompt, max_tokens=280) for prompt in prompts))
     assert [len(completion.tokens) for completion in completions] == [280, 280]
     assert completions[1].totals.queued_s > 0
+    assert [completion.totals.n_cached for completion in completions] == [0, 0]
 
 
 def test_an_answer_without_a_limit_ends_with_the_context() -> None:

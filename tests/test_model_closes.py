@@ -148,6 +148,15 @@ def test_generation_and_measurements_share_one_thread(path: Path) -> None:
     assert next(iter(seen)).startswith("llamalite-decode ")
 
 
+def test_no_thread_but_the_models_own_has_a_team_of_openmp_after_loading(path: Path) -> None:
+    """Loading may compute: where it ran, a team of threads would stay and slow every decode down."""
+    loaded_in: list[threading.Thread] = []
+    with Model(path, n_threads=1, progress=lambda _fraction: loaded_in.append(threading.current_thread())) as model:
+        assert threading.main_thread() not in loaded_in
+        wait_for(lambda: not any(thread.is_alive() for thread in loaded_in))
+        assert model.generate("once", max_tokens=2).finish_reason == "length"
+
+
 def test_whatever_opens_models_itself_decodes_in_one_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
     real = NativeContext._decode

@@ -97,6 +97,41 @@ def test_a_processs_peak_memory_is_not_its_parents(root: Path) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+_CHATS = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from answering import Answer
+from serving_in_process import Load, chats
+
+held = set()  # every beginning that was ever computed: what a perfect cache holds
+
+async def ask(prompt):
+    answer = Answer(tokens=[len(prompt) * 10 + i for i in range(3)])
+    answer.n_read = sum(tuple(prompt[:n]) not in held for n in range(1, len(prompt) + 1))
+    computed = prompt + answer.tokens[:-1]
+    held.update(tuple(computed[:n]) for n in range(1, len(computed) + 1))
+    await asyncio.sleep(0)
+    return answer
+
+questions = [[[chat * 100 + turn, 7] for turn in range(4)] for chat in range(1, 4)]
+for together in (False, True):
+    held.clear()
+    print(*asyncio.run(chats(ask, [1, 2, 3], questions, together=together)))
+load = Load.of([Answer(0.0, 2.0, [0.5, 2.0]), Answer(1.0, 5.0, [1.25, 5.0])], 10)
+print(load.tok_per_s, load.first_s)
+"""
+
+
+def test_chats_count_what_a_perfect_cache_reads(root: Path) -> None:
+    """3 of the system prompt, 2 of each of 12 questions, and the last token of the first 3 answers of each chat."""
+    environment = os.environ | {"PYTHONPATH": str(Path(llamalite.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", _CHATS, str(root / "benchmarks")], capture_output=True, text=True, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["36 36", "36 36", "4.0 0.375"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("LLAMALITE_TEST_PARITY"), reason="measures speed: make test PARITY=1")
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the benchmarks measure processes with wait4, which Windows lacks")

@@ -51,7 +51,7 @@ class GenerationRequest:
         self.answer, self.deliver, self.speculator, self.adapters = answer, deliver, speculator, adapters
         self.sequence: CachedSequence | None = None  # while it runs
         self.number = 0  # by arrival
-        self.is_cancelled = False
+        self.is_cancelled = self.has_paused = False
         self.wake: Callable[[GenerationRequest], None] | None = None  # set by `Engine.submit`
         self.n_cached = self.n_drafted = self.n_accepted = 0
         self.submitted_s = self.queued_s = self.prompt_s = self.generation_s = self.ttft_s = 0.0

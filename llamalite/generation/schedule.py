@@ -120,7 +120,7 @@ class Schedule:
         if request.params.reproducible:
             self._cache.clear()
         request.sequence = self._cache.claim(request.tokens, request.adapters)
-        if not request.answer.tokens:
+        if not request.has_paused:
             request.n_cached = len(request.sequence.tokens)
         now = time.perf_counter()
         waited_s = now - request.since_s
@@ -133,6 +133,7 @@ class Schedule:
     def pause(self, request: GenerationRequest) -> None:
         """Make a running request wait again; what its sequence holds may be forgotten."""
         self.remove(request)
+        request.has_paused = True
         request.since_s = time.perf_counter()
         heapq.heappush(self._waiting, request)
 
@@ -197,7 +198,8 @@ class Schedule:
             )
             if most - len(sequence.tokens) >= _WORTH_WAITING:
                 continue
-            request.n_cached += self._cache.catch_up(sequence, request.tokens)
+            n_more = self._cache.catch_up(sequence, request.tokens)
+            request.n_cached += 0 if request.has_paused else n_more
             reading.append(request)
         return reading
 

@@ -53,7 +53,8 @@ class NativeModel:
 
     - `n_gpu_layers`: how many layers the GPU computes (-1: all); `device`: which GPU (`llamalite.native.devices`).
     - `vocab_only`: leave the weights out.
-    - `progress`: called with a fraction in 0..1 while the file is loaded; raising in it stops the load.
+    - `progress`: called with a fraction in 0..1, in another thread, while the file is loaded; raising in it stops the
+      load.
     - `header`: what `checked_header` returned for this file, if the caller has it; the file is then not checked again.
     - `extra_buffers`: let llama.cpp copy weights into an order made for the processor. None does so if
       `llamalite.native.verdict` found it to work.
@@ -106,9 +107,11 @@ class NativeModel:
         self._read_facts()
 
     def _load(self, params: Any, progress: Callable[[float], None] | None) -> None:
-        lib, raised = llama(), list[BaseException]()
+        lib, raised, stop = llama(), list[BaseException](), threading.Event()
 
         def report(fraction: float, _user_data: Any) -> bool:
+            if stop.is_set():
+                return False
             try:
                 if progress is not None:
                     progress(fraction)
@@ -117,10 +120,20 @@ class NativeModel:
                 return False
             return True
 
-        # Set even without `progress`: in this callback Python handles Ctrl-C, while C loads for seconds.
+        # Set even without `progress`: with it Ctrl-C stops the load, which takes seconds.
         params.progress_callback = lib.llama_progress_callback(report)
-        with collect_errors() as errors:
+
+        def load() -> None:
             self._ptr = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+
+        # In a thread that ends afterwards, as does its OpenMP team: loading computes too (weights are copied into an
+        # order for AMX), and with a team left in the caller's thread every decode would take half as long again.
+        loading = DecodeThread()
+        with collect_errors() as errors:
+            try:
+                loading.run(load, stop.set)
+            finally:
+                loading.close()
         if not self._ptr:
             if raised:
                 raise raised[0]
