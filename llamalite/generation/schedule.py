@@ -80,21 +80,26 @@ class Schedule:
         return [*self.running, *self._waiting]
 
     def all(self) -> list[GenerationRequest]:
-        """Return the requests that run and those that wait; from any thread."""
-        return [*self.running, *self._waiting, *self._arrived]
+        """Return the requests that run and those that wait, none twice; from any thread.
+
+        None is missed: one that moves on is added to the next list before it leaves its own.
+        """
+        return list(dict.fromkeys([*self._arrived, *self._waiting, *self.running]))
 
     # ── who runs ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def admit(self) -> list[GenerationRequest]:
         """Start those that wait as long as there is room; return the cancelled requests, which are no longer here."""
         while self._arrived:
-            heapq.heappush(self._waiting, self._arrived.popleft())
+            heapq.heappush(self._waiting, self._arrived[0])
+            self._arrived.popleft()
             self._has_room = True  # the new one may be the first, and need less
         cancelled = [request for request in self.admitted() if request.is_cancelled]
         for request in cancelled:
             self.remove(request)
         while self._waiting and self._has_room and self._fits(self._waiting[0]):
-            self._start(heapq.heappop(self._waiting))
+            self._start(self._waiting[0])
+            heapq.heappop(self._waiting)
         return cancelled
 
     def _fits(self, request: GenerationRequest) -> bool:
@@ -132,9 +137,9 @@ class Schedule:
 
     def pause(self, request: GenerationRequest) -> None:
         """Make a running request wait again; what its sequence holds may be forgotten."""
-        self.remove(request)
         request.since_s = time.perf_counter()
         heapq.heappush(self._waiting, request)
+        self.remove(request)
 
     def remove(self, request: GenerationRequest) -> None:
         """Take out a request, whether it runs or waits; its sequence keeps its tokens until their cells are needed."""
