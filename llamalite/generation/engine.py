@@ -215,7 +215,7 @@ class Engine:
             parts = self.schedule.parts()
             if parts:
                 self._decode(self._with_drafts(parts))
-            elif len(self.schedule.running) == 1:  # it has all cells, and needs one more
+            elif len(self.schedule.running) == 1 and not self.cache.make_room(1):  # it has all cells, and needs one more
                 self._end(self.schedule.running[0], "context")
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
             for request in self.schedule.admitted():
