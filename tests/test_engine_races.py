@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from test_engine import Served
+
+from llamalite.errors import GenerationCancelled
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -48,3 +51,74 @@ def test_one_that_is_left_when_another_waits_for_cells_is_not_cut_short(n_ctx: i
     requests = [served.request([10 + i], max_tokens=280) for i in range(2)]
     requests[1].adapters = (0.5,)  # so that a step has only one of them
     assert [completion.finish_reason for completion in served.run(*requests)] == ["length", "length"]
+
+
+def test_a_short_prompt_waits_for_a_long_one_only_until_it_has_read_what_they_share() -> None:
+    served = Served(n_batch=64)
+    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
+    begin = list(range(20, 60))
+    served.run(
+        served.request([*begin, *(1 + i % 9 for i in range(200))], max_tokens=1), served.request([*begin, 3, 4])
+    )
+    assert served.ended == [1, 0]
+    assert sum(token in begin for call in served.context.calls for _, token in call) == len(begin)
+
+
+class DraftThatIsAborted:
+    """Drafts nothing, as long as the flag that it shares with the context is not set."""
+
+    def __init__(self, served: Served, while_drafting: Callable[[], None]) -> None:
+        self.served, self.while_drafting = served, while_drafting
+
+    def draft(self, answer_tokens: Sequence[int], room: int) -> Sequence[int]:
+        self.while_drafting()
+        if self.served.context.aborted:
+            raise GenerationCancelled("aborted")
+        return []
+
+
+def test_one_that_drafts_goes_on_when_another_is_cancelled_or_comes() -> None:
+    served = Served()
+    ended, late = served.request([50], max_tokens=1), [served.request([60], max_tokens=1)]
+
+    def while_drafting() -> None:
+        ended.cancel()  # as a consumer does when it has the last piece
+        if late:
+            served.engine.submit(late.pop())
+
+    request = served.request([10], max_tokens=8)
+    request.speculator = DraftThatIsAborted(served, while_drafting)
+    served.submit(request, ended)
+    wait_for(lambda: len(served.ended) == 3)
+    assert [getattr(answer[-1], "finish_reason", answer[-1]) for answer in served.answers.values()] == ["length"] * 3
+
+
+def test_one_that_drafts_can_be_cancelled_meanwhile() -> None:
+    served = Served()
+    request = served.request([10], max_tokens=8)
+    request.speculator = DraftThatIsAborted(served, request.cancel)
+    assert served.run(request)[0].finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("options", [{"n_parallel": 1}, {"can_rewind": False}])
+def test_a_prompt_that_nobody_can_join_is_not_interrupted_again_and_again(options: dict[str, Any]) -> None:
+    served = Served(n_batch=300, n_ctx=2000, **options)
+    late = [served.request([100], max_tokens=1) for _ in range(5)]
+    aborted: list[bool] = []
+
+    def somebody_comes() -> None:
+        if late:
+            served.engine.submit(late.pop())
+            aborted.append(served.context.aborted)
+
+    served.context.on_decode = somebody_comes
+    served.run(served.request([1 + i % 90 for i in range(290)], max_tokens=1))
+    assert sum(aborted) <= 1
+
+
+def test_a_higher_priority_waits_for_a_reproducible_one() -> None:
+    served = Served()
+    urgent = served.request([30], priority=1)
+    served.at_call(2, lambda: served.engine.submit(urgent))
+    served.run(served.request([10], max_tokens=9, reproducible=True))
+    assert served.ended == [1, 0]

@@ -197,14 +197,18 @@ class Schedule:
         for request in sorted(requests):
             sequence = request.sequence
             assert sequence is not None
-            most = max(
-                (common_prefix(other.tokens, request.tokens, request.n_prompt - 1) for other in reading), default=0
-            )
-            if most - len(sequence.tokens) >= _WORTH_WAITING:
+            if any(self._will_read(other, request) for other in reading):
                 continue
             request.n_cached += self._cache.catch_up(sequence, request.tokens)
             reading.append(request)
         return reading
+
+    @staticmethod
+    def _will_read(other: GenerationRequest, request: GenerationRequest) -> bool:
+        """Tell whether `other` is about to read what `request` lacks, and has not read all of that yet."""
+        assert other.sequence is not None and request.sequence is not None
+        n = common_prefix(other.tokens, request.tokens, request.n_prompt - 1)
+        return n - len(request.sequence.tokens) >= _WORTH_WAITING and len(other.sequence.tokens) < n
 
     def _next_adapters(self) -> Hashable:
         """Return the LoRA scales of the next step: a decode has the same for all, so that different ones take turns."""
