@@ -158,7 +158,7 @@ class Engine:
 
     def _wake(self, request: GenerationRequest) -> None:
         """Abort the step if nobody else needs it; called when `request` is cancelled, perhaps while it is collected."""
-        if all(other.is_cancelled for other in self._in_step):
+        if request in self._in_step and all(other.is_cancelled for other in self._in_step):
             self.context.abort()
 
     def _schedule(self) -> None:
@@ -214,7 +214,7 @@ class Engine:
             self._admit()
             parts = self.schedule.parts()
             if parts:
-                self._decode(self._with_drafts(parts))
+                self._decode(parts)
             elif len(self.schedule.running) == 1 and not self.cache.make_room(1):  # it has all cells, and needs one more
                 self._end(self.schedule.running[0], "context")
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
@@ -260,10 +260,11 @@ class Engine:
         n_prompt = sum(len(part.tokens) for part in parts if not part.is_answer)
         self.context.clear_abort()
         self._in_step = tuple(part.request for part in parts)
-        self._is_long_step = len(parts) == 1 and self.schedule.budget.is_long(n_prompt, len(parts[0].sequence.tokens))
+        self._is_long_step = self._may_be_joined(parts, n_prompt)
         try:
             if (self._is_long_step and self.schedule.has_arrivals) or any(part.request.is_cancelled for part in parts):
                 return  # the next step takes them in, or leaves them out
+            parts = self._with_drafts(parts)
             began = time.perf_counter()
             self._compute(parts)
             ended = time.perf_counter()
@@ -290,6 +291,13 @@ class Engine:
             if rows is not None and n_rows:
                 self._choose(part, rows[n_row : n_row + n_rows], ended)
                 n_row += n_rows
+
+    def _may_be_joined(self, parts: list[Part], n_prompt: int) -> bool:
+        """Tell whether whoever comes should end this step: it takes long, loses little, and there is room beside it."""
+        request, sequence = parts[0].request, parts[0].sequence
+        if len(parts) > 1 or request.params.reproducible or self.schedule.is_full or not self.cache.can_rewind:
+            return False
+        return request.speculator is not None or self.schedule.budget.is_long(n_prompt, len(sequence.tokens))
 
     def _compute(self, parts: list[Part]) -> None:
         if len(parts) == 1 and len(parts[0].tokens) == 1:

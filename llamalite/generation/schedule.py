@@ -72,6 +72,11 @@ class Schedule:
         return bool(self._arrived)
 
     @property
+    def is_full(self) -> bool:
+        """Whether a request had to wait at the last `admit`, so that whoever comes now waits behind it."""
+        return bool(self._waiting)
+
+    @property
     def n_waiting(self) -> int:
         return len(self._arrived) + len(self._waiting)
 
@@ -106,7 +111,10 @@ class Schedule:
         """Tell whether `request` can run beside the others; make those of a lower priority wait for it."""
         while self.running:
             newest = max(self.running)
-            is_alone = request.params.reproducible or newest.params.reproducible
+            if newest.params.reproducible:  # it would read its tokens again in other decodes, and be rounded otherwise
+                self._has_room = False
+                return False
+            is_alone = request.params.reproducible
             if not is_alone and len(self.running) < self._n_parallel and self._has_cells_for(request):
                 break
             if newest.params.priority >= request.params.priority:
