@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from test_engine import Served
 
-from llamalite.errors import GenerationCancelled
+from llamalite.errors import GenerationCancelled, LlamaliteError
+from llamalite.generation.batch import Job, run_batch
+from llamalite.generation.completion import Completion
+from llamalite.sampling import SamplingParams
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -122,3 +126,45 @@ def test_a_higher_priority_waits_for_a_reproducible_one() -> None:
     served.at_call(2, lambda: served.engine.submit(urgent))
     served.run(served.request([10], max_tokens=9, reproducible=True))
     assert served.ended == [1, 0]
+
+
+def test_an_engine_cannot_be_closed_in_its_own_thread() -> None:
+    served = Served()
+    raised: list[str] = []
+
+    def close() -> None:
+        with pytest.raises(LlamaliteError) as caught:
+            served.engine.close()
+        raised.append(str(caught.value))
+
+    served.at_call(2, close)
+    served.run(served.request([10]))
+    assert raised == ["a model cannot be closed in the thread in which it computes: close it in another"]
+    served.engine.close()
+
+
+def test_a_request_that_its_receiver_refers_to_is_freed_at_its_end() -> None:
+    served = Served()
+    request = served.request([10])
+    deliver = request.deliver
+    request.deliver = lambda item, _request=request: deliver(item)  # type: ignore[misc]
+    gone = weakref.ref(request)
+    served.run(request)
+    del request
+    wait_for(lambda: gone() is None)
+
+
+def test_a_batch_that_failed_prepares_no_more_jobs() -> None:
+    served = Served()
+    prepared: list[list[int]] = []
+    prepare = served.engine.make_sampler
+    served.engine.make_sampler = lambda params, ids: (prepared.append(list(ids)), prepare(params, ids))[1]
+
+    def fail(_number: int, _completion: Completion) -> None:
+        raise RuntimeError("the disk is full")
+
+    jobs = [Job([1 + i % 90], SamplingParams(max_tokens=2 if i == 0 else 300)) for i in range(200)]
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run_batch(served.engine, jobs, parallel=2, on_completion=fail)
+    wait_for(lambda: not served.engine.schedule.all())
+    assert len(prepared) < 5

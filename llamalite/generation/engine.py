@@ -25,14 +25,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from llamalite.errors import ContextOverflowError, GenerationCancelled, QueueFullError
-from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Sampler
+from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, QueueFullError
+from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Piece, Sampler
 from llamalite.generation.costs import Costs
 from llamalite.generation.request import Deliver, GenerationRequest, Stream, SupportsDraft
 from llamalite.generation.schedule import Part, Schedule
 from llamalite.generation.sequence_cache import Context, SequenceCache
 from llamalite.native.decode_thread import DecodeThread
 from llamalite.sampling import SamplingParams
+
+def _drop(_piece: Piece | BaseException) -> None:
+    pass
+
 
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
 SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], SupportsDraft | None]
@@ -92,7 +96,7 @@ class Engine:
         self._is_long_step = False  # whether whoever joins should not wait for its end
         self._scheduling = threading.Lock()
         self._is_scheduled = False  # whether the decode thread has a step to do
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal's handler may close a model that is being closed
         self._is_closing = self._is_closed = False
 
     # ── requests, from any thread ───────────────────────────────────────────────────────────────────────────────
@@ -145,7 +149,7 @@ class Engine:
         n_waiting, n_running = self.schedule.n_waiting, len(self.schedule.running)
         if may_refuse and self._max_queue is not None and n_waiting + n_running >= self.n_parallel + self._max_queue:
             raise QueueFullError(n_waiting, self._max_queue)
-        request.number, request.wake = next(self._numbers), self._wake
+        request.number, request.wake, request.check = next(self._numbers), self._wake, self._thread.check_process
         request.submitted_s = request.since_s = time.perf_counter()
         if self._is_closing:
             self._end(request, "cancelled")
@@ -192,7 +196,12 @@ class Engine:
             request.cancel()
 
     def close(self, free: Callable[[], None] = lambda: None) -> None:
-        """End what is running and what waits, then call `free`; nothing can run afterwards."""
+        """End what is running and what waits, then call `free`; nothing can run afterwards.
+
+        Raises ``LlamaliteError`` in the decode thread, where a finalizer may run: it would wait for itself forever.
+        """
+        if self._thread.is_current:
+            raise LlamaliteError("a model cannot be closed in the thread in which it computes: close it in another")
         with self._closing:
             if self._is_closed:
                 return
@@ -233,7 +242,8 @@ class Engine:
         """Take a request out and deliver its last piece, or the exception that ended it."""
         self.schedule.remove(request)
         request.answer.sampler.close()
-        request.deliver(reason if isinstance(reason, BaseException) else request.last_piece(reason))
+        deliver, request.deliver = request.deliver, _drop  # it may refer to the request: a reference cycle
+        deliver(reason if isinstance(reason, BaseException) else request.last_piece(reason))
 
     def _with_drafts(self, parts: list[Part]) -> list[Part]:
         """Add guesses to the next token of an answer that runs alone, as many as answer, context and decode allow.
