@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import fake
 import pytest
 from test_engine import Served
 
@@ -61,9 +62,7 @@ def test_a_short_prompt_waits_for_a_long_one_only_until_it_has_read_what_they_sh
     served = Served(n_batch=64)
     served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
     begin = list(range(20, 60))
-    served.run(
-        served.request([*begin, *(1 + i % 9 for i in range(200))], max_tokens=1), served.request([*begin, 3, 4])
-    )
+    served.run(served.request([*begin, *(1 + i % 9 for i in range(200))], max_tokens=1), served.request([*begin, 3, 4]))
     assert served.ended == [1, 0]
     assert sum(token in begin for call in served.context.calls for _, token in call) == len(begin)
 
@@ -168,3 +167,12 @@ def test_a_batch_that_failed_prepares_no_more_jobs() -> None:
         run_batch(served.engine, jobs, parallel=2, on_completion=fail)
     wait_for(lambda: not served.engine.schedule.all())
     assert len(prepared) < 5
+
+
+def test_what_lies_before_a_sliding_window_is_not_shared() -> None:
+    served = Served(window=10)
+    served.run(served.request([5, 6, 7, 8, 9, 10, 11, 12], max_tokens=5))  # the context holds 12 of them
+    part = served.run(served.request([5, 6, 7, 8, 9, 10, 1]))[1]
+    again = served.run(served.request([5, 6, 7, 8, 9, 10, 2], max_tokens=1))[2]  # the second one's 10 are in the window
+    whole = served.run(served.request([5, 6, 7, 8, 9, 10, 11, 12, *fake.story([5, 6, 7, 8, 9, 10, 11, 12], 4), 3]))[3]
+    assert [completion.totals.n_cached for completion in (part, again, whole)] == [0, 6, 12]

@@ -34,6 +34,7 @@ from llamalite.generation.sequence_cache import Context, SequenceCache
 from llamalite.native.decode_thread import DecodeThread
 from llamalite.sampling import SamplingParams
 
+
 def _drop(_piece: Piece | BaseException) -> None:
     pass
 
@@ -64,7 +65,7 @@ class Engine:
     """Runs generations over the sequences of a context, for any number of threads, within `limits`.
 
     - `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
-    - `can_rewind` is that of `SequenceCache`.
+    - `can_rewind` and `window` are those of `SequenceCache`.
     - `use_adapters` makes later decodes use a request's `adapters`.
     - `thread` is the model's.
     """
@@ -77,11 +78,12 @@ class Engine:
         *,
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
+        window: int = 0,
         limits: Limits = Limits(),
         use_adapters: Callable[[Hashable], None] = lambda _adapters: None,
         thread: DecodeThread | None = None,
     ) -> None:
-        self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind)
+        self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind, window=window)
         self.costs, self.n_parallel = Costs(), min(limits.n_parallel, context.n_seq_max)
         self.n_ctx = min(limits.n_ctx or context.n_ctx_seq, context.n_ctx_seq)
         step_tokens = min(limits.prompt_step or context.n_batch, context.n_batch)
@@ -224,7 +226,9 @@ class Engine:
             parts = self.schedule.parts()
             if parts:
                 self._decode(parts)
-            elif len(self.schedule.running) == 1 and not self.cache.make_room(1):  # it has all cells, and needs one more
+            elif len(self.schedule.running) == 1 and not self.cache.make_room(
+                1
+            ):  # it has all cells, and needs one more
                 self._end(self.schedule.running[0], "context")
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
             for request in self.schedule.admitted():

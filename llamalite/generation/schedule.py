@@ -214,7 +214,8 @@ class Schedule:
     @staticmethod
     def _will_read(other: GenerationRequest, request: GenerationRequest) -> bool:
         """Tell whether `other` is about to read what `request` lacks, and has not read all of that yet."""
-        assert other.sequence is not None and request.sequence is not None
+        assert other.sequence is not None
+        assert request.sequence is not None
         n = common_prefix(other.tokens, request.tokens, request.n_prompt - 1)
         return n - len(request.sequence.tokens) >= _WORTH_WAITING and len(other.sequence.tokens) < n
 
