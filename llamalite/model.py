@@ -120,6 +120,7 @@ class Model:
             self._sampler,
             make_speculator=speculator_factory(native, draft),
             can_rewind=not native.is_recurrent,
+            window=native.n_swa,
             limits=Limits(
                 n_parallel=n_parallel,
                 max_queue=options.max_queue,

@@ -158,3 +158,17 @@ def test_the_interpreter_ends_while_a_thread_generates(call: str, path: Path) ->
             path,
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_stream_that_was_begun_before_a_fork_says_so_in_the_child(path: Path) -> None:
+    done = run_script(
+        "import os, warnings\nwarnings.simplefilter('ignore')\nfrom llamalite.model import Model\n"
+        "model = Model(PATH, n_threads=1)\n"
+        "stream = model.stream('once', max_tokens=900, temperature=0, logit_bias={2: float('-inf')})\nnext(stream)\n"
+        "if child := os.fork():\n    os.waitpid(child, 0)\nelse:\n"
+        "    try:\n        for _piece in stream: pass\n"
+        "    except Exception as error:\n        print(error)\n",
+        path,
+    )
+    assert done.stdout.startswith("this process was forked from one in which the model had"), done.stdout + done.stderr

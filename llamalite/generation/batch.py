@@ -89,7 +89,7 @@ class _Batch:
             stop_at_exit()
 
     def cancel(self) -> None:
-        self._is_cancelled = True
+        self._is_cancelled, self._left = True, iter(())  # nobody waits for those that are left
         for request in list(self._requests.values()):
             request.cancel()
 

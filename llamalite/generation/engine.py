@@ -25,14 +25,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from llamalite.errors import ContextOverflowError, GenerationCancelled, QueueFullError
-from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Sampler
+from llamalite.errors import ContextOverflowError, GenerationCancelled, LlamaliteError, QueueFullError
+from llamalite.generation.completion import Answer, Detokenizer, FinishReason, Logits, Piece, Sampler
 from llamalite.generation.costs import Costs
 from llamalite.generation.request import Deliver, GenerationRequest, Stream, SupportsDraft
 from llamalite.generation.schedule import Part, Schedule
 from llamalite.generation.sequence_cache import Context, SequenceCache
 from llamalite.native.decode_thread import DecodeThread
 from llamalite.sampling import SamplingParams
+
+
+def _drop(_piece: Piece | BaseException) -> None:
+    pass
+
 
 SamplerFactory = Callable[[SamplingParams, Sequence[int]], Sampler]
 SpeculatorFactory = Callable[[SamplingParams, Sequence[int], Costs], SupportsDraft | None]
@@ -60,7 +65,7 @@ class Engine:
     """Runs generations over the sequences of a context, for any number of threads, within `limits`.
 
     - `make_speculator` returns the object that drafts tokens for a generation, or None to decode them one by one.
-    - `can_rewind` is that of `SequenceCache`.
+    - `can_rewind` and `window` are those of `SequenceCache`.
     - `use_adapters` makes later decodes use a request's `adapters`.
     - `thread` is the model's.
     """
@@ -73,11 +78,12 @@ class Engine:
         *,
         make_speculator: SpeculatorFactory | None = None,
         can_rewind: bool = True,
+        window: int = 0,
         limits: Limits = Limits(),
         use_adapters: Callable[[Hashable], None] = lambda _adapters: None,
         thread: DecodeThread | None = None,
     ) -> None:
-        self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind)
+        self.context, self.cache = context, SequenceCache(context, can_rewind=can_rewind, window=window)
         self.costs, self.n_parallel = Costs(), min(limits.n_parallel, context.n_seq_max)
         self.n_ctx = min(limits.n_ctx or context.n_ctx_seq, context.n_ctx_seq)
         step_tokens = min(limits.prompt_step or context.n_batch, context.n_batch)
@@ -92,7 +98,7 @@ class Engine:
         self._is_long_step = False  # whether whoever joins should not wait for its end
         self._scheduling = threading.Lock()
         self._is_scheduled = False  # whether the decode thread has a step to do
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal's handler may close a model that is being closed
         self._is_closing = self._is_closed = False
 
     # ── requests, from any thread ───────────────────────────────────────────────────────────────────────────────
@@ -145,7 +151,7 @@ class Engine:
         n_waiting, n_running = self.schedule.n_waiting, len(self.schedule.running)
         if may_refuse and self._max_queue is not None and n_waiting + n_running >= self.n_parallel + self._max_queue:
             raise QueueFullError(n_waiting, self._max_queue)
-        request.number, request.wake = next(self._numbers), self._wake
+        request.number, request.wake, request.check = next(self._numbers), self._wake, self._thread.check_process
         request.submitted_s = request.since_s = time.perf_counter()
         if self._is_closing:
             self._end(request, "cancelled")
@@ -158,7 +164,7 @@ class Engine:
 
     def _wake(self, request: GenerationRequest) -> None:
         """Abort the step if nobody else needs it; called when `request` is cancelled, perhaps while it is collected."""
-        if all(other.is_cancelled for other in self._in_step):
+        if request in self._in_step and all(other.is_cancelled for other in self._in_step):
             self.context.abort()
 
     def _schedule(self) -> None:
@@ -192,7 +198,12 @@ class Engine:
             request.cancel()
 
     def close(self, free: Callable[[], None] = lambda: None) -> None:
-        """End what is running and what waits, then call `free`; nothing can run afterwards."""
+        """End what is running and what waits, then call `free`; nothing can run afterwards.
+
+        Raises ``LlamaliteError`` in the decode thread, where a finalizer may run: it would wait for itself forever.
+        """
+        if self._thread.is_current:
+            raise LlamaliteError("a model cannot be closed in the thread in which it computes: close it in another")
         with self._closing:
             if self._is_closed:
                 return
@@ -214,8 +225,10 @@ class Engine:
             self._admit()
             parts = self.schedule.parts()
             if parts:
-                self._decode(self._with_drafts(parts))
-            elif len(self.schedule.running) == 1:  # it has all cells, and needs one more
+                self._decode(parts)
+            elif len(self.schedule.running) == 1 and not self.cache.make_room(
+                1
+            ):  # it has all cells, and needs one more
                 self._end(self.schedule.running[0], "context")
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
             for request in self.schedule.admitted():
@@ -233,7 +246,8 @@ class Engine:
         """Take a request out and deliver its last piece, or the exception that ended it."""
         self.schedule.remove(request)
         request.answer.sampler.close()
-        request.deliver(reason if isinstance(reason, BaseException) else request.last_piece(reason))
+        deliver, request.deliver = request.deliver, _drop  # it may refer to the request: a reference cycle
+        deliver(reason if isinstance(reason, BaseException) else request.last_piece(reason))
 
     def _with_drafts(self, parts: list[Part]) -> list[Part]:
         """Add guesses to the next token of an answer that runs alone, as many as answer, context and decode allow.
@@ -260,10 +274,11 @@ class Engine:
         n_prompt = sum(len(part.tokens) for part in parts if not part.is_answer)
         self.context.clear_abort()
         self._in_step = tuple(part.request for part in parts)
-        self._is_long_step = len(parts) == 1 and self.schedule.budget.is_long(n_prompt, len(parts[0].sequence.tokens))
+        self._is_long_step = self._may_be_joined(parts, n_prompt)
         try:
             if (self._is_long_step and self.schedule.has_arrivals) or any(part.request.is_cancelled for part in parts):
                 return  # the next step takes them in, or leaves them out
+            parts = self._with_drafts(parts)
             began = time.perf_counter()
             self._compute(parts)
             ended = time.perf_counter()
@@ -290,6 +305,13 @@ class Engine:
             if rows is not None and n_rows:
                 self._choose(part, rows[n_row : n_row + n_rows], ended)
                 n_row += n_rows
+
+    def _may_be_joined(self, parts: list[Part], n_prompt: int) -> bool:
+        """Tell whether whoever comes should end this step: it takes long, loses little, and there is room beside it."""
+        request, sequence = parts[0].request, parts[0].sequence
+        if len(parts) > 1 or request.params.reproducible or self.schedule.is_full or not self.cache.can_rewind:
+            return False
+        return request.speculator is not None or self.schedule.budget.is_long(n_prompt, len(sequence.tokens))
 
     def _compute(self, parts: list[Part]) -> None:
         if len(parts) == 1 and len(parts[0].tokens) == 1:

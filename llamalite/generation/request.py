@@ -53,6 +53,7 @@ class GenerationRequest:
         self.number = 0  # by arrival
         self.is_cancelled = self.has_paused = False
         self.wake: Callable[[GenerationRequest], None] | None = None  # set by `Engine.submit`
+        self.check: Callable[[], None] = lambda: None  # raises if no piece can come any more; set by `Engine.submit`
         self.n_cached = self.n_drafted = self.n_accepted = 0
         self.submitted_s = self.queued_s = self.prompt_s = self.generation_s = self.ttft_s = 0.0
         self.since_s = 0.0  # the moment since when it waits or runs
@@ -150,6 +151,7 @@ class Stream(Iterator[Piece]):
                 )  # with a timeout: on Windows a signal does not wake a waiting thread
             except queue.Empty:
                 stop_at_exit()
+                self._request.check()
                 continue
             return self._last or item
         return self._last

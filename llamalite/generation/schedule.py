@@ -72,6 +72,11 @@ class Schedule:
         return bool(self._arrived)
 
     @property
+    def is_full(self) -> bool:
+        """Whether a request had to wait at the last `admit`, so that whoever comes now waits behind it."""
+        return bool(self._waiting)
+
+    @property
     def n_waiting(self) -> int:
         return len(self._arrived) + len(self._waiting)
 
@@ -80,28 +85,36 @@ class Schedule:
         return [*self.running, *self._waiting]
 
     def all(self) -> list[GenerationRequest]:
-        """Return the requests that run and those that wait; from any thread."""
-        return [*self.running, *self._waiting, *self._arrived]
+        """Return the requests that run and those that wait, none twice; from any thread.
+
+        None is missed: one that moves on is added to the next list before it leaves its own.
+        """
+        return list(dict.fromkeys([*self._arrived, *self._waiting, *self.running]))
 
     # ── who runs ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def admit(self) -> list[GenerationRequest]:
         """Start those that wait as long as there is room; return the cancelled requests, which are no longer here."""
         while self._arrived:
-            heapq.heappush(self._waiting, self._arrived.popleft())
+            heapq.heappush(self._waiting, self._arrived[0])
+            self._arrived.popleft()
             self._has_room = True  # the new one may be the first, and need less
         cancelled = [request for request in self.admitted() if request.is_cancelled]
         for request in cancelled:
             self.remove(request)
         while self._waiting and self._has_room and self._fits(self._waiting[0]):
-            self._start(heapq.heappop(self._waiting))
+            self._start(self._waiting[0])
+            heapq.heappop(self._waiting)
         return cancelled
 
     def _fits(self, request: GenerationRequest) -> bool:
         """Tell whether `request` can run beside the others; make those of a lower priority wait for it."""
         while self.running:
             newest = max(self.running)
-            is_alone = request.params.reproducible or newest.params.reproducible
+            if newest.params.reproducible:  # it would read its tokens again in other decodes, and be rounded otherwise
+                self._has_room = False
+                return False
+            is_alone = request.params.reproducible
             if not is_alone and len(self.running) < self._n_parallel and self._has_cells_for(request):
                 break
             if newest.params.priority >= request.params.priority:
@@ -132,10 +145,10 @@ class Schedule:
 
     def pause(self, request: GenerationRequest) -> None:
         """Make a running request wait again; what its sequence holds may be forgotten."""
-        self.remove(request)
         request.has_paused = True
         request.since_s = time.perf_counter()
         heapq.heappush(self._waiting, request)
+        self.remove(request)
 
     def remove(self, request: GenerationRequest) -> None:
         """Take out a request, whether it runs or waits; its sequence keeps its tokens until their cells are needed."""
@@ -193,15 +206,20 @@ class Schedule:
         for request in sorted(requests):
             sequence = request.sequence
             assert sequence is not None
-            most = max(
-                (common_prefix(other.tokens, request.tokens, request.n_prompt - 1) for other in reading), default=0
-            )
-            if most - len(sequence.tokens) >= _WORTH_WAITING:
+            if any(self._will_read(other, request) for other in reading):
                 continue
             n_more = self._cache.catch_up(sequence, request.tokens)
             request.n_cached += 0 if request.has_paused else n_more
             reading.append(request)
         return reading
+
+    @staticmethod
+    def _will_read(other: GenerationRequest, request: GenerationRequest) -> bool:
+        """Tell whether `other` is about to read what `request` lacks, and has not read all of that yet."""
+        assert other.sequence is not None
+        assert request.sequence is not None
+        n = common_prefix(other.tokens, request.tokens, request.n_prompt - 1)
+        return n - len(request.sequence.tokens) >= _WORTH_WAITING and len(other.sequence.tokens) < n
 
     def _next_adapters(self) -> Hashable:
         """Return the LoRA scales of the next step: a decode has the same for all, so that different ones take turns."""

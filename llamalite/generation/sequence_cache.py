@@ -59,11 +59,13 @@ class SequenceCache:
     """The sequences of `context` and the cells that they use.
 
     `can_rewind` is False for models whose memory cannot forget its newest tokens (recurrent ones): then a sequence can
-    only be continued as a whole.
+    only be continued as a whole. `window` is the number of tokens of a sliding window, 0 without one: of a sequence
+    that is longer, llama.cpp overwrites what lies before its window (``llama_kv_cache::find_slot``,
+    llama-kv-cache.cpp), so that it can be continued or copied only as a whole.
     """
 
-    def __init__(self, context: Context, *, can_rewind: bool = True) -> None:
-        self.context, self.can_rewind = context, can_rewind
+    def __init__(self, context: Context, *, can_rewind: bool = True, window: int = 0) -> None:
+        self.context, self.can_rewind, self.window = context, can_rewind, window
         self.sequences = [CachedSequence(number) for number in range(context.n_seq_max)]
         self._n_owners: collections.Counter[int] = collections.Counter()  # cell → sequences that hold it
         self._numbers = itertools.count()
@@ -116,6 +118,8 @@ class SequenceCache:
                 continue
             n = common_prefix(sequence.tokens, tokens, len(tokens) - 1)
             if not self.can_rewind and (sequence.is_busy or n < len(sequence.tokens)):
+                continue
+            if self.window and n < len(sequence.tokens) > self.window:
                 continue
             # Of two that hold as much, an idle one that holds no more can be continued without a copy.
             if n > most or (n == most and n and not sequence.is_busy and n == len(sequence.tokens)):

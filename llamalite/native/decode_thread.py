@@ -96,6 +96,11 @@ class DecodeThread:
         self._worker: threading.Thread | None = None
         self._tasks: list[_Task[Any]] = []  # queued or running
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the calling thread."""
+        return self._worker is not None and threading.get_ident() == self._worker.ident
+
     def run(self, call: Callable[[], T], abort: Callable[[], None]) -> T:
         """Run `call` in the thread, after the calls that are queued already, and return what it returns.
 
@@ -103,7 +108,7 @@ class DecodeThread:
         ended. In the thread itself, the call runs at once.
         """
         stop_at_exit()
-        if self._worker is not None and threading.get_ident() == self._worker.ident:
+        if self.is_current:
             return call()
         self.check_process()
         tasks = self._queue or self._start()

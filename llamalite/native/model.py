@@ -155,6 +155,7 @@ class NativeModel:
         self.has_decoder: bool = lib.llama_model_has_decoder(self._ptr)
         # A state space model keeps one state for all tokens so far, which cannot be rewound to an earlier token.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self._ptr) or lib.llama_model_is_hybrid(self._ptr)
+        self.n_swa: int = lib.llama_model_n_swa(self._ptr)  # tokens of the sliding window, 0 without one
         self.desc: str = _text(lambda buffer, size: lib.llama_model_desc(self._ptr, buffer, size))
         self.metadata: dict[str, str] = self._read_metadata()
         self.bos: int = lib.llama_vocab_bos(self._vocab) if self.has_vocab else -1  # -1: the vocabulary has none

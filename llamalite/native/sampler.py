@@ -202,6 +202,7 @@ class NativeSampler:
 
     def close(self) -> None:
         """Free llama.cpp's samplers; closing twice does nothing."""
+        self._candidates = None  # a megabyte, if the vocabulary is large
         for name in ("_chain", "_grammar"):
             pointer = getattr(self, name)
             if pointer:
