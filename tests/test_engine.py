@@ -118,7 +118,7 @@ def test_a_higher_priority_takes_the_newest_ones_place_which_then_goes_on() -> N
 
 def test_a_long_prompt_is_read_beside_answers_in_pieces() -> None:
     served = Served(n_batch=64)
-    served.engine.schedule.budget.tokens = lambda n_answers: 8  # type: ignore[method-assign]
+    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
     served.run(served.request([5], max_tokens=12), served.request(range(20, 80), max_tokens=2))
     assert max(len(call) for call in served.context.calls) <= 9
     assert served.together[:8] == [2] * 8  # the answer goes on while the prompt is read
@@ -126,10 +126,10 @@ def test_a_long_prompt_is_read_beside_answers_in_pieces() -> None:
 
 def test_a_short_prompt_overtakes_a_long_one_which_still_goes_on() -> None:
     served = Served(n_batch=64)
-    served.engine.schedule.budget.tokens = lambda n_answers: 8  # type: ignore[method-assign]
+    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
     served.run(served.request(range(1, 90), max_tokens=1), *(served.request([100, 100 + i, 3]) for i in range(2)))
     assert served.ended == [1, 2, 0]
-    assert [sum(seq_id == 0 for seq_id, _ in call) for call in served.context.calls][:2] == [4, 4]
+    assert [sum(seq_id == 0 for seq_id, _ in call) for call in served.context.calls][:2] == [8, 8]  # half of the time
 
 
 def test_a_prompt_that_is_read_alone_is_interrupted_when_somebody_comes() -> None:
@@ -321,17 +321,43 @@ def test_a_batch_whose_callback_raises_is_cancelled() -> None:
     assert not served.engine.schedule.n_waiting
 
 
-def test_a_prompts_share_of_a_step_follows_what_was_measured() -> None:
+def measured(few: float = 2e-6, token_s: float = 0.001) -> PromptBudget:
+    """A budget after steps in which a token took `token_s`, and 2 ms more per 1000 before it."""
     budget = PromptBudget()
-    for _ in range(20):
-        budget.add(4, 0, 0.02)
-        budget.add(4, 100, 0.12)  # 1 ms a token
-    assert budget.tokens(4) == pytest.approx((budget.BOUND_S - 0.02) / 0.001, abs=2)
-    assert budget.is_long(160)
-    assert not budget.is_long(140)
+    for start in range(0, 4000, 100):
+        budget.add(4, 0, 0, 0.02)
+        for n, c in ((100, 2e-6), (10, few)):
+            positions = n * start + n * n // 2
+            budget.add(4, n, positions, 0.02 + n * token_s + positions * c)
+    return budget
+
+
+def test_a_prompts_share_of_a_step_follows_what_was_measured() -> None:
+    budget = measured()
+    room_s = budget.room_s(4)
+    assert room_s == pytest.approx(budget.BOUND_S - 0.02)
+    n, took_s = budget.tokens(4, room_s, 5000, 0)
+    assert (n, took_s) == (pytest.approx(130, rel=0.1), pytest.approx(room_s, rel=0.1))
+    assert budget.tokens(4, room_s, 5000, 3000)[0] == pytest.approx(room_s / 0.007, rel=0.1)
+    assert budget.tokens(4, room_s, 7, 3000)[0] == 7
+    assert budget.is_long(150, 500)
+    assert not budget.is_long(100, 0)
+
+
+def test_a_step_is_longer_where_short_ones_would_read_at_a_fraction_of_the_speed() -> None:
+    budget = measured(few=2e-5)  # ten times as much for a row alone
+    assert budget.tokens(4, 0.13, 5000, 3000)[0] == budget.TILE - 4
+    assert budget.tokens(4, 0.13, 20, 3000)[0] == 2  # the end of a prompt: no tile in it
+
+
+def test_answers_that_take_long_are_at_most_halved_and_measured_again() -> None:
+    budget = measured()
     for _ in range(50):
-        budget.add(8, 0, 0.4)  # answers that take longer than the bound: a prompt may double that
-    assert budget.tokens(8) == pytest.approx(400, abs=5)
+        budget.add(8, 0, 0, 0.4)
+    assert budget.room_s(8) == pytest.approx(0.4, rel=0.05)
+    for _ in range(40):
+        budget.add(8, 10, 0, 0.41)
+    assert budget.wants_answers_alone
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,6 +43,11 @@ class _Batch:
         self._ended: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._is_cancelled = False
 
+    def submit(self, n: int) -> None:
+        """Queue the next `n` jobs."""
+        for _ in range(n):
+            self.submit_next()
+
     def submit_next(self) -> None:
         """Queue the next job, if there is one: in the decode thread, as soon as another has ended."""
         try:
@@ -99,7 +104,7 @@ def run_batch(
     """
     batch, completions = _Batch(engine, jobs), dict[int, Completion]()
     try:
-        engine.call(lambda: [batch.submit_next() for _ in range(parallel)])  # all before the next step
+        engine.call(lambda: batch.submit(parallel))  # all before the next step
         for number, completion in batch.completions():
             completions[number] = completion
             if on_completion is not None:

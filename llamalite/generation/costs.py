@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 
+import numpy as np
+
 
 class Costs:
     """Seconds of a decode of n tokens, each with its logits.
@@ -60,29 +62,68 @@ class Costs:
         return n > 1 and self._n_decodes - self._least[n][1] > self._MEMORY
 
 
-class PromptBudget:
-    """How many tokens of prompts a step may read beside answers, so that no answer waits long for its next token.
+class _TokenCost:
+    """Seconds that a prompt token adds to a step: p + c · its position, fitted to measured steps, older ones fading."""
 
-    A step with `n_answers` rows alone takes a time that is measured, and each prompt token adds to it. The step may
-    take up to `BOUND_S`, or twice what the answers alone take, whichever is more: so a long prompt at most halves the
-    speed of the answers of a large model, and those of a small one still come as fast as people read.
+    def __init__(self) -> None:
+        self._sums = np.zeros((2, 3))  # of products: (tokens, positions) with (tokens, positions, seconds)
+        self.fit: tuple[float, float] | None = None  # p, c
+
+    def add(self, n: int, positions: int, seconds: float) -> None:
+        """Record `n` tokens, whose positions add up to `positions`."""
+        if self.fit is not None:  # at most three times as expected: the processor was busy with something else
+            seconds = min(seconds, 3 * (n * self.fit[0] + positions * self.fit[1]))
+        sample = np.array([n, positions, seconds])
+        self._sums = 0.9 * self._sums + np.outer(sample[:2], sample)
+        (nn, ns, nt), (_, ss, st) = self._sums
+        determinant = nn * ss - ns * ns
+        self.fit = float(nt / nn), 0.0
+        if determinant > 1e-3 * nn * ss:
+            p, c = (ss * nt - ns * st) / determinant, (nn * st - ns * nt) / determinant
+            if p >= 0 and c >= 0:
+                self.fit = float(p), float(c)
+            elif p < 0:
+                self.fit = 0.0, float(st / ss)
+
+    def at(self, position: int) -> float:
+        p, c = self.fit or (0.0, 0.0)
+        return max(1e-6, p + c * position)
+
+
+class PromptBudget:
+    """How much of the prompts a step may read beside answers, so that no answer waits long for its next token.
+
+    A step takes what its answers take alone, and more for each prompt token, the more the further back the prompt goes:
+    on a processor, attention soon costs more than the weights do. Both are measured. It may take `BOUND_S`, or twice
+    what its answers take, whichever is more: so a long prompt at most halves the speed of the answers of a large model,
+    and those of a small one still come as fast as people read.
+
+    Where steps within the bound would read at less than a third of the speed, a step has `TILE` rows though it takes
+    longer: with fewer, ggml's flash attention computes row by row, at up to ten times the cost of each
+    (``ggml_compute_forward_flash_attn_ext_f16``, ggml-cpu/ops.cpp).
     """
 
-    BOUND_S = 0.15  # seven tokens a second: about as fast as people read
-    LEAST = 16  # tokens: a prompt never stands still
+    BOUND_S = 0.15  # seven tokens a second
+    TILE = 64  # rows
+    _FRESH = (
+        32  # steps: then the answers are measured again, as they take longer when other programs need the processor
+    )
 
     def __init__(self) -> None:
         self._answers_s: dict[int, float] = {}  # number of answers → seconds of a step that has nothing else
-        self._token_s: float | None = None  # of one more prompt token
+        self._n_since = 0  # steps since such a step
+        self._few, self._many = _TokenCost(), _TokenCost()  # in steps of fewer rows than TILE, and of more
 
-    def add(self, n_answers: int, n_prompt: int, seconds: float) -> None:
-        """Record a step of `n_answers` rows and `n_prompt` tokens of prompts."""
+    def add(self, n_answers: int, n_prompt: int, positions: int, seconds: float) -> None:
+        """Record a step of `n_answers` rows and `n_prompt` tokens of prompts, whose positions add up to `positions`."""
         if not n_prompt:
             known = self._answers_s.get(n_answers, seconds)
-            self._answers_s[n_answers] = min(known + 0.1 * (seconds - known), seconds + known)
-        elif n_prompt >= self.LEAST // 2:
-            token_s = max(0.0, seconds - self._of_answers(n_answers)) / n_prompt
-            self._token_s = token_s if self._token_s is None else self._token_s + 0.3 * (token_s - self._token_s)
+            self._answers_s[n_answers] = known + (0.1 if self._n_since == 0 else 0.5) * (seconds - known)
+            self._n_since = 0
+        else:
+            self._n_since += 1
+            beside_s = max(0.0, seconds - self._of_answers(n_answers))
+            (self._few if n_answers + n_prompt < self.TILE else self._many).add(n_prompt, positions, beside_s)
 
     def _of_answers(self, n_answers: int) -> float:
         """Return the seconds of a step of `n_answers` rows, or of the nearest number of rows that was measured."""
@@ -90,14 +131,37 @@ class PromptBudget:
             return 0.0
         return self._answers_s[min(self._answers_s, key=lambda n: abs(n - n_answers))]
 
-    def is_long(self, n_prompt: int) -> bool:
-        """Tell whether a step of `n_prompt` tokens of prompts takes longer than a step should."""
-        return n_prompt > 64 if self._token_s is None else n_prompt * self._token_s > self.BOUND_S
+    @property
+    def wants_answers_alone(self) -> bool:
+        """Whether the next step should read no prompt, to measure what the answers take."""
+        return self._n_since >= self._FRESH
 
-    def tokens(self, n_answers: int) -> int:
-        """Return how many tokens of prompts a step with `n_answers` rows may have."""
-        if self._token_s is None:
-            return 2 * self.LEAST
+    def is_long(self, n_prompt: int, start: int) -> bool:
+        """Tell whether a step of `n_prompt` tokens from position `start` takes longer than a step should."""
+        if self._many.fit is None:
+            return n_prompt > self.TILE
+        return n_prompt * self._many.at(start + n_prompt // 2) > self.BOUND_S
+
+    def room_s(self, n_answers: int) -> float:
+        """Return how long a step with `n_answers` rows may read prompts."""
         answers_s = self._of_answers(n_answers)
-        room_s = max(self.BOUND_S, 2 * answers_s) - answers_s
-        return max(self.LEAST, int(room_s / max(self._token_s, 1e-6)))
+        return max(self.BOUND_S, 2 * answers_s) - answers_s
+
+    def tokens(self, n_rows: int, room_s: float, n_left: int, position: int) -> tuple[int, float]:
+        """Return how many of a prompt's `n_left` tokens from `position` to read in `room_s`, and how long that takes.
+
+        `n_rows` is what the step has already.
+        """
+        n_tile = max(1, self.TILE - n_rows)
+        few_s = (self._few if self._few.fit else self._many).at(position)
+        many_s = (self._many if self._many.fit else self._few).at(position)
+        if not self._few.fit and not self._many.fit:
+            return min(n_left, n_tile), room_s
+        n = min(n_left, max(1, int(room_s / few_s)), n_tile)
+        if n_left >= n_tile:
+            if n_tile * many_s <= room_s:
+                n = min(n_left, int(room_s / many_s))
+                return n, n * many_s
+            if n_tile / (self.BOUND_S + n_tile * many_s) > 3 * n / (self.BOUND_S + n * few_s):
+                return n_tile, n_tile * many_s
+        return n, n * few_s

@@ -260,7 +260,7 @@ class Engine:
         n_prompt = sum(len(part.tokens) for part in parts if not part.is_answer)
         self.context.clear_abort()
         self._in_step = tuple(part.request for part in parts)
-        self._is_long_step = len(parts) == 1 and self.schedule.budget.is_long(n_prompt)
+        self._is_long_step = len(parts) == 1 and self.schedule.budget.is_long(n_prompt, len(parts[0].sequence.tokens))
         try:
             if (self._is_long_step and self.schedule.has_arrivals) or any(part.request.is_cancelled for part in parts):
                 return  # the next step takes them in, or leaves them out
@@ -281,7 +281,7 @@ class Engine:
             return
         finally:
             self._in_step, self._is_long_step = (), False
-        self._measure(parts, n_prompt, ended - began)
+        self._measure(parts, n_prompt, ended - began)  # before the sequences grow
         rows = self.context.logits() if any(part.n_rows for part in parts) else None  # float32 [n_rows, n_vocab]
         n_row = 0
         for part in parts:
@@ -312,7 +312,11 @@ class Engine:
 
     def _measure(self, parts: list[Part], n_prompt: int, took_s: float) -> None:
         n_tokens = sum(len(part.tokens) for part in parts)
-        self.schedule.budget.add(n_tokens - n_prompt, n_prompt, took_s)
+        positions = sum(
+            len(part.tokens) * (2 * len(part.sequence.tokens) + len(part.tokens)) // 2
+            for part in parts if not part.is_answer
+        )  # fmt: skip
+        self.schedule.budget.add(n_tokens - n_prompt, n_prompt, positions, took_s)
         if len(parts) == 1 and n_prompt:
             self.costs.add_prompt(n_prompt, took_s)
         elif len(parts) == 1:

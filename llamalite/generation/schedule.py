@@ -156,19 +156,32 @@ class Schedule:
         adapters = self._next_adapters()
         group = [request for request in self.running if request.adapters == adapters]
         parts = [_part(request, 1) for request in group if request.n_unread == 1]
-        room = self._step_tokens - len(parts)
-        if len(self.running) > 1:
-            room = min(room, self.budget.tokens(len(parts)))
         prompts = self._prompts([request for request in group if request.n_unread > 1])
-        # The oldest gets half of the room, so that it goes on. In the rest the shortest come first: they soon answer.
+        if not (parts and self.budget.wants_answers_alone):
+            parts += self._prompt_parts(prompts, len(parts))
+        return self._with_cells(parts)
+
+    def _prompt_parts(self, prompts: list[GenerationRequest], n_answers: int) -> list[Part]:
+        """Return as much of `prompts` as the step has room for beside `n_answers`.
+
+        The oldest gets half of the time, so that it goes on. In the rest the shortest come first: they soon answer.
+        """
+        parts = []
+        room, room_s = self._step_tokens - n_answers, self.budget.room_s(n_answers)
         oldest = min(prompts, default=None)
         for request in sorted(prompts, key=lambda request: (request is not oldest, request.n_unread)):
-            share = max(1, room // 2) if request is oldest and len(prompts) > 1 else room
-            n = min(request.n_unread, share, room)
+            n = min(request.n_unread, room)
+            if len(self.running) > 1 and n > 0:
+                share_s = room_s / 2 if request is oldest and len(prompts) > 1 else room_s
+                position = len(request.tokens) - request.n_unread
+                n, took_s = (
+                    self.budget.tokens(self._step_tokens - room, share_s, n, position) if share_s > 0 else (0, 0.0)
+                )
+                room_s -= took_s
             if n > 0:
                 parts.append(_part(request, n))
                 room -= n
-        return self._with_cells(parts)
+        return parts
 
     def _prompts(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
         """Return those of `requests` that read their prompt now, in order; the others wait for what they share.
