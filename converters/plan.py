@@ -25,6 +25,7 @@ from llamalite.quant_types import FILE_TYPES, NO_WEIGHTS, TENSOR_TYPES, FileType
 
 # Buffers in old checkpoints that follow from the config (conversion/base.py, prepare_tensors).
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+_VALUE_HEAD = "v_head."  # what training by reinforcement adds (trl); no answer depends on it, and transformers drops it
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,11 @@ def _match(checkpoint: Checkpoint, rules: Sequence[TensorRule]) -> list[tuple[Te
     """Pair each rule with its tensor; `CheckpointError` lists all that are missing, misshapen or unknown."""
     problems: list[str] = []
     pairs = []
-    unknown = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(_IGNORED)}
+    unknown = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.endswith(_IGNORED) and not name.startswith(_VALUE_HEAD)
+    }
     for rule in rules:
         tensor = unknown.pop(rule.source, None)
         if tensor is None:

@@ -115,6 +115,7 @@ def _append(out: IO[str], line: Line, completion: Completion) -> None:
     answer |= {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
+        "stopped_by": completion.stopped_by,
         "n_prompt": completion.totals.n_prompt,
         "n_generated": completion.totals.n_generated,
         "seed": completion.totals.seed,

@@ -38,7 +38,7 @@ class SamplingKeywords(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | int | Sequence[str | int]
     logprobs: int | None
     grammar: str | None
     json_schema: Mapping[str, Any] | None
@@ -70,7 +70,8 @@ class SamplingParams:
       `repeat_last_n`, those of the prompt included.
     - `logit_bias`: token id → a number to add to its logit; ``-inf`` forbids the token.
     - `seed`: None draws one, which the totals report.
-    - `stop`: strings that end the generation; they are not part of the answer.
+    - `stop`: strings, and ids of tokens, that end the generation; they are not part of the answer. A string also
+      matches the spelling of control tokens, such as ``<|im_end|>``, which no answer shows.
     - `logprobs`: a number n reports the log-probabilities of each token and of the n likeliest in its place, under the
       model's own distribution (before temperature, penalties and bias); None reports nothing.
     - `grammar` (GBNF) or `json_schema`: what the text must match. With a schema, an answer whose finish reason is
@@ -96,7 +97,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | int | Sequence[str | int] = ()
     logprobs: int | None = None
     grammar: str | None = None
     json_schema: Mapping[str, Any] | None = None
@@ -128,12 +129,10 @@ class SamplingParams:
             if not isinstance(scales, (list, tuple)) or not all(is_finite_number(scale) for scale in scales):
                 raise ValueError(f"lora_scales must be a list of numbers, found {scales!r}")
             object.__setattr__(self, "lora_scales", tuple(float(scale) for scale in scales))
-        if not isinstance(self.stop, (str, list, tuple)):
-            raise ValueError(f"stop must be a string or a list of strings, found {self.stop!r}")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop must hold strings that are not empty, found {self.stop!r}")
-        object.__setattr__(self, "stop", stop)
+        stop = (self.stop,) if isinstance(self.stop, (str, int)) else self.stop
+        if not isinstance(stop, (list, tuple)) or not all(_is_stop(one) for one in stop):
+            raise ValueError(f"stop must hold strings that are not empty, and token ids, found {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(stop))
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias maps token ids to numbers, found {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
@@ -147,7 +146,7 @@ class SamplingParams:
             raise ValueError(f"grammar must be a string (GBNF), found {self.grammar!r}")
         if self.grammar is not None and not self.grammar.strip():
             raise ValueError("grammar is empty: give None for no grammar")
-        if self.json_schema is not None and stop:
+        if self.json_schema is not None and self.stop:
             raise ValueError("stop and json_schema exclude each other: a stop text would cut the JSON short")
 
     def _check_number(self, name: str, low: float, high: float) -> None:
@@ -162,8 +161,17 @@ class SamplingParams:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """`stop` as a tuple, typed as one."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        """The strings of `stop`."""
+        return tuple(one for one in self._all_stops if isinstance(one, str))
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The token ids of `stop`."""
+        return frozenset(one for one in self._all_stops if isinstance(one, int))
+
+    @property
+    def _all_stops(self) -> Sequence[str | int]:
+        return (self.stop,) if isinstance(self.stop, (str, int)) else self.stop
 
     @property
     def has_penalties(self) -> bool:
@@ -201,3 +209,7 @@ class SamplingParams:
 
 def is_finite_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_stop(one: object) -> bool:
+    return (isinstance(one, str) and one != "") or (isinstance(one, int) and not isinstance(one, bool) and one >= 0)

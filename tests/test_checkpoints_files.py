@@ -44,6 +44,9 @@ def whole_checkpoint(folder: Path) -> Path:
     return folder
 
 
+INDEX = "model.safetensors.index.json"
+
+
 def assert_refused(folder: Path, message: str) -> None:
     """Assert that converting `folder` is refused in one line, and leaves nothing."""
     out = folder.parent / "out.gguf"
@@ -59,6 +62,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     outside, folder = whole_checkpoint(tmp_path / "outside"), whole_checkpoint(tmp_path / "model")
     (folder / name).unlink()
     (folder / name).symlink_to(outside / name)
+    if name == INDEX:
+        (folder / "model.safetensors").unlink()  # an index beside a whole file is not read
     assert_refused(folder, f"{name} is a link to .*outside.*{name}, outside its folder")
 
 
@@ -112,12 +117,15 @@ def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tmp_path: Path, name:
     folder = whole_checkpoint(tmp_path / "model")
     if name == "chat_template.json":
         (folder / "chat_template.jinja").unlink()
+        shutil.rmtree(folder / "additional_chat_templates")
     if name.startswith("pytorch_model"):
         folder = as_pickles(write_checkpoint(tmp_path / "hf", n_layer=1), tmp_path / "pickles", 2)
     if name in ("params.json", "consolidated.00.pth"):
         folder = as_meta(write_checkpoint(tmp_path / "hf", n_embd=64, n_ff=64), tmp_path / "meta", 1)
     if name == "pytorch_model.bin":
         (folder / "pytorch_model.bin.index.json").unlink()
+    if name == INDEX:
+        (folder / "model.safetensors").unlink()
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     assert_refused(folder, f"{name} is not a regular file")

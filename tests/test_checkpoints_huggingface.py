@@ -15,9 +15,12 @@ from checkpoint_files import Weights, as_pickles, load_safetensors, random_weigh
 from planned import plan_of
 from toy_checkpoint import write_checkpoint
 
+from llamalite.converters import convert
 from llamalite.converters.checkpoints import model_name, open_checkpoint, safetensors
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
-from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+from llamalite.errors import CheckpointError, GGUFError, UnsupportedArchitectureError
+from llamalite.model import Model
+from llamalite.store.meaning import meaning_of
 
 W = {"w": random_weights((2, 3)), "v": random_weights((4,), "BF16", 1)}
 
@@ -85,7 +88,34 @@ def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
     for name in ("model.safetensors", "pytorch_model.bin"):
         folder = folder_of(tmp_path / name)
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
-        refused(folder, f"{name} is a Git LFS pointer, not the weights: run `git lfs pull`")
+        refused(folder, f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates/a.jinja"),
+        *("model.safetensors.index.json", "README.md"),
+    ],
+)
+def test_a_git_lfs_pointer_is_recognized_in_the_place_of_any_file(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_layer=1)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        convert(folder, tmp_path / "toy.gguf", qtype="F32")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_git_lfs_pointer_is_recognized_in_the_place_of_a_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n")
+    refused(path, "toy.gguf is a Git LFS pointer")
+    with pytest.raises(GGUFError, match="it is a Git LFS pointer"):
+        Model(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -143,11 +173,31 @@ def test_quantized_weights_are_recognized_by_their_tensors(tmp_path: Path, tenso
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors"])
-def test_quantized_weights_are_recognized_by_their_config(tmp_path: Path, method: str) -> None:
+def test_a_quantization_config_beside_plain_weights_is_a_remnant(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, quantization_config={"quant_method": method})
-    with pytest.raises(
-        UnsupportedArchitectureError, match=f"already quantized by {method}; llamalite supports F64, F32"
-    ):
+    open_checkpoint(folder).close()
+    assert caplog.messages == [
+        f"config.json has a quantization_config ({method}), but no tensor is quantized: it is ignored"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "odd", "shown"),
+    [
+        ("hqq", {"model.layers.0.mlp.up_proj.W_q": Weights("U8", np.zeros((2, 2), np.uint8))}, "up_proj.W_q"),
+        ("fp8", {"model.norm.weight": Weights("F8_E4M3", np.zeros((2, 2), np.uint8))}, "model.norm.weight"),
+        ("bitnet", {}, "its config"),
+    ],
+)
+def test_quantized_weights_are_recognized_by_config_and_tensors(
+    tmp_path: Path, method: str, odd: dict[str, Weights], shown: str
+) -> None:
+    folder = folder_of(tmp_path, model={"model.embed_tokens.weight": random_weights((2, 3)), **odd})
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+    message = f"already quantized by {method}, as .*{shown} shows; llamalite supports F64, F32"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
         plan_of(folder)
 
 
@@ -162,6 +212,147 @@ def test_other_architectures_are_named_with_what_is_supported(tmp_path: Path, ar
 def test_an_adapter_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, r"is an adapter \(LoRA\), not a whole model: merge it", UnsupportedArchitectureError)
+    # A trainer may leave the base model's config in the folder.
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    refused(tmp_path, r"is an adapter \(LoRA\) of org/base, not a whole model: .* --lora", UnsupportedArchitectureError)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UnsupportedArchitectureError, match="is an adapter"):
+        meaning_of(tmp_path)
+
+
+# -- the order of files: one test for each row of the table in docs/converter.md -------------------------------------
+
+
+def values_read(folder: Path) -> set[str]:
+    """The files from which the tensors of the checkpoint in `folder` would be read."""
+    with open_checkpoint(folder) as checkpoint:
+        return {file.path.name for file in checkpoint.files}
+
+
+WHOLE, SHARD = "model.safetensors", "model-00001-of-00001.safetensors"
+WHOLE_BIN, SHARD_BIN = "pytorch_model.bin", "pytorch_model-00001-of-00001.bin"
+
+
+@pytest.mark.parametrize("shards_exist", [True, False])
+def test_a_whole_file_comes_before_the_index_of_an_older_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shards_exist: bool
+) -> None:
+    folder = folder_of(tmp_path, model=W)
+    index(folder, dict.fromkeys(W, SHARD))
+    if shards_exist:
+        save_safetensors(folder / SHARD, W)
+    assert values_read(folder) == {WHOLE}
+    expected = (
+        f"{WHOLE} is read, as in transformers; {WHOLE}.index.json names other files and is ignored: an older save"
+    )
+    assert caplog.messages == [expected]
+
+
+@pytest.mark.parametrize("weight_map", [dict.fromkeys(W, WHOLE), {"w": WHOLE}])
+def test_an_index_of_the_whole_file_itself_is_no_reason_to_warn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, weight_map: dict[str, str]
+) -> None:
+    folder = folder_of(tmp_path, model=W)
+    index(folder, weight_map)
+    assert values_read(folder) == {WHOLE}
+    assert caplog.messages == []
+
+
+def test_a_damaged_index_beside_a_whole_file_is_only_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path, model=W)
+    (folder / f"{WHOLE}.index.json").write_text("{")
+    assert values_read(folder) == {WHOLE}
+    assert "the index beside it is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("present", "read"),
+    [
+        ([WHOLE, SHARD, WHOLE_BIN, SHARD_BIN], WHOLE),
+        ([SHARD, f"{WHOLE}.index.json", WHOLE_BIN], SHARD),
+        ([SHARD, WHOLE_BIN, SHARD_BIN, f"{WHOLE_BIN}.index.json"], WHOLE_BIN),
+        ([SHARD, SHARD_BIN, f"{WHOLE_BIN}.index.json"], SHARD_BIN),
+        ([SHARD, SHARD_BIN], SHARD),
+        ([SHARD_BIN], SHARD_BIN),
+    ],
+)
+def test_weights_are_taken_in_the_order_of_transformers(tmp_path: Path, present: list[str], read: str) -> None:
+    folder = folder_of(tmp_path)
+    for name in present:
+        if name.endswith(".index.json"):
+            whole = name.removesuffix(".index.json")
+            index(folder, dict.fromkeys(W, SHARD if whole == WHOLE else SHARD_BIN), whole)
+        else:
+            (save_safetensors if name.endswith(".safetensors") else save_torch)(folder / name, W)
+    assert values_read(folder) == {read}
+
+
+def test_a_file_named_in_the_config_comes_first(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, model=W, best=W)
+    (folder / "config.json").write_text('{"transformers_weights": "best.safetensors"}')
+    assert values_read(folder) == {"best.safetensors"}
+    index(folder, dict.fromkeys(W, "best.safetensors"), "last.safetensors")
+    (folder / "config.json").write_text('{"transformers_weights": "last.safetensors.index.json"}')
+    assert values_read(folder) == {"best.safetensors"}
+    for wrong, message in (("../x.safetensors", "own folder"), ("x.bin", "expected a file of safetensors"),
+                           ("gone.safetensors", "lacks gone.safetensors")):  # fmt: skip
+        (folder / "config.json").write_text(json.dumps({"transformers_weights": wrong}))
+        refused(folder, message)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", [WHOLE, WHOLE_BIN])
+@pytest.mark.parametrize("with_index", [True, False])
+def test_transformers_takes_the_same_files(tmp_path: Path, name: str, with_index: bool) -> None:
+    modeling_utils = pytest.importorskip("transformers.modeling_utils")
+    folder = folder_of(tmp_path)
+    for file in (WHOLE_BIN, SHARD_BIN, *((WHOLE, SHARD) if name == WHOLE else ())):
+        (save_safetensors if file.endswith(".safetensors") else save_torch)(folder / file, W)
+    if with_index:
+        index(folder, dict.fromkeys(W, SHARD if name == WHOLE else SHARD_BIN), name)
+    files, _ = modeling_utils._get_resolved_checkpoint_files(str(folder), None, None, None, None, False)
+    assert {Path(file).name for file in files} == values_read(folder)
+
+
+# -- names of tensors and of architectures ----------------------------------------------------------------------------
+
+
+def without_prefix(folder: Path, prefix: str = "") -> None:
+    tensors = load_safetensors(folder / WHOLE)
+    save_safetensors(
+        folder / WHOLE,
+        {name.replace("model.", prefix, 1) if "lm_head" not in name else name: t for name, t in tensors.items()},
+    )
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"])
+@pytest.mark.parametrize("has_prefix", [True, False])
+def test_a_model_saved_without_its_prefix_or_under_another_name_is_the_same(
+    tmp_path: Path, architecture: str, has_prefix: bool
+) -> None:
+    same = convert(write_checkpoint(tmp_path / "toy", n_layer=1), tmp_path / "a.gguf", qtype="F32").path.read_bytes()
+    folder = write_checkpoint(tmp_path / "other" / "toy", n_layer=1, architectures=[architecture])
+    if not has_prefix:
+        without_prefix(folder)
+    assert convert(folder, tmp_path / "b.gguf", qtype="F32").path.read_bytes() == same
+
+
+def test_the_value_head_of_a_training_run_is_left_out(tmp_path: Path) -> None:
+    same = convert(write_checkpoint(tmp_path / "toy", n_layer=1), tmp_path / "a.gguf", qtype="F32").path.read_bytes()
+    folder = write_checkpoint(tmp_path / "other" / "toy", n_layer=1)
+    head = {"v_head.summary.weight": random_weights((1, 256)), "v_head.summary.bias": random_weights((1,))}
+    save_safetensors(folder / WHOLE, load_safetensors(folder / WHOLE) | head)
+    assert convert(folder, tmp_path / "b.gguf", qtype="F32").path.read_bytes() == same
+
+
+def test_a_prefix_that_nobody_expects_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "toy", n_layer=1)
+    without_prefix(folder, "module.model.")
+    refused(folder, "the tensors of .* begin with 'module.model.', expected 'model.': they were saved from")
 
 
 # -- shards and their index -------------------------------------------------------------------------------------------
@@ -189,16 +380,16 @@ def test_a_name_in_two_shards_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 def test_an_index_and_shards_that_differ_are_refused(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, model=W)
-    index(folder, {"w": "model.safetensors", "v": "model.safetensors", "x": "model.safetensors"})
+    folder = folder_of(tmp_path, model_a=W)
+    index(folder, {"w": "model_a.safetensors", "v": "model_a.safetensors", "x": "model_a.safetensors"})
     refused(folder, "names x, which no shard holds")
-    index(folder, {"w": "model.safetensors"})
+    index(folder, {"w": "model_a.safetensors"})
     refused(folder, "the shards hold v, which .* does not name")
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, {"w": 1}, {"w": None}, "model.safetensors"])
 def test_an_index_of_wrong_types_is_refused(tmp_path: Path, weight_map: Any) -> None:
-    folder = folder_of(tmp_path, model=W)
+    folder = folder_of(tmp_path, model_a=W)
     index(folder, weight_map)
     refused(folder, "has no weight_map from tensor names to file names")
 

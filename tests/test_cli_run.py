@@ -166,6 +166,16 @@ def test_a_schema_a_grammar_and_stop_texts_hold(llamalite_command: Run, base: Pa
     assert ran.stdout.rstrip("\n") == whole[: whole.index(stop)].rstrip("\n")
 
 
+def test_a_token_id_stops_and_is_named(llamalite_command: Run, base: Path) -> None:
+    with Model(base, n_ctx=64) as model:
+        tokens = model.generate("once upon a time", temperature=0, max_tokens=6).tokens
+    ran = llamalite_command("run", base, "once upon a time", *GREEDY, "--stop-token", tokens[2], "--json")
+    assert json.loads(ran.stdout)["stopped_by"] == tokens[2]
+    assert json.loads(ran.stdout)["n_generated"] == tokens.index(tokens[2])
+    refused = llamalite_command("run", base, "once", *GREEDY, "--stop-token", 10**6)
+    assert "stop names token 1000000, and the vocabulary has" in refused.stderr
+
+
 def test_a_session_is_resumed(llamalite_command: Run, instruct: Path) -> None:
     first = llamalite_command("run", instruct, "tell me", *GREEDY, "--session", "talk.session", "--json")
     assert first.returncode == 0, first.stderr

@@ -65,12 +65,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "GPT2LMHeadModel; llamalite supports LlamaForCausalLM",
     ),
     "already quantized": (
-        lambda folder: _edit_config(folder, quantization_config={"quant_method": "gptq"}),
-        "already quantized by gptq",
+        lambda folder: _edit_config(folder, quantization_config={"quant_method": "bitnet"}),
+        "already quantized by bitnet",
     ),
-    "dynamic rope": (
-        lambda folder: _edit_config(folder, rope_scaling={"type": "dynamic", "factor": 2.0}),
-        "rope scaling of type 'dynamic'",
+    "long rope": (
+        lambda folder: _edit_config(folder, rope_scaling={"type": "longrope", "factor": 2.0}),
+        "rope scaling of type 'longrope'",
     ),
     "rope scaling without a factor": (
         lambda folder: _edit_config(folder, rope_scaling={"type": "linear"}),

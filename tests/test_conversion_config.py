@@ -142,6 +142,17 @@ WRONG = {
 }
 
 
+def test_dynamic_scaling_is_none_within_the_trained_context_and_a_warning(tmp_path: Path) -> None:
+    plain = convert(write_checkpoint(tmp_path / "a" / "toy", n_layer=1), tmp_path / "a.gguf", qtype="F32")
+    in_4: dict[str, Any] = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    in_5: dict[str, Any] = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+    for i, settings in enumerate((in_4, in_5)):
+        folder = write_checkpoint(tmp_path / f"b{i}" / "toy", n_layer=1, **settings)
+        scaled = convert(folder, tmp_path / "b.gguf", qtype="F32", force=True)
+        assert scaled.path.read_bytes() == plain.path.read_bytes()
+        assert "dynamic rope scaling by 2 begins after 512 tokens" in scaled.warnings[0]
+
+
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
 def test_a_number_that_yarn_cannot_have_is_named(key: str, value: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "toy", n_layer=1, n_embd=64, n_ff=64, rope_scaling="@")

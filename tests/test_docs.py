@@ -66,6 +66,19 @@ def test_every_page_is_reached_from_the_index_or_the_readme(page: Path) -> None:
     assert page.name == "index.md" or page.name in reached
 
 
+def test_every_row_of_the_table_of_files_names_its_test(root: Path) -> None:
+    page = (root / "docs" / "converter.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- table of files -->")[2].partition("<!-- end of the table of files -->")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    tests = "".join(
+        (root / "tests" / f"test_{name}.py").read_text(encoding="utf-8")
+        for name in ("checkpoints_huggingface", "vocabulary")
+    )
+    assert len(rows) > 10
+    assert all(len(names) == 1 and f"def {names[0]}(" in tests for names in named), rows
+
+
 def test_the_command_line_page_is_what_help_shows(root: Path, tmp_path: Path) -> None:
     """In a process of its own: click keeps the help option of whatever test ran a verb before."""
     code = f"import runpy; print(end=runpy.run_path({str(root / 'docs/write_cli.py')!r})['page']())"

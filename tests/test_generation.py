@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamalite.errors import ContextOverflowError
+from llamalite.generation.batch import Job, run_batch
 from llamalite.generation.completion import Completion, HeldText, score
 from llamalite.generation.engine import Engine
 from llamalite.sampling import SamplingParams
@@ -114,16 +115,81 @@ def test_held_text_is_the_text_up_to_the_first_stop_however_it_is_cut(text: str,
     held, shown = HeldText(stops), ""
     for start in range(0, len(raw), step):
         shown += held.push(raw[start : start + step])
-        if held.stopped:
+        if held.stopped_by is not None:
             break
     else:
         shown += held.flush()
     ends = [whole.find(stop) for stop in stops if stop in whole]
-    if held.stopped:
+    if held.stopped_by is not None:
         assert shown in [whole[:end] for end in {whole.find(stop) for stop in stops}]
     else:
         assert not ends
         assert shown == whole
+
+
+@given(st.lists(st.tuples(st.text("ab<>", max_size=4), st.booleans()), max_size=8), st.text("ab<>", min_size=1))
+def test_hidden_text_is_searched_for_stops_and_never_shown(parts: list[tuple[str, bool]], stop: str) -> None:
+    held, shown, whole = HeldText([stop]), "", "".join(text for text, _ in parts)
+    for text, hidden in parts:
+        shown += held.push_hidden(text) if hidden else held.push(text.encode())
+        if held.stopped_by is not None:
+            break
+    shown += held.flush()
+    end = whole.find(stop) if stop in whole else len(whole)
+    seen = "".join(text if not hidden else "\0" * len(text) for text, hidden in parts)[:end].replace("\0", "")
+    assert (shown, held.stopped_by) == (seen, stop if stop in whole else None)
+
+
+class ControlVocabulary(fake.FakeVocabulary):
+    """The third token of the story is a control token; the end of a generation is spelled too."""
+
+    control = fake.story(PROMPT, 3)[2]
+
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
+        spelling = {self.control: b"<|turn|>", fake.EOG: b"<|end|>"}.get(token)
+        return super().token_to_piece(token) if spelling is None else spelling if special else b""
+
+
+def with_control(context: fake.FakeContext | None = None) -> Engine:
+    return Engine(context or fake.FakeContext(), ControlVocabulary(), fake.FakeSampler)
+
+
+@pytest.mark.parametrize("stop", ["<|turn|>", "<|turn|", "{}<|turn|>"])
+def test_a_stop_string_matches_a_control_token(stop: str) -> None:
+    before = bytes(fake.story(PROMPT, 2)).decode()
+    stop = stop.format(before[1])
+    completion = run(with_control(), stop=[stop])
+    assert (completion.finish_reason, completion.stopped_by) == ("stop", stop)
+    assert completion.text == (before[:1] if stop.startswith(before[1]) else before)
+
+
+def test_a_control_token_that_is_no_stop_is_not_shown() -> None:
+    tokens = [token for token in fake.story(PROMPT, 6) if token != ControlVocabulary.control]
+    for stop in ([], ["<|end|>"]):
+        completion = run(with_control(), stop=stop)
+        assert (completion.text, completion.stopped_by) == (bytes(tokens).decode(), None)
+
+
+def test_a_token_id_stops_and_is_not_said() -> None:
+    tokens = fake.story(PROMPT, 4)
+    completion = run(make_engine(), stop=[tokens[3], "never"])
+    assert (completion.finish_reason, completion.stopped_by) == ("stop", tokens[3])
+    assert (list(completion.tokens), completion.text) == (tokens[:3], bytes(tokens[:3]).decode())
+
+
+def test_the_stop_that_came_is_named_though_the_model_ended_there_too() -> None:
+    assert run(with_control(fake.FakeContext(ends=[6])), stop=["x", "<|end|>"]).stopped_by == "<|end|>"
+    assert run(with_control(fake.FakeContext(ends=[6])), stop=[fake.EOG]).stopped_by == fake.EOG
+    ended = run(with_control(fake.FakeContext(ends=[6])), stop=[bytes(fake.story(PROMPT, 2)).decode()[-1] + "?"])
+    assert (ended.text, ended.stopped_by) == (bytes(fake.story(PROMPT, 2)).decode(), None)
+
+
+def test_a_batch_says_which_stop_ended_each_answer() -> None:
+    stop = fake.story(PROMPT, 4)[3]
+    params = SamplingParams(max_tokens=6, stop=[stop])
+    engine = make_engine(fake.FakeContext(n_ctx=64, n_batch=16))
+    completions = run_batch(engine, [Job(PROMPT, params)] * 2, parallel=2)
+    assert [completion.stopped_by for completion in completions] == [stop, stop]
 
 
 def test_an_incomplete_character_is_not_shown() -> None:

@@ -10,6 +10,7 @@ import pytest
 import toy
 from gguf_bytes import STRING, UINT32, GgufBytes, Tensor
 
+from llamalite.converters.checkpoints import open_checkpoint
 from llamalite.errors import GGUFError
 from llamalite.gguf_check import check_adapter, checked_header
 from llamalite.model import Model
@@ -130,3 +131,13 @@ def test_an_adapter_of_an_embedding_that_is_the_output_too_is_refused(path: Path
         check_adapter(tmp_path / "a.gguf", checked_header(tmp_path / "tied.gguf"))
     with Model(path, n_threads=1, lora=tmp_path / "a.gguf") as model:
         assert model.generate("once", max_tokens=2).finish_reason in ("length", "stop")
+
+
+def test_an_adapter_in_the_place_of_a_model_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "lora.gguf"
+    path.write_bytes(adapter().dump())
+    message = r"is an adapter \(LoRA\), not a whole model: run its base model with it, llamalite run BASE --lora lora"
+    with pytest.raises(GGUFError, match=message):
+        open_checkpoint(path)
+    with pytest.raises(GGUFError, match=message):
+        Model(path)

@@ -15,7 +15,9 @@ import toy
 from click.testing import CliRunner
 
 import llamalite
+from llamalite import templates
 from llamalite.cli import cli
+from llamalite.errors import EvaluationError, TemplateError
 from llamalite.evaluation.tasks import local
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
@@ -121,6 +123,114 @@ def test_an_answer_ends_before_its_stop_string(model: Any) -> None:
 def test_a_chat_is_rendered_by_the_file_s_template(model: Any) -> None:
     said = model.apply_chat_template([{"role": "user", "content": "tell me"}])
     assert said == "<|im_start|>user\ntell me<|im_end|>\n<|im_start|>assistant\n"
+
+
+@needs_harness
+def test_a_prefix_of_the_answer_is_left_open(model: Any) -> None:
+    """As tasks with ``gen_prefix`` ask for it."""
+    chat = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "The answer is"}]
+    said = model.apply_chat_template(chat, add_generation_prompt=False)
+    assert said == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nThe answer is"
+
+
+@needs_harness
+def test_a_template_that_refuses_the_system_role_gets_none(tmp_path: Path) -> None:
+    from llamalite.evaluation.harness import LlamaliteLM
+
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + toy.CHATML
+    lm = LlamaliteLM(str(toy.write_toy(tmp_path / "toy.gguf", chat_template=refusing)), max_length=64, n_threads=1)
+    user = {"role": "user", "content": "hi"}
+    assert lm.apply_chat_template([{"role": "system", "content": "Be brief."}, user]) == lm.apply_chat_template([user])
+    open_end = [{"role": "system", "content": "x"}, user, {"role": "assistant", "content": "So"}]
+    assert lm.apply_chat_template(open_end, add_generation_prompt=False).endswith("assistant\nSo")
+    with pytest.raises(TemplateError):
+        lm.apply_chat_template([{"role": "user"}])  # not the role's fault
+    lm.model.close()
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 5},
+    {"until": "\n\n", "max_new_tokens": 6},
+    {"until": [], "max_tokens": 7},
+    {"max_completion_tokens": 8},
+    {"until": [], "max_gen_toks": 5, "max_new_tokens": 9},
+    {"until": [], "temperature": 0.7, "top_p": 0.95},
+    {"until": [], "do_sample": True, "temperature": 0.2},
+    {"until": [], "do_sample": False, "temperature": 1, "num_beams": 1},
+]
+
+
+@needs_harness
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_generation_settings_are_those_of_the_harness(model: Any, settings: dict[str, Any]) -> None:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    wanted = normalize_gen_kwargs(settings)
+    params = model._sampling(settings)
+    assert params.max_tokens == wanted["max_gen_toks"]
+    assert params.temperature == (wanted.get("temperature", 0.0) if wanted["do_sample"] else 0.0)
+    assert (params.top_p, params.top_k) == (settings.get("top_p", 1.0), 50)
+    assert set(params.stops) >= set(wanted["until"])
+
+
+@needs_harness
+def test_every_setting_of_the_tasks_that_come_with_the_harness_is_understood(model: Any) -> None:
+    import lm_eval
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Reads the harness's files, of which only the plain settings matter here."""
+
+    Loader.add_multi_constructor("!", lambda *_: None)
+    seen = 0
+    for path in sorted((Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "generation_kwargs" not in text:
+            continue
+        settings = (yaml.load(text, Loader) or {}).get("generation_kwargs")
+        if settings:
+            seen += 1
+            assert model._sampling(settings).max_tokens, path
+    assert seen > 200
+
+
+@needs_harness
+@pytest.mark.parametrize("settings", [{"num_beams": 4}, {"typical_p": 0.5}, {"num_return_sequences": 2}])
+def test_a_setting_without_a_counterpart_is_refused_by_name(model: Any, settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(EvaluationError, match=f"a task asks for {name}=.*no counterpart"):
+        model.generate_until(instances(("once", {"until": [], **settings})), disable_tqdm=True)
+
+
+@needs_harness
+def test_more_tokens_than_the_context_holds_are_refused_and_cut_texts_are_said(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(EvaluationError, match="asks for 4000 tokens, and the context holds 256: pass a larger"):
+        model.generate_until(instances(("once", {"until": [], "max_gen_toks": 4000})), disable_tqdm=True)
+    model.model.native.n_ctx_train = 512
+    model.generate_until(instances(("once upon a time " * 90, {"until": [], "max_gen_toks": 2})), disable_tqdm=True)
+    assert "longer than 256 tokens and are cut, but the model was trained for 512" in caplog.text
+
+
+@needs_harness
+@pytest.mark.parity
+@pytest.mark.parametrize("trim", ["", " | trim"])
+@pytest.mark.parametrize("content", ["So", "So ", " So\n"])
+def test_a_continued_message_is_cut_where_transformers_cuts_it(trim: str, content: str) -> None:
+    chat_utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    source = "{% for m in messages %}<{{ m['role'] }}>{{ m['content']" + trim + " }}</s>\n{% endfor %}"
+    messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": content}]
+    (theirs,), _ = chat_utils.render_jinja_template([messages], chat_template=source, continue_final_message=True)
+    assert templates.continued(templates.ChatTemplate(source).render, messages) == theirs
+
+
+def test_a_message_that_cannot_be_continued_is_refused() -> None:
+    for message in ({"role": "assistant"}, {"role": "assistant", "content": ["a"]}):
+        with pytest.raises(TemplateError, match="no text to continue"):
+            templates.continued(lambda _: "", [message])
+    with pytest.raises(TemplateError, match="leaves out the last message"):
+        templates.continued(lambda _: "nothing", [{"role": "assistant", "content": "So"}])
 
 
 @needs_harness

@@ -107,7 +107,7 @@ def test_pyproject_lists_every_package(root: Path) -> None:
 
 def test_the_constraints_are_versions_that_pyproject_accepts(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    tested = ("test", "lint", "fast", "plot", "parity")  # the extras that the Makefile installs
+    tested = ("test", "lint", "fast", "plot", "parity", "browser")  # the extras that the Makefile installs
     asked = [*project["dependencies"], *(one for name in tested for one in project["optional-dependencies"][name])]
     pins = [Requirement(line) for line in (root / "constraints.txt").read_text().splitlines() if line[:1] not in "#"]
     for requirement in map(Requirement, asked):

@@ -34,8 +34,10 @@ from llamalite.sampling import SamplingParams
         ({"logit_bias": {1: math.inf}}, "logit_bias of token 1 must be a number or -inf"),
         ({"logit_bias": {1: math.nan}}, "logit_bias of token 1"),
         ({"stop": ["a", ""]}, "stop must hold strings that are not empty"),
-        ({"stop": [1]}, "stop must hold strings"),
-        ({"stop": 5}, "stop must be a string or a list of strings, found 5"),
+        ({"stop": [-1]}, r"stop must hold strings that are not empty, and token ids, found \[-1\]"),
+        ({"stop": [True]}, "stop must hold strings"),
+        ({"stop": 5.0}, "stop must hold strings"),
+        ({"stop": {"a": 1}}, "stop must hold strings"),
         ({"grammar": 5}, "grammar must be a string .GBNF., found 5"),
         ({"logit_bias": [1]}, r"logit_bias maps token ids to numbers, found \[1\]"),
         ({"logit_bias": None}, "logit_bias maps token ids to numbers, found None"),
@@ -43,6 +45,7 @@ from llamalite.sampling import SamplingParams
         ({"grammar": " "}, "grammar is empty"),
         ({"grammar": "root ::= x", "json_schema": {}}, "grammar and json_schema exclude each other"),
         ({"json_schema": {}, "stop": "x"}, "stop and json_schema exclude each other"),
+        ({"json_schema": {}, "stop": 0}, "stop and json_schema exclude each other"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name_and_range(options: dict[str, object], message: str) -> None:
@@ -58,6 +61,12 @@ def test_the_edges_are_allowed() -> None:
 def test_one_stop_text_is_a_list_of_one() -> None:
     assert SamplingParams(stop="end").stops == ("end",)
     assert SamplingParams(stop=["a", "b"]).stops == ("a", "b")
+
+
+def test_stops_may_be_strings_and_token_ids() -> None:
+    params = SamplingParams(stop=["a", 7, "b", 0])
+    assert (params.stops, sorted(params.stop_tokens)) == (("a", "b"), [0, 7])
+    assert SamplingParams(stop=7).stop == (7,)
 
 
 def test_parameters_do_not_change() -> None:

@@ -145,6 +145,28 @@ def test_only_what_a_conversion_reads_is_fetched(server: HubServer, toy: Path, f
     assert convert(folder, tmp_path / "b.gguf").path.read_bytes() == expected
 
 
+@pytest.mark.parametrize("whole", ["model.safetensors", "pytorch_model.bin"])
+def test_a_whole_file_is_fetched_without_the_shards_of_an_older_save(
+    server: HubServer, fetch: Fetch, whole: str
+) -> None:
+    files = server.repos["org/toy"].files
+    stem, _, suffix = whole.partition(".")
+    weights = files.pop("model.safetensors")
+    stale = {f"{stem}-0000{i}-of-00002.{suffix}": b"old" for i in (1, 2)} | {f"{whole}.index.json": b"{}"}
+    server.repos["org/toy"].files = files | {whole: weights} | stale
+    folder = Path(fetch("fetch_checkpoint", repo_id="org/toy")["path"])
+    assert {path.name for path in folder.iterdir()} == {*files, whole}
+
+
+def test_an_index_is_fetched_with_all_its_shards(server: HubServer, fetch: Fetch) -> None:
+    files = server.repos["org/toy"].files
+    del files["model.safetensors"]
+    sharded = {f"model-0000{i}-of-00002.safetensors": b"new" for i in (1, 2)} | {"model.safetensors.index.json": b"{}"}
+    server.repos["org/toy"].files = files | sharded | {"pytorch_model.bin": b"x"}
+    folder = Path(fetch("fetch_checkpoint", repo_id="org/toy")["path"])
+    assert {path.name for path in folder.iterdir()} == {*files, *sharded}
+
+
 def test_what_is_in_the_cache_is_not_fetched_again(server: HubServer, fetch: Fetch) -> None:
     first = fetch("fetch_checkpoint", repo_id="org/toy")["path"]
     n = len(server.downloads())

@@ -242,6 +242,10 @@ def test_a_template_that_lists_no_bos_turns_it_off(tmp_path: Path) -> None:
 def test_the_chat_template_comes_from_each_of_its_files(tmp_path: Path) -> None:
     read = _llama3(tmp_path, {}, {"chat_template": "config"})
     assert read.chat_template == "config"
+    toys.write_json(tmp_path / "tokenizer_config.json", {"chat_template": {"default": "a", "rag": "b"}})
+    assert read_vocabulary(tmp_path, {}).special.chat_template == [
+        {"name": "default", "template": "a"}, {"name": "rag", "template": "b"}
+    ]  # fmt: skip
     (tmp_path / "tokenizer_config.json").unlink()
     toys.write_json(tmp_path / "chat_template.json", {"chat_template": "json"})
     assert read_vocabulary(tmp_path, {}).chat_template == "json"
@@ -253,6 +257,119 @@ def test_the_chat_template_comes_from_each_of_its_files(tmp_path: Path) -> None:
     assert named.chat_template == "jinja"
     keys = {key: value for key, _, value in cases.keys_of(write_vocab(named, tmp_path / "v.gguf"))}
     assert keys["tokenizer.chat_template.tool_use"] == "tools"
+
+
+def test_transformers_order_of_template_files(tmp_path: Path) -> None:
+    """chat_template.jinja, with additional_chat_templates, before tokenizer_config.json, before chat_template.json."""
+    _llama3(tmp_path, {}, {"chat_template": "config"})
+    toys.write_json(tmp_path / "chat_template.json", {"chat_template": "json"})
+    assert read_vocabulary(tmp_path, {}).chat_template == "config"
+    (tmp_path / "chat_template.jinja").write_text("jinja", encoding="utf-8")
+    assert read_vocabulary(tmp_path, {}).special.chat_template == "jinja"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("rag", encoding="utf-8")
+    both = [{"name": "default", "template": "jinja"}, {"name": "rag", "template": "rag"}]
+    assert read_vocabulary(tmp_path, {}).special.chat_template == both
+
+
+def test_named_templates_without_a_default_replace_the_configured_one_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _llama3(tmp_path, {}, {"chat_template": "config"})
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("rag", encoding="utf-8")
+    assert read_vocabulary(tmp_path, {}).chat_template is None
+    assert "have no default" in caplog.text
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("jinja", [True, False])
+@pytest.mark.parametrize("extra", ["default", "rag", None])
+@pytest.mark.parametrize("configured", [None, "config", [{"name": "default", "template": "listed"}]])
+def test_transformers_takes_the_same_template(tmp_path: Path, jinja: bool, extra: str | None, configured: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    _llama3(
+        tmp_path, {}, {"chat_template": configured} if configured else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
+    if jinja:
+        (tmp_path / "chat_template.jinja").write_text("jinja\n", encoding="utf-8")
+    if extra:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / f"{extra}.jinja").write_text("extra", encoding="utf-8")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template
+    ours = read_vocabulary(tmp_path, {}).special.chat_template
+    assert ({entry["name"]: entry["template"] for entry in ours} if isinstance(ours, list) else ours) == theirs
+
+
+# ── which file names the special tokens ─────────────────────────────────────────────────────────────────────────────
+
+NAMING = {"eos_token": "<|eot_id|>", "bos_token": {"content": "<|begin_of_text|>", "special": True}}
+
+
+def _eos_of(tmp_path: Path, tokenizer_config: dict[str, Any] | None, special_map: Any, **configs: Any) -> str | None:
+    """The text of EOS in a toy of Llama 3's kind with these files."""
+    config = toys.write_byte_level(tmp_path, toys.LLAMA3, ignore_merges=True, specials=SPECIALS, config=configs)
+    if tokenizer_config is not None:
+        toys.write_json(tmp_path / "tokenizer_config.json", tokenizer_config)
+    if special_map is not None:
+        toys.write_json(tmp_path / "special_tokens_map.json", special_map)
+    read = read_vocabulary(tmp_path, config)
+    return read.tokens[read.special.ids["eos"]].decode() if "eos" in read.special.ids else None
+
+
+SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<END>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_config", "special_map", "eos"),
+    [
+        ({}, NAMING, "<|eot_id|>"),
+        (None, {"eos_token": "<END>"}, "<END>"),
+        ({"eos_token": "<|end_of_text|>"}, NAMING, "<|eot_id|>"),
+        ({"eos_token": "<|end_of_text|>", "added_tokens_decoder": {}}, NAMING, "<|end_of_text|>"),
+        ({"eos_token": "<|end_of_text|>"}, None, "<|end_of_text|>"),
+        ({"eos_token": "e"}, None, "e"),  # a token of the vocabulary itself
+    ],
+)
+def test_special_tokens_are_named_where_transformers_reads_them(
+    tmp_path: Path, tokenizer_config: dict[str, Any] | None, special_map: Any, eos: str
+) -> None:
+    assert _eos_of(tmp_path, tokenizer_config, special_map, bos_token_id=None, eos_token_id=None) == eos
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("decoder", [True, False])
+@pytest.mark.parametrize("in_map", [True, False])
+@pytest.mark.parametrize("in_config", [True, False])
+def test_transformers_names_the_same_special_tokens(
+    tmp_path: Path, decoder: bool, in_map: bool, in_config: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {"eos_token": "<|end_of_text|>"} if in_config else {}
+    settings |= {"added_tokens_decoder": {}} if decoder else {}
+    eos = _eos_of(tmp_path, settings, NAMING if in_map else None, bos_token_id=None, eos_token_id=None)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token == eos
+
+
+def test_eos_of_config_json_and_of_generation_config_come_after_the_tokenizer(tmp_path: Path) -> None:
+    n = _eos_of(tmp_path, {}, None, bos_token_id=None, eos_token_id=None)
+    assert n is None
+    toys.write_json(tmp_path / "generation_config.json", {"eos_token_id": 3})
+    assert read_vocabulary(tmp_path, {}).special.ids["eos"] == 3
+    assert read_vocabulary(tmp_path, {"eos_token_id": 5}).special.ids["eos"] == 5
+    assert read_vocabulary(tmp_path, {"eos_token_id": 5}).special.ids["eot"] == 3
+    toys.write_json(tmp_path / "tokenizer_config.json", {"eos_token": "<END>"})
+    ids = read_vocabulary(tmp_path, {"eos_token_id": 5}).special.ids
+    assert read_vocabulary(tmp_path, {}).tokens[ids["eos"]] == b"<END>"
+
+
+def test_a_file_without_an_end_token_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _eos_of(tmp_path, {}, None, bos_token_id=None, eos_token_id=None)
+    assert "no file names an end token (eos_token): llama.cpp takes token 11 for it" in caplog.text
+    caplog.clear()
+    _eos_of(tmp_path, {}, NAMING, bos_token_id=None, eos_token_id=None)
+    assert caplog.text == ""
 
 
 # ── one clear error ─────────────────────────────────────────────────────────────────────────────────────────────────

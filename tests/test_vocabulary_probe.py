@@ -18,7 +18,9 @@ import vocabulary_cases as cases
 from sentencepiece import SentencePieceProcessor
 
 from llamalite.converters.vocabulary import Vocabulary, probe, probe_texts, read_vocabulary
+from llamalite.converters.vocabulary.tokens import TokenType
 from llamalite.errors import VocabularyError
+from llamalite.native.model import NativeModel
 
 UPPER, LOWER = families.UPPER, families.LOWER
 DEEPSEEK_V3 = (
@@ -184,6 +186,42 @@ def test_every_kind_of_vocabulary_passes_the_probe(name: str, tmp_path: Path) ->
     report = proved(tmp_path, cases.CASES[name](tmp_path))
     assert (report.differences, report.known) == ([], [])
     assert report.describe() == f"{report.n_texts} of {report.n_texts} probe texts have the same token ids"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    ("text", "special"),
+    [("<pad>", True), ("<|im_end|>", True), ("<tool_call>", False), ("the", False), ("\n\n", False)],
+)
+def test_added_tokens_beside_a_tokenizer_model_pass_the_probe(
+    tmp_path: Path, listed: bool, text: str, special: bool
+) -> None:
+    """As fine-tunes of LLaMA 2, TinyLlama and Mistral have them: in added_tokens.json, or in tokenizer_config.json."""
+    n = len(toys.sentencepiece_pieces())
+    config = toys.write_sentencepiece(tmp_path, vocab_size=n + 1)
+    toys.write_json(tmp_path / "added_tokens.json", {text: n} if listed else {})
+    decoder = {} if listed else {"added_tokens_decoder": {str(n): {"content": text, "special": special}}}
+    named = {"additional_special_tokens": [text]} if special else {}
+    toys.write_json(tmp_path / "tokenizer_config.json", decoder | named)
+    assert proved(tmp_path, config).differences == []
+    read = read_vocabulary(tmp_path, config)
+    assert read.tokens[n] == text.encode()
+    assert (read.token_types[n] == TokenType.CONTROL) == special
+
+
+@pytest.mark.parity
+def test_added_tokens_beside_a_tokenizer_model_are_found_as_by_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    n = len(toys.sentencepiece_pieces())
+    config = toys.write_sentencepiece(tmp_path, vocab_size=n + 2)
+    toys.write_json(tmp_path / "added_tokens.json", {"<pad>": n, "<tool>": n + 1})
+    toys.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "pad_token": "<pad>"})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    path = write_vocab(read_vocabulary(tmp_path, config), tmp_path / "v.gguf")
+    with NativeModel(path, vocab_only=True) as model:
+        for text in ("once<tool>", "<tool>", "<pad>", "a<pad><tool>", "once upon a time"):
+            ids = model.tokenize(text, add_special=False, parse_special=True).tolist()
+            assert ids == tokenizer.encode(text, add_special_tokens=False), text
 
 
 def test_a_space_after_a_special_token_is_a_known_difference(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llamalite.converters.checkpoints import gguf_source, huggingface, meta
-from llamalite.converters.checkpoints.folder import listing
+from llamalite.converters.checkpoints import adapter, gguf_source, huggingface, meta
+from llamalite.converters.checkpoints.folder import listing, refuse_pointer
 from llamalite.converters.checkpoints.interface import DTYPE_BYTES, Checkpoint, SourceTensor, model_name
-from llamalite.errors import CheckpointError, UnsupportedArchitectureError
+from llamalite.errors import CheckpointError
 
 __all__ = ["DTYPE_BYTES", "Checkpoint", "SourceTensor", "model_name", "open_checkpoint"]
 
@@ -36,15 +36,13 @@ def open_checkpoint(source: Path) -> Checkpoint:
             return huggingface.open_folder(source)
         if (source / meta.PARAMS).exists():
             return meta.open_folder(source)
-        if (source / "adapter_config.json").exists():
-            raise UnsupportedArchitectureError(
-                f"{source} is an adapter (LoRA), not a whole model: merge it into its base model first, with "
-                "peft's merge_and_unload"
-            )
+        adapter.refuse(source)
         raise CheckpointError(
             f"{source} has neither config.json nor params.json (found {listing(source)}): pass a model "
             "folder in Hugging Face's or Meta's format"
         )
+    if source.is_file():
+        refuse_pointer(source)
     raise CheckpointError(
         f"{source} is not a GGUF file: pass one, or the folder that holds config.json and the weights"
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 from llamalite.converters.checkpoints.interface import SourceFile
 from llamalite.converters.checkpoints.json_file import MAX_BYTES
 from llamalite.errors import CheckpointError
+from llamalite.files import git_lfs
 
-_LFS_POINTER = b"version https://git-lfs"
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -23,7 +23,7 @@ def member(folder: Path, name: str, *, max_bytes: int | None = MAX_BYTES) -> Pat
     """Return the path of the file `name` in `folder`, whether it exists or not.
 
     Raises `CheckpointError` if the name or a link leads out of the folder or nowhere, and for a file that is not
-    regular or is longer than `max_bytes`.
+    regular, is longer than `max_bytes`, or is a Git LFS pointer.
     """
     if Path(name).name != name or name in ("", ".", ".."):
         raise CheckpointError(f"{folder} names {name!r}: a file must be in the checkpoint's own folder")
@@ -35,7 +35,19 @@ def member(folder: Path, name: str, *, max_bytes: int | None = MAX_BYTES) -> Pat
         raise CheckpointError(f"{path} is not a regular file")
     if max_bytes is not None and path.exists() and path.stat().st_size > max_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected at most {max_bytes:,}")
+    if path.exists():
+        refuse_pointer(path)
     return path
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise `CheckpointError` if the file at `path` is a Git LFS pointer, left by a clone without git-lfs."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(git_lfs.POINTER)) == git_lfs.POINTER
+    if is_pointer:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}, or download it"
+        )
 
 
 def _check_link(folder: Path, path: Path) -> None:
@@ -51,13 +63,8 @@ def _check_link(folder: Path, path: Path) -> None:
 
 
 def open_member(folder: Path, name: str) -> SourceFile:
-    """Open the file of weights `name` in `folder`; a Git LFS pointer in its place is a `CheckpointError`."""
-    path = member(folder, name, max_bytes=None)
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-    if start == _LFS_POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in {folder}")
-    return SourceFile(path)
+    """Open the file of weights `name` in `folder`."""
+    return SourceFile(member(folder, name, max_bytes=None))
 
 
 def more_templates(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 from llamalite.converters.vocabulary import bpe, sentencepiece, tiktoken
 from llamalite.converters.vocabulary.files import TokenizerFiles
 from llamalite.converters.vocabulary.pretokenizer import ADDS_BOS
-from llamalite.converters.vocabulary.special import add_stop_tokens, read_special
+from llamalite.converters.vocabulary.special import add_stop_tokens, read_special, warn_without_end
 from llamalite.converters.vocabulary.tokens import Vocabulary, check_tokens
 
 __all__ = ["Vocabulary", "read_vocabulary"]
@@ -45,7 +45,9 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         vocabulary = bpe.read_byte_level(files)
     vocabulary.special = read_special(files, vocabulary.n_tokens)
     vocabulary.add_space_prefix = _space_prefix(files, vocabulary)
-    add_stop_tokens(vocabulary.special, files, [t.decode("utf-8", "replace") for t in vocabulary.tokens])
+    texts = [token.decode("utf-8", "replace") for token in vocabulary.tokens]
+    add_stop_tokens(vocabulary.special, files, texts)
+    warn_without_end(vocabulary.special, vocabulary.kind, texts)
     _settle_bos(files, vocabulary)
     if config.get("vocab_size") == _CODELLAMA_TOKENS and "eot" not in vocabulary.special.ids:
         vocabulary.last.ids["eot"] = _CODELLAMA_EOT

@@ -68,6 +68,14 @@ class TokenizerFiles:
         return self._object("tokenizer_config.json")
 
     @cached_property
+    def named_tokens(self) -> dict[str, Any]:
+        """The settings that name special tokens (``eos_token``, ...): tokenizer_config.json, with those of
+        ``special_tokens_map.json``, which come first unless tokenizer_config.json has an ``added_tokens_decoder``
+        (transformers 5, ``PreTrainedTokenizerBase._from_pretrained``)."""
+        config = self.tokenizer_config or {}
+        return config if "added_tokens_decoder" in config else config | (self._object("special_tokens_map.json") or {})
+
+    @cached_property
     def generation_config(self) -> dict[str, Any]:
         return self._object("generation_config.json") or {}
 
@@ -84,8 +92,8 @@ class TokenizerFiles:
         return whole_number(self.config, "vocab_size", "config.json", maximum=MAX_TOKENS)
 
     def named_token(self, name: str) -> str | None:
-        """Return the text of `name`_token in tokenizer_config.json; None if it is not there."""
-        return token_text((self.tokenizer_config or {}).get(f"{name}_token"))
+        """Return the text of `name`_token in tokenizer_config.json or special_tokens_map.json; None without one."""
+        return token_text(self.named_tokens.get(f"{name}_token"))
 
     @cached_property
     def added_tokens_json(self) -> dict[str, int]:
@@ -137,14 +145,26 @@ class TokenizerFiles:
             added[token.id] = token
             ids[token.content] = token.id
         vocabulary = (self.tokenizer_json or {"model": {}})["model"].get("vocab")
-        for text in self._special_texts():
+        for text in self.special_texts():
             token_id = vocabulary.get(text) if isinstance(vocabulary, dict) else None
             if text not in ids and isinstance(token_id, int):
                 added[token_id] = AddedToken(token_id, text, special=True, normalized=False)
         return added
 
-    def _special_texts(self) -> list[str]:
-        config = self.tokenizer_config or {}
+    def id_of(self, text: str) -> int | None:
+        """Return the id of the token `text`, added or in the vocabulary itself; None if there is none."""
+        for token in (*self.listed_tokens, *self.configured_tokens):
+            if token.content == text:
+                return token.id
+        if text in self.added_tokens_json:
+            return self.added_tokens_json[text]
+        vocabulary = (self.tokenizer_json or {"model": {}})["model"].get("vocab")
+        token_id = vocabulary.get(text) if isinstance(vocabulary, dict) else None
+        return token_id if isinstance(token_id, int) else None
+
+    def special_texts(self) -> list[str]:
+        """Return the texts of all tokens that are named as special."""
+        config = self.named_tokens
         listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
         named = [self.named_token(name) for name in SPECIAL_NAMES]
         extra = [token_text(entry) for entry in listed] if isinstance(listed, list) else []

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,10 +111,9 @@ def compare(
     """Compare the tokenizer in `folder` with the vocabulary of the GGUF file at `gguf_path`.
 
     `plain` are the texts without special tokens to try, by default all of `probe_texts.texts` and a thousand tokens of
-    the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model. The latter
-    never finds special tokens in a text, so they are only tried alone. Takes two seconds for 128k tokens; once `stop`
-    is set it ends with ``CancelledError``. Raises `ModelLoadError` if llama.cpp refuses the file, `VocabularyError` if
-    the original cannot be loaded.
+    the vocabulary. The original is tokenizer.json if there is one, as in transformers, else tokenizer.model.
+    Takes two seconds for 128k tokens; once `stop` is set it ends with ``CancelledError``. Raises `ModelLoadError` if
+    llama.cpp refuses the file, `VocabularyError` if the original cannot be loaded.
     """
     files = open_files(folder, config)
     with ThreadPoolExecutor(1) as pool:  # llama.cpp loads while Python reads: ctypes releases the GIL
@@ -126,14 +125,8 @@ def compare(
     with model:
         finished = _finished(model, stop or threading.Event())
         corpus = [*texts(), *_tokens(model)] if plain is None else [*plain]
-        if original.parses_specials:
-            corpus += special_texts(original.specials)
-        original_ids = original.encode(corpus)
-        file_ids = finished(corpus, special=original.parses_specials)
-        if not original.parses_specials:
-            corpus += original.specials
-            original_ids += [[original.ids[text]] for text in original.specials]
-            file_ids += finished(original.specials)
+        corpus += special_texts(original.specials)
+        original_ids, file_ids = original.encode(corpus), finished(corpus)
         differing = [Difference(t, a, b) for t, a, b in zip(corpus, original_ids, file_ids, strict=True) if a != b]
         if original.adds is not None:
             differing += _ends(original.adds, model)
@@ -156,7 +149,6 @@ class _Original:
         self.adds: tuple[str, list[int]] | None = None
         self._normalize: Callable[[str], str] | None = None
         self.spaces = True  # a SentencePiece vocabulary, with ▁ for a space
-        self.parses_specials = files.tokenizer_json is not None
         if files.tokenizer_json is not None:
             self._use_tokenizers(files.tokenizer_json, files)
         elif files.sentencepiece_model is not None:
@@ -165,8 +157,7 @@ class _Original:
             raise FileNotFoundError(f"{files.folder} has neither tokenizer.json nor tokenizer.model")
         self.specials = list(self.ids)
         self.normalized_specials = [token.content for token in added if token.normalized and token.content in self.ids]
-        longest_first = sorted(self.specials, key=len, reverse=True)
-        self.finder = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.finder = _finder(self.specials)
 
     def _use_tokenizers(self, source: dict[str, Any], files: TokenizerFiles) -> None:
         path = files.folder / "tokenizer.json"
@@ -204,12 +195,28 @@ class _Original:
         model = sentencepiece.load_model(path)
         self.ids |= {text: i for text, i in files.added_tokens_json.items() if i < n_tokens}
         self.ids = {text: i for text, i in self.ids.items() if "▁" not in text}  # would be found as a space
-        self.encode = lambda texts: model.encode(list(texts))
+        finder = _finder(self.ids)
+
+        def encode_text(text: str) -> list[int]:
+            """Find the added tokens first, as transformers does, and let SentencePiece encode what is between them."""
+            encoded: list[int] = []
+            at = 0
+            for found in finder.finditer(text):
+                encoded += [*model.encode(text[at : found.start()]), self.ids[found[0]]]
+                at = found.end()
+            return [*encoded, *model.encode(text[at:])]
+
+        self.encode = lambda texts: [encode_text(text) for text in texts]
         self._normalize = lambda text: str(model.normalize(text)).replace("▁", " ").removeprefix(" ")
 
     def normalized(self, text: str) -> str:
         """Return `text` normalized, apart from the spelling of spaces."""
         return text if self._normalize is None else self._normalize(text)
+
+
+def _finder(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds the longest of `texts` first, and nothing if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def _tokens(model: NativeModel) -> list[str]:
@@ -220,20 +227,20 @@ def _tokens(model: NativeModel) -> list[str]:
 
 
 class _Finished(Protocol):
-    """The file's tokenizer in llama.cpp; it never adds special tokens, and finds them in texts if `special`."""
+    """The file's tokenizer in llama.cpp; it never adds special tokens, and finds them in texts."""
 
-    def __call__(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]: ...
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 def _finished(model: NativeModel, stop: threading.Event) -> _Finished:
     """Return the tokenizer of `model`, on all cores: some of llama.cpp's regular expressions take a millisecond."""
     n_threads = os.cpu_count() or 1
 
-    def encode(texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    def encode(texts: Sequence[str]) -> list[list[int]]:
         def encode_text(text: str) -> list[int]:
             if stop.is_set():
                 raise CancelledError
-            ids: list[int] = model.tokenize(text, add_special=False, parse_special=special).tolist()
+            ids: list[int] = model.tokenize(text, add_special=False, parse_special=True).tolist()
             return ids
 
         if len(texts) < 100:
@@ -286,13 +293,14 @@ def _known_reason(difference: Difference, original: _Original, finished: _Finish
     if original.spaces:
         # Without the special tokens, every piece of the text must be the same in both.
         pieces = [piece for piece in original.finder.split(text) if piece]
-        if all(_same_but_for_a_space(piece, original, finished) for piece in pieces):
+        odd = [piece for piece in pieces if not _same_but_for_a_space(piece, original, finished)]
+        if all(finished([original.normalized(piece)]) == original.encode([piece]) for piece in odd):
             specials = set(original.ids.values())
             original_ids, file_ids = (
                 [i for i in ids if i in specials] for ids in (difference.original, difference.finished)
             )
             if original_ids == file_ids:
-                return SPACE_PREFIX
+                return NOT_NORMALIZED if odd else SPACE_PREFIX
             if any(special in text for special in original.normalized_specials):
                 return HIDDEN_TOKEN
     return None

@@ -71,8 +71,10 @@ def read_sentencepiece(files: TokenizerFiles, path: Path) -> Vocabulary:
             # llama.cpp finds these in the text itself, where a space is still a space.
             put(token.id, token.content.replace("▁", " "), TokenType.USER_DEFINED, where)
 
+    named = set(files.special_texts())
     for text, token_id in files.added_tokens_json.items():
-        put(token_id, text, TokenType.USER_DEFINED, "added_tokens.json")
+        # On purpose: llama.cpp's converter calls none of these a control token. transformers calls the named ones so.
+        put(token_id, text, TokenType.CONTROL if text in named else TokenType.USER_DEFINED, "added_tokens.json")
     for token in files.configured_tokens:
         add(token, "tokenizer_config.json")
     for token in files.listed_tokens:

@@ -57,7 +57,7 @@ class SpecialTokens:
 def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
     """Return the special tokens, template and normalizer flags of `files` for a vocabulary of `n_tokens`."""
     special = SpecialTokens()
-    config = dict(files.tokenizer_config) if files.tokenizer_config else None
+    config = dict(files.named_tokens) or None
     names: tuple[str, ...] = SPECIAL_NAMES
     if files.tokenizer_json is not None:
         _read_normalizer(files.tokenizer_json.get("normalizer"), special)
@@ -72,7 +72,9 @@ def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
                 special.add.setdefault(name, add)
             text = token_text(config.get(f"{name}_token"))
             if text is not None:
-                special.set_id(name, ids.get(text), n_tokens)
+                # On purpose: llama.cpp's converter looks only into that list, which may lack them or be missing.
+                known = files.id_of(text) if name in ("bos", "eos") and text not in ids else ids.get(text)
+                special.set_id(name, known, n_tokens)
     text_config = files.config.get("text_config")
     for name in names:
         token_id = files.config.get(f"{name}_token_id")
@@ -84,14 +86,15 @@ def read_special(files: TokenizerFiles, n_tokens: int) -> SpecialTokens:
 
 
 def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[str]) -> None:
-    """Add the tokens that end a generation, of which config.json and generation_config.json may list several.
+    """Add the tokens that end a generation: those of generation_config.json, and of a list in config.json.
 
-    On purpose: llama.cpp's converter reads no lists. A model without eos_token in tokenizer_config.json would get
-    llama.cpp's default (token 11), and a fine-tune's own end token would never stop it. GGUF has keys for three: EOS,
-    EOT and EOM; tokens that llama.cpp recognizes by their text (`KNOWN_ENDS`) need no key.
+    On purpose: llama.cpp's converter reads no lists, and not generation_config.json. A model without eos_token in
+    tokenizer_config.json would get llama.cpp's default (token 11), and a fine-tune's own end token would never stop it.
+    GGUF has keys for three: EOS, EOT and EOM; tokens that llama.cpp recognizes by their text (`KNOWN_ENDS`) need none.
     """
-    lists = [config.get("eos_token_id") for config in (files.config, files.generation_config)]
-    listed = [token_id for ends in lists if isinstance(ends, list) for token_id in ends]
+    in_config, generating = (config.get("eos_token_id") for config in (files.config, files.generation_config))
+    listed = [*(in_config if isinstance(in_config, list) else []),
+              *(generating if isinstance(generating, list) else [generating])]  # fmt: skip
     ends = list(dict.fromkeys(end for end in listed if isinstance(end, int) and 0 <= end < len(texts)))
     if ends and "eos" not in special.ids:
         special.ids["eos"] = ends[0]
@@ -102,6 +105,22 @@ def add_stop_tokens(special: SpecialTokens, files: TokenizerFiles, texts: list[s
             warn("token %d (%r) also ends a generation, but GGUF has no key left for it", token_id, texts[token_id])
             break
         special.ids[slot] = token_id
+
+
+def warn_without_end(special: SpecialTokens, kind: str, texts: list[str]) -> None:
+    """Warn if no file names EOS: llama.cpp takes token 2 of a SentencePiece vocabulary for it, else token 11."""
+    default = 2 if kind == "llama" else 11
+    if "eos" in special.ids or texts[default : default + 1] == ["</s>"]:
+        return
+    shown = repr(texts[default]) if default < len(texts) else "which does not exist"
+    others = [text for text in texts if text in KNOWN_ENDS]
+    warn(
+        "no file names an end token (eos_token): llama.cpp takes token %d for it, %s%s; name it in "
+        "tokenizer_config.json, or in config.json as eos_token_id",
+        default,
+        shown,
+        f", and ends at {', '.join(others[:3])} too" if others else ", so answers may not end by themselves",
+    )
 
 
 def _read_normalizer(normalizer: Any, special: SpecialTokens) -> None:
@@ -225,22 +244,36 @@ def _sequence_of(entry: Any) -> Any:
 
 
 def read_chat_template(files: TokenizerFiles) -> TemplateSource:
-    """Return the chat template of tokenizer_config.json, else ``chat_template.jinja``, else ``chat_template.json``.
+    """Return the chat template, a text, or a list of objects with ``name`` and ``template``; None for a base model.
 
-    Several templates, in tokenizer_config.json or in the folder ``additional_chat_templates``, are a list of objects
-    with ``name`` and ``template``. On purpose: a template file counts even without a tokenizer_config.json, where
-    llama.cpp's converter ignores it.
+    As in transformers 5 (``PreTrainedTokenizerBase._from_pretrained``): ``chat_template.jinja`` and
+    ``additional_chat_templates/NAME.jinja`` together come before ``chat_template`` in tokenizer_config.json. On
+    purpose: ``chat_template.json``, which only processors read there, comes last.
     """
-    template: Any = (files.tokenizer_config or {}).get("chat_template")
-    where = "tokenizer_config.json"
-    if template is None and (jinja := member(files.folder, "chat_template.jinja")).is_file():
-        template, where = _text(jinja), jinja.name
-        others = more_templates(files.folder)
-        if others:
-            template = [{"name": "default", "template": template}]
-            template += [{"name": path.stem, "template": _text(path)} for path in others]
-    elif template is None and (as_json := member(files.folder, "chat_template.json")).is_file():
-        template, where = read_object(as_json).get("chat_template"), as_json.name
+    folder, configured = files.folder, (files.tokenizer_config or {}).get("chat_template")
+    named = {}
+    if (jinja := member(folder, "chat_template.jinja")).is_file():
+        named["default"] = _text(jinja)
+    named |= {path.stem: _text(path) for path in more_templates(folder)}
+    if named:
+        if "default" not in named:
+            warn("the templates in additional_chat_templates have no default: transformers would use no other either")
+        only = named["default"] if named.keys() == {"default"} else None
+        return only if only is not None else _as_list(named)
+    if configured is not None:
+        return _checked(configured, "tokenizer_config.json")
+    if (as_json := member(folder, "chat_template.json")).is_file():
+        return _checked(read_object(as_json).get("chat_template"), as_json.name)
+    return None
+
+
+def _as_list(named: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"name": name, "template": template} for name, template in named.items()]
+
+
+def _checked(template: Any, where: str) -> TemplateSource:
+    if isinstance(template, Mapping):
+        template = _as_list(template)
     if template is None or _is_text(template):
         return template  # type: ignore[no-any-return]
     if isinstance(template, list) and all(

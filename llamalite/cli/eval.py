@@ -28,6 +28,8 @@ from llamalite.cli._table import print_table
     metavar="N",
     help="Number of examples before each question.",
 )
+@click.option("--ctx", "n_ctx", type=_options.COUNT, metavar="N",
+              help="Tokens of context. Default: 2048, or less if the model was trained for less.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Use the model's chat template.")
 @click.option("--include", "include_path", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder with tasks of your own, in the harness's YAML.")  # fmt: skip
@@ -42,6 +44,7 @@ def command(
     tasks: tuple[str, ...],
     limit: int | None,
     num_fewshot: int | None,
+    n_ctx: int | None,
     chat: bool,
     include_path: Path | None,
     exact: bool,
@@ -80,7 +83,7 @@ def command(
     path = _model.obtain(ctx, model)
     with contextlib.redirect_stdout(sys.stderr):  # the harness prints while it computes errors by bootstrapping
         report = lm_eval.simple_evaluate(
-            model=LlamaliteLM(str(path), exact=exact, n_threads=n_threads),
+            model=LlamaliteLM(str(path), max_length=n_ctx, exact=exact, n_threads=n_threads),
             tasks=list(tasks),
             num_fewshot=num_fewshot,
             limit=limit,

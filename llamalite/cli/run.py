@@ -35,7 +35,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @_options.sampling
 @click.option("--seed", type=_options.SEED, metavar="N", help="The same seed gives the same tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; repeatable.")
+@click.option(
+    "--stop",
+    multiple=True,
+    metavar="TEXT",
+    help="Stop before TEXT, a control token such as <|im_end|> too; repeatable.",
+)
+@click.option("--stop-token", type=int, multiple=True, metavar="ID", help="Stop before the token ID; repeatable.")
 @click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that is valid for this JSON Schema.")
 @click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with text that follows this grammar (GBNF).")
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
@@ -124,8 +130,8 @@ def _sampling(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("give --lookup or --draft, not both")
     if options["lookup"]:
         chosen["speculate"] = "lookup"
-    if options["stop"]:
-        chosen["stop"] = options["stop"]
+    if stops := [*options["stop"], *options["stop_token"]]:
+        chosen["stop"] = stops
     if options["grammar"]:
         chosen["grammar"] = _text.read(options["grammar"])
     if options["schema"]:
@@ -197,6 +203,7 @@ def _answer_json(answer: Completion, model: Model) -> dict[str, Any]:
         "model": str(model.path),
         "text": answer.text,
         "finish_reason": answer.finish_reason,
+        "stopped_by": answer.stopped_by,
         "n_prompt": totals.n_prompt,
         "n_cached": totals.n_cached,
         "n_generated": totals.n_generated,

@@ -12,6 +12,7 @@ stop string is held back.
 from __future__ import annotations
 
 import codecs
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,9 @@ class Piece:
     """What one token adds to the text: often a word, "" while a character or a stop string may still be incomplete.
 
     The last piece of a stream has no token. It carries the text held back until then, the `totals`, and the
-    `finish_reason`: "stop" (the model or a stop string ended the answer), "length" (`max_tokens`), "context" (the
-    context is full) or "cancelled". `top_logprobs` are (token, log-probability) pairs, likeliest first.
+    `finish_reason`: "stop" (the model or one of the stops ended the answer), "length" (`max_tokens`), "context" (the
+    context is full) or "cancelled". `stopped_by` is the stop that ended it, a string or a token id; None if none did.
+    `top_logprobs` are (token, log-probability) pairs, likeliest first.
     """
 
     text: str
@@ -89,11 +91,15 @@ class Piece:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     totals: Totals | None = None
+    stopped_by: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole generation: its `text`, its `tokens` (without the end-of-generation token), and how it ended."""
+    """A whole generation: its `text`, its `tokens` (without the token that ended it), and how it ended.
+
+    `stopped_by` is the one of `SamplingParams.stop` that ended it; None if none did.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -101,6 +107,7 @@ class Completion:
     totals: Totals
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    stopped_by: str | int | None = None
 
     @classmethod
     def of(cls, pieces: Iterator[Piece]) -> Completion:
@@ -122,6 +129,7 @@ class Completion:
                     piece.totals,
                     tuple(logprobs) if scored else None,
                     tuple(tops) if scored else None,
+                    piece.stopped_by,
                 )
         raise LlamaliteError("this stream was closed before its end")
 
@@ -129,35 +137,53 @@ class Completion:
 class HeldText:
     """Turns the bytes of tokens into text, holding back what may still become a character or a stop string.
 
+    `stopped_by` is the stop string that has come, None until then. Text may be hidden: it is found, but never shown.
+
     >>> held = HeldText(["END"])
-    >>> held.push(b"caf\\xc3"), held.push(b"\\xa9 E"), held.push(b"N"), held.push(b"D of it"), held.stopped
-    ('caf', 'é ', '', '', True)
+    >>> held.push(b"caf\\xc3"), held.push(b"\\xa9 E"), held.push(b"N"), held.push(b"D of it"), held.stopped_by
+    ('caf', 'é ', '', '', 'END')
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = tuple(stops)
+        self._n_kept = max(map(len, self._stops), default=1) - 1  # that many characters may begin a stop string
         self._held = ""
-        self.stopped = False
+        self._shown: list[bool] = []  # of each character held
+        self.stopped_by: str | None = None
 
     def push(self, piece: bytes) -> str:
         """Take the next token's bytes; return the text that is now certain."""
-        text = self._held + self._decoder.decode(piece)
-        stops_at = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if stops_at:
-            self.stopped, self._held = True, ""
-            return text[: min(stops_at)]
+        return self._add(self._decoder.decode(piece), is_shown=True)
+
+    def push_hidden(self, spelling: str) -> str:
+        """Take the spelling of a control token; return the text before it that is now certain."""
+        return self._add(spelling, is_shown=False)
+
+    def _add(self, text: str, *, is_shown: bool) -> str:
+        self._held += text
+        self._shown += [is_shown] * len(text)
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped_by = min(found, key=lambda pair: pair[0])
+            certain = self._take(at)
+            self._held, self._shown = "", []
+            return certain
         keep = 0
-        for n in range(1, min(len(text), max(map(len, self._stops), default=1) - 1) + 1):
-            if any(stop.startswith(text[-n:]) for stop in self._stops):
+        for n in range(1, min(len(self._held), self._n_kept) + 1):
+            if any(stop.startswith(self._held[-n:]) for stop in self._stops):
                 keep = n
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        return self._take(len(self._held) - keep)
+
+    def _take(self, n: int) -> str:
+        """Remove the first `n` characters held, and return those that are shown."""
+        taken = "".join(itertools.compress(self._held[:n], self._shown))
+        self._held, self._shown = self._held[n:], self._shown[n:]
+        return taken
 
     def flush(self) -> str:
         """Return the text held back, without the bytes of a character that is still incomplete."""
-        text, self._held = self._held, ""
-        return text
+        return self._take(len(self._held))
 
 
 def score(logits: Logits, token: int, n_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
@@ -182,22 +208,41 @@ class Answer:
         self.reason: FinishReason | None = "length" if params.max_tokens == 0 else None
         self._vocabulary = vocabulary
         self._text = HeldText(params.stops)
+        self._stop_tokens = params.stop_tokens
+        self._last = ""
+        self._stop_token: int | None = None
+
+    @property
+    def stopped_by(self) -> str | int | None:
+        """The stop, a string or a token id, that ended the answer; None if none did."""
+        return self._text.stopped_by if self._stop_token is None else self._stop_token
 
     def take(self, logits: Logits) -> Piece | None:
-        """Sample the next token from `logits`, float32 [n_vocab]; return None when it is an end-of-generation token."""
+        """Sample the next token from `logits`, float32 [n_vocab]; return None when that token ends the answer."""
         token = self.sampler.sample(logits)
+        if token in self._stop_tokens:
+            self.reason, self._stop_token = "stop", token
+            return None
         if self._vocabulary.is_eog(token):
             self.reason = "stop"
+            self._last = self._hidden(token)
             return None
         self.tokens.append(token)
         scored = () if self.params.logprobs is None else score(logits, token, self.params.logprobs)
-        shown = self._text.push(self._vocabulary.token_to_piece(token))
-        if self._text.stopped:
+        piece = self._vocabulary.token_to_piece(token)
+        shown = self._text.push(piece) if piece else self._hidden(token)
+        if self._text.stopped_by is not None:
             self.reason = "stop"
         elif len(self.tokens) == self.params.max_tokens:
             self.reason = "length"
         return Piece(shown, token, *scored)
 
+    def _hidden(self, token: int) -> str:
+        """Look for stops that contain the spelling of a control token; return the text that is now certain."""
+        if not self.params.stops:
+            return ""
+        return self._text.push_hidden(self._vocabulary.token_to_piece(token, special=True).decode("utf-8", "replace"))
+
     def rest(self) -> str:
         """Return the text that is still held back when the answer has ended."""
-        return self._text.flush()
+        return self._last + self._text.flush()

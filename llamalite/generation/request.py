@@ -98,7 +98,7 @@ class GenerationRequest:
             self.n_prompt, self.n_cached, len(self.answer.tokens), self.prompt_s, self.generation_s, self.ttft_s,
             self.answer.sampler.seed, self.n_drafted, self.n_accepted, self.queued_s,
         )  # fmt: skip
-        return Piece(self.answer.rest(), finish_reason=reason, totals=totals)
+        return Piece(self.answer.rest(), finish_reason=reason, totals=totals, stopped_by=self.answer.stopped_by)
 
 
 class Stream(Iterator[Piece]):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from llamalite.errors import GGUFError
+from llamalite.files import git_lfs
 from llamalite.gguf_check.header import DAMAGED, Entry, Header, Metadata, TensorInfo
 from llamalite.gguf_check.strings import Spans, packed_spans
 from llamalite.gguf_check.value_types import ARRAY, SCALARS, STRING
@@ -140,6 +141,8 @@ def _read_version(reader: _Reader) -> int:
     magic = reader.buffer[:4]
     if magic != b"GGUF":
         hint = "it is empty" if not magic else f"it begins with {magic!r}, not b'GGUF'"
+        if reader.buffer.startswith(git_lfs.POINTER):
+            hint = "it is a Git LFS pointer: run `git lfs pull` in its folder, or download the file itself"
         reader.fail(f"this is not a GGUF file: {hint}")
     reader.at = 4
     version: int = reader.take("<I", "the version")

@@ -30,6 +30,11 @@ def checked_header(path: str | os.PathLike[str], *, vocab_only: bool = False) ->
     50 ms for a vocabulary of 128,256 tokens. The weights are not read.
     """
     header = _with_the_rest(read_header(path))
+    if header.metadata.get("general.type", "model") == "adapter":
+        raise GGUFError(
+            f"{header.path} is an adapter (LoRA), not a whole model: run its base model with it, llamalite run BASE "
+            f"--lora {header.path.name}"
+        )
     if header.architecture == "llama":
         n_vocab = check_vocabulary(header, ("llama", "gpt2"))
         if not vocab_only:

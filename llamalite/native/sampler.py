@@ -69,9 +69,9 @@ class NativeSampler:
         self._utf8 = codecs.getincrementaldecoder("utf-8")()  # strict: for grammars
         drawn = int.from_bytes(os.urandom(8), "little") % (2**32 - 1)  # the module secrets takes longer to import
         self.seed = params.seed if params.seed is not None else 0 if params.reproducible else drawn
-        outside = [token for token in params.logit_bias if token >= model.n_vocab]
-        if outside:
-            raise ValueError(f"logit_bias names token {outside[0]}, and the vocabulary has {model.n_vocab}")
+        for name, tokens in (("logit_bias", params.logit_bias), ("stop", params.stop_tokens)):
+            if outside := [token for token in tokens if token >= model.n_vocab]:
+                raise ValueError(f"{name} names token {outside[0]}, and the vocabulary has {model.n_vocab}")
         self._bias_ids = np.array(list(params.logit_bias), np.int64)
         self._bias = np.array(list(params.logit_bias.values()), np.float32)
         if params.grammar is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from llamalite.errors import HubError, HubUnreachableError, RepositoryNotFoundError
 from llamalite.files import shards
+from llamalite.files.weights import weight_files
 from llamalite.quant_types import FILE_TYPES, file_type, type_name
 from llamalite.store.preference import DEFAULT_TYPE, preferred
 
@@ -46,12 +47,7 @@ _SMALL_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "README.md"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-# The formats of weights in order of preference: a pattern of names without a shard's numbers, and further files.
-_WEIGHTS = (
-    ("model.safetensors", ("model.safetensors.index.json",)),
-    ("pytorch_model.bin", ("pytorch_model.bin.index.json",)),
-    ("consolidated.[0-9][0-9].pth", ("params.json",)),
-)
+_META_WEIGHTS = "consolidated.[0-9][0-9].pth"
 _CONFIGS = ("config.json", "params.json")  # every checkpoint has one of them
 
 
@@ -68,17 +64,11 @@ class _Listing:
         return sum(self.files[name] or 0 for name in names)
 
     def weights(self) -> list[str]:
-        """Return the files of the first format of weights that the repository has."""
-        for pattern, extra_names in _WEIGHTS:
-            if weights := [name for name in self.files if fnmatch.fnmatchcase(_unnumbered(name), pattern)]:
-                return [*self.matching(extra_names), *weights]
-        return []
-
-
-def _unnumbered(name: str) -> str:
-    """Return a file's name without a shard's numbers: model-00001-of-00002.safetensors becomes model.safetensors."""
-    stem, dot, suffix = name.rpartition(".")
-    return shards.stem_of(stem) + dot + suffix
+        """Return the files of weights that a conversion reads, in the one format that counts."""
+        if chosen := weight_files([name for name in self.files if "/" not in name]):
+            return [*([chosen.index] if chosen.index else []), *chosen.files]
+        weights = self.matching([_META_WEIGHTS])
+        return ["params.json", *weights] if weights and "params.json" in self.files else weights
 
 
 def is_repo_id(source: str | os.PathLike[str]) -> bool:

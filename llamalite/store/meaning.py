@@ -141,6 +141,10 @@ def meaning_of(model: str | os.PathLike[str], qtype: str | None = None) -> Meani
         return CheckpointFolder(path)
     if demo is not None:
         return demo
+    if name and (path / "adapter_config.json").is_file():
+        from llamalite.converters.checkpoints import adapter
+
+        adapter.refuse(path)
     raise _not_found(name, path)
 
 
