@@ -9,11 +9,11 @@ from typing import Any
 
 import fake
 import pytest
-from test_engine import Served
+from test_engine import Served, read_eight
 
 from llamalite.errors import GenerationCancelled, LlamaliteError
 from llamalite.generation.batch import Job, run_batch
-from llamalite.generation.completion import Completion
+from llamalite.generation.completion import Completion, Sampler
 from llamalite.sampling import SamplingParams
 
 
@@ -60,7 +60,7 @@ def test_one_that_is_left_when_another_waits_for_cells_is_not_cut_short(n_ctx: i
 
 def test_a_short_prompt_waits_for_a_long_one_only_until_it_has_read_what_they_share() -> None:
     served = Served(n_batch=64)
-    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
+    read_eight(served)
     begin = list(range(20, 60))
     served.run(served.request([*begin, *(1 + i % 9 for i in range(200))], max_tokens=1), served.request([*begin, 3, 4]))
     assert served.ended == [1, 0]
@@ -157,7 +157,12 @@ def test_a_batch_that_failed_prepares_no_more_jobs() -> None:
     served = Served()
     prepared: list[list[int]] = []
     prepare = served.engine.make_sampler
-    served.engine.make_sampler = lambda params, ids: (prepared.append(list(ids)), prepare(params, ids))[1]
+
+    def noting(params: SamplingParams, ids: Sequence[int]) -> Sampler:
+        prepared.append(list(ids))
+        return prepare(params, ids)
+
+    served.engine.make_sampler = noting
 
     def fail(_number: int, _completion: Completion) -> None:
         raise RuntimeError("the disk is full")

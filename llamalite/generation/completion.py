@@ -50,8 +50,9 @@ class Totals:
 
     `n_cached` tokens of the prompt were in the context already and were not decoded again. `queued_s` is the time that
     the generation waited, before it started or later for room in the context; `prompt_s` goes from its start until the
-    prompt is read, `generation_s` from there to the last token. `ttft_s` (time to first token) counts from the first ``next()`` and includes `queued_s`. Of `n_drafted`
-    tokens guessed ahead (`llamalite.generation.speculation`), `n_accepted` became part of the answer.
+    prompt is read, `generation_s` from there to the last token. `ttft_s` (time to first token) counts from the first
+    ``next()`` and includes waiting. Of `n_drafted` tokens guessed ahead (`llamalite.generation.speculation`),
+    `n_accepted` became part of the answer.
     """
 
     n_prompt: int
