@@ -49,7 +49,7 @@ class AnswerRequest:
 
 
 @dataclass(frozen=True)
-class Part:
+class AnswerPart:
     """What one step adds to an answer; the last part has the `finish_reason` and the `totals`.
 
     `piece` is the token, for those who want its log-probability.
@@ -70,7 +70,7 @@ def reason_of(piece: Piece) -> FinishedBy:
     return "stop" if piece.finish_reason == "stop" else "length"
 
 
-async def answer(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, None]:
+async def answer(model: Model, question: AnswerRequest) -> AsyncGenerator[AnswerPart, None]:
     """Yield the parts of the answer; closing this generator ends the generation."""
     if question.calls is not None and question.calls.is_required:
         ids = list(question.prompt)
@@ -84,7 +84,7 @@ async def answer(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, 
             yield part
 
 
-async def _free(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, None]:
+async def _free(model: Model, question: AnswerRequest) -> AsyncGenerator[AnswerPart, None]:
     reader = _Reader(model, question)
     async with _stream(model, question.prompt, question.params) as pieces:
         async for piece in pieces:
@@ -94,13 +94,13 @@ async def _free(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, N
                 if not deltas:
                     text += reader.flush()
                 reason = "tool_calls" if deltas else reason_of(piece)
-                yield Part(text, reasoning, tuple(deltas), piece, reason, piece.totals)
+                yield AnswerPart(text, reasoning, tuple(deltas), piece, reason, piece.totals)
                 return
             if reader.begins_call:
                 break
-            yield Part(text, reasoning, piece=piece)
+            yield AnswerPart(text, reasoning, piece=piece)
     if text or reasoning:
-        yield Part(text, reasoning)
+        yield AnswerPart(text, reasoning)
     assert question.calls is not None
     kept, rest = reader.up_to_call()
     async with contextlib.aclosing(
@@ -112,7 +112,7 @@ async def _free(model: Model, question: AnswerRequest) -> AsyncGenerator[Part, N
 
 async def _calls(
     model: Model, question: AnswerRequest, calls: Calls, prompt: list[int], n_before: int
-) -> AsyncGenerator[Part, None]:
+) -> AsyncGenerator[AnswerPart, None]:
     """Yield calls, which follow `prompt`; the answer has `n_before` tokens already."""
     ids = prompt + _spelled(model, calls.form.opening)
     parser = CallParser(calls.form, calls.tools)
@@ -126,7 +126,7 @@ async def _calls(
         async for piece in pieces:
             deltas = tuple(parser.push(piece.text))
             if piece.finish_reason is None:
-                yield Part(calls=deltas)
+                yield AnswerPart(calls=deltas)
                 continue
             reason = reason_of(piece)
             if reason == "stop" and parser.n_calls:
@@ -137,7 +137,7 @@ async def _calls(
             totals = dataclasses.replace(
                 piece.totals, n_prompt=n_prompt, n_cached=n_cached, n_generated=n_before + piece.totals.n_generated
             )
-            yield Part(calls=deltas, finish_reason=reason, totals=totals)
+            yield AnswerPart(calls=deltas, finish_reason=reason, totals=totals)
 
 
 @contextlib.asynccontextmanager

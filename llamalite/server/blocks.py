@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from llamalite.server.answering import Part
+from llamalite.server.answering import AnswerPart
 
 BlockKind = Literal["reasoning", "text", "call"]
 BlockEvent = tuple[Literal["open", "delta", "close"], "Block", str]
@@ -36,7 +36,7 @@ class Blocks:
         self.all: list[Block] = []
         self._open: Block | None = None
 
-    def push(self, part: Part) -> Iterator[BlockEvent]:
+    def push(self, part: AnswerPart) -> Iterator[BlockEvent]:
         """Add a part; yield what that changes."""
         if part.reasoning:
             yield from self._add("reasoning", part.reasoning)

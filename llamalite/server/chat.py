@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llamalite._version import __version__
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
-from llamalite.server.answering import AnswerRequest, Part
+from llamalite.server.answering import AnswerRequest, AnswerPart
 from llamalite.server.chatting import Conversation, several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
 from llamalite.server.errors import refusal
@@ -154,7 +154,7 @@ class CollectedMessage:
         self.finish_reason: str | None = None
         self.totals: Totals | None = None
 
-    def add(self, part: Part) -> None:
+    def add(self, part: AnswerPart) -> None:
         """Add a part."""
         self.text, self.reasoning = self.text + part.text, self.reasoning + part.reasoning
         for delta in part.calls:
@@ -194,7 +194,7 @@ def _choice(index: int, delta: dict[str, Any], logprobs: Any = None) -> dict[str
     return choice if logprobs is None else choice | {"logprobs": logprobs}
 
 
-def _delta(part: Part) -> dict[str, Any]:
+def _delta(part: AnswerPart) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if part.reasoning:
         delta["reasoning_content"] = part.reasoning

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from llamalite.generation.completion import Totals
 from llamalite.model import Model
-from llamalite.server.answering import AnswerRequest, Part
+from llamalite.server.answering import AnswerRequest, AnswerPart
 from llamalite.server.chat import FINGERPRINT, StreamOptions
 from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
@@ -107,7 +107,7 @@ class _Choice:
                 for scored in prompt_scores(model, question.prompt, max(1, asked.logprobs)):
                     self._add(scored)
 
-    def add(self, part: Part) -> dict[str, Any]:
+    def add(self, part: AnswerPart) -> dict[str, Any]:
         """Add a part; return it as a choice of a chunk."""
         before = len(self.logprobs["tokens"])
         self.text += part.text
@@ -143,7 +143,7 @@ class _Choice:
 
 async def _answered(
     request: Request, model: Model, asked: CompletionRequest, choices: list[_Choice]
-) -> AsyncGenerator[tuple[int, Part | None], None]:
+) -> AsyncGenerator[tuple[int, AnswerPart | None], None]:
     """Yield each answer's parts, after one None for what there is before it begins."""
     serving = serving_of(request)
     questions = await asyncio.to_thread(asked.questions, model, serving.settings)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from llamalite.errors import GenerationCancelled
 from llamalite.model import Model
 from llamalite.server.access_log import CLIENT_GONE, notes
-from llamalite.server.answering import AnswerRequest, Part, answer
+from llamalite.server.answering import AnswerRequest, AnswerPart, answer
 from llamalite.server.errors import as_http, error_body
 from llamalite.server.metrics import Metrics
 from llamalite.server.models import ModelPool, ServedModel
@@ -55,9 +55,9 @@ class Serving:
 
     async def answers(
         self, request: Request, model: Model, questions: Sequence[AnswerRequest]
-    ) -> AsyncGenerator[tuple[int, Part], None]:
+    ) -> AsyncGenerator[tuple[int, AnswerPart], None]:
         """Yield the parts of the answers to `questions`, which the model answers at once, each with its index."""
-        parts: asyncio.Queue[tuple[int, Part | None] | BaseException] = asyncio.Queue(maxsize=64)
+        parts: asyncio.Queue[tuple[int, AnswerPart | None] | BaseException] = asyncio.Queue(maxsize=64)
         turn = asyncio.Semaphore(self.settings.n_parallel)  # one request never fills the queue alone
 
         async def work(index: int, question: AnswerRequest) -> None:
@@ -94,7 +94,7 @@ class Serving:
         model: Model,
         index: int,
         question: AnswerRequest,
-        parts: asyncio.Queue[tuple[int, Part | None] | BaseException],
+        parts: asyncio.Queue[tuple[int, AnswerPart | None] | BaseException],
     ) -> None:
         self.metrics.begun()
         has_begun = False

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
-from llamalite.server.answering import AnswerRequest, Part
+from llamalite.server.answering import AnswerRequest, AnswerPart
 from llamalite.server.chat import scored_token
 from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
@@ -106,7 +106,7 @@ class _Reply:
         self._tokens: list[int] = []
         self._pieces: list[Piece] = []
 
-    def add(self, part: Part) -> dict[str, Any]:
+    def add(self, part: AnswerPart) -> dict[str, Any]:
         """Add a part; return it as an event."""
         self._text += part.text
         tokens = []
@@ -120,7 +120,7 @@ class _Reply:
             event["completion_probabilities"] = [self._scored(self._pieces[-1])]
         return event
 
-    def final(self, part: Part, *, whole: bool) -> dict[str, Any]:
+    def final(self, part: AnswerPart, *, whole: bool) -> dict[str, Any]:
         """Return the last event, or the `whole` answer."""
         assert part.totals is not None
         model, totals = self._served.loaded, part.totals
@@ -184,7 +184,7 @@ def settings_shown(params: SamplingParams, totals: Totals) -> dict[str, Any]:
 
 async def _answered(
     request: Request, served: ServedModel, asked: NativeRequest, replies: list[_Reply]
-) -> AsyncGenerator[tuple[int, Part], None]:
+) -> AsyncGenerator[tuple[int, AnswerPart], None]:
     serving = serving_of(request)
     questions = await asyncio.to_thread(asked.questions, served.loaded, serving.settings)
     replies += [_Reply(served, asked, question, index) for index, question in enumerate(questions)]
