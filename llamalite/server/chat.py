@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llamalite._version import __version__
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
-from llamalite.server.answering import AnswerRequest, AnswerPart
+from llamalite.server.answering import AnswerPart, AnswerRequest
 from llamalite.server.chatting import Conversation, several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
 from llamalite.server.errors import refusal

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from llamalite.errors import GenerationCancelled
 from llamalite.model import Model
 from llamalite.server.access_log import CLIENT_GONE, notes
-from llamalite.server.answering import AnswerRequest, AnswerPart, answer
+from llamalite.server.answering import AnswerPart, AnswerRequest, answer
 from llamalite.server.errors import as_http, error_body
 from llamalite.server.metrics import Metrics
 from llamalite.server.models import ModelPool, ServedModel

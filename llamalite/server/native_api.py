@@ -17,7 +17,7 @@ from starlette.responses import Response
 from llamalite.generation.completion import Piece, Totals
 from llamalite.model import Model
 from llamalite.sampling import SamplingParams
-from llamalite.server.answering import AnswerRequest, AnswerPart
+from llamalite.server.answering import AnswerPart, AnswerRequest
 from llamalite.server.chat import scored_token
 from llamalite.server.chatting import several
 from llamalite.server.delivery import json_body, serving_of, stream_events, while_listening
