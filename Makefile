@@ -64,6 +64,7 @@ fuzz: .venv/.package .venv/.test
 	$(BIN)/python tests/fuzz/gguf_load.py --admitted --files $(FUZZ_FILES)
 	$(BIN)/python tests/fuzz/session_load.py --files $(FUZZ_FILES)
 	$(BIN)/python tests/fuzz/random_fuzz.py --files $(FUZZ_FILES) $(FUZZ_TARGETS)
+	LLAMALITE_FUZZ_REQUESTS=20000 LLAMALITE_FUZZ_CLIENTS=1000 $(BIN)/pytest tests/test_server_fuzz.py
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --quiet atheris
 	for target in $(FUZZ_TARGETS); do \
 	  $(BIN)/python tests/fuzz/coverage_fuzz.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
