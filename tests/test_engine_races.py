@@ -13,7 +13,8 @@ from test_engine import Served
 
 from llamalite.errors import GenerationCancelled, LlamaliteError
 from llamalite.generation.batch import Job, run_batch
-from llamalite.generation.completion import Completion
+from llamalite.generation.completion import Completion, Sampler
+from llamalite.generation.request import GenerationRequest
 from llamalite.sampling import SamplingParams
 
 
@@ -60,7 +61,7 @@ def test_one_that_is_left_when_another_waits_for_cells_is_not_cut_short(n_ctx: i
 
 def test_a_short_prompt_waits_for_a_long_one_only_until_it_has_read_what_they_share() -> None:
     served = Served(n_batch=64)
-    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign]
+    served.engine.schedule.budget.tokens = lambda rows, room_s, left, position: (min(left, 8), room_s / 2)  # type: ignore[method-assign,assignment]
     begin = list(range(20, 60))
     served.run(served.request([*begin, *(1 + i % 9 for i in range(200))], max_tokens=1), served.request([*begin, 3, 4]))
     assert served.ended == [1, 0]
@@ -157,7 +158,12 @@ def test_a_batch_that_failed_prepares_no_more_jobs() -> None:
     served = Served()
     prepared: list[list[int]] = []
     prepare = served.engine.make_sampler
-    served.engine.make_sampler = lambda params, ids: (prepared.append(list(ids)), prepare(params, ids))[1]
+
+    def counted(params: SamplingParams, ids: Sequence[int]) -> Sampler:
+        prepared.append(list(ids))
+        return prepare(params, ids)
+
+    served.engine.make_sampler = counted
 
     def fail(_number: int, _completion: Completion) -> None:
         raise RuntimeError("the disk is full")
@@ -176,3 +182,19 @@ def test_what_lies_before_a_sliding_window_is_not_shared() -> None:
     again = served.run(served.request([5, 6, 7, 8, 9, 10, 2], max_tokens=1))[2]  # the second one's 10 are in the window
     whole = served.run(served.request([5, 6, 7, 8, 9, 10, 11, 12, *fake.story([5, 6, 7, 8, 9, 10, 11, 12], 4), 3]))[3]
     assert [completion.totals.n_cached for completion in (part, again, whole)] == [0, 6, 12]
+
+
+def test_one_that_comes_while_the_engine_is_closed_is_refused_and_nothing_runs_on() -> None:
+    served = Served()
+    served.run(served.request([10]))
+    n_calls = len(served.context.calls)
+    add, freed = served.engine.schedule.add, list[int]()
+
+    def close_and_add(request: GenerationRequest) -> None:
+        served.engine.close(lambda: freed.append(len(served.context.calls)))  # as another thread does
+        add(request)
+
+    served.engine.schedule.add = close_and_add  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="this model is closed"):
+        served.engine.submit(served.request([20]))
+    assert freed == [n_calls] == [len(served.context.calls)]

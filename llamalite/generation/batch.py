@@ -37,7 +37,7 @@ class _Batch:
 
     def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
         self._engine, self._jobs = engine, jobs
-        self._left = iter(enumerate(jobs))
+        self._left: Iterator[tuple[int, Job]] = iter(enumerate(jobs))
         self._requests: dict[int, GenerationRequest] = {}
         self._pieces: dict[int, list[Piece]] = {}
         self._ended: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
