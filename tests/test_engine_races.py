@@ -51,10 +51,10 @@ def test_one_that_cannot_be_started_is_told_why() -> None:
     assert [str(item) for item in served.answers[1]] == ["this context is closed"]
 
 
-@pytest.mark.parametrize("n_ctx", range(330, 334))
+@pytest.mark.parametrize("n_ctx", [600, 601])
 def test_one_that_is_left_when_another_waits_for_cells_is_not_cut_short(n_ctx: int) -> None:
     served = Served(n_parallel=2, n_ctx=n_ctx)
-    requests = [served.request([10 + i], max_tokens=280) for i in range(2)]
+    requests = [served.request([10 + i], max_tokens=400) for i in range(2)]
     requests[1].adapters = (0.5,)  # so that a step has only one of them
     assert [completion.finish_reason for completion in served.run(*requests)] == ["length", "length"]
 
