@@ -14,6 +14,7 @@ from test_engine import Served, read_eight
 from llamalite.errors import GenerationCancelled, LlamaliteError
 from llamalite.generation.batch import Job, run_batch
 from llamalite.generation.completion import Completion, Sampler
+from llamalite.generation.request import GenerationRequest
 from llamalite.sampling import SamplingParams
 
 
@@ -50,10 +51,10 @@ def test_one_that_cannot_be_started_is_told_why() -> None:
     assert [str(item) for item in served.answers[1]] == ["this context is closed"]
 
 
-@pytest.mark.parametrize("n_ctx", range(330, 334))
+@pytest.mark.parametrize("n_ctx", [600, 601])
 def test_one_that_is_left_when_another_waits_for_cells_is_not_cut_short(n_ctx: int) -> None:
     served = Served(n_parallel=2, n_ctx=n_ctx)
-    requests = [served.request([10 + i], max_tokens=280) for i in range(2)]
+    requests = [served.request([10 + i], max_tokens=400) for i in range(2)]
     requests[1].adapters = (0.5,)  # so that a step has only one of them
     assert [completion.finish_reason for completion in served.run(*requests)] == ["length", "length"]
 
@@ -181,3 +182,19 @@ def test_what_lies_before_a_sliding_window_is_not_shared() -> None:
     again = served.run(served.request([5, 6, 7, 8, 9, 10, 2], max_tokens=1))[2]  # the second one's 10 are in the window
     whole = served.run(served.request([5, 6, 7, 8, 9, 10, 11, 12, *fake.story([5, 6, 7, 8, 9, 10, 11, 12], 4), 3]))[3]
     assert [completion.totals.n_cached for completion in (part, again, whole)] == [0, 6, 12]
+
+
+def test_one_that_comes_while_the_engine_is_closed_is_refused_and_nothing_runs_on() -> None:
+    served = Served()
+    served.run(served.request([10]))
+    n_calls = len(served.context.calls)
+    add, freed = served.engine.schedule.add, list[int]()
+
+    def close_and_add(request: GenerationRequest) -> None:
+        served.engine.close(lambda: freed.append(len(served.context.calls)))  # as another thread does
+        add(request)
+
+    served.engine.schedule.add = close_and_add  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="this model is closed"):
+        served.engine.submit(served.request([20]))
+    assert freed == [n_calls] == [len(served.context.calls)]

@@ -98,6 +98,7 @@ class Engine:
         self._is_long_step = False  # whether whoever joins should not wait for its end
         self._scheduling = threading.Lock()
         self._is_scheduled = False  # whether the decode thread has a step to do
+        self._calls: list[Callable[[], object]] = []  # queued or running
         self._closing = threading.RLock()  # a signal's handler may close a model that is being closed
         self._is_closing = self._is_closed = False
 
@@ -169,6 +170,8 @@ class Engine:
 
     def _schedule(self) -> None:
         with self._scheduling:
+            if self._is_closed:
+                raise ValueError("this model is closed")
             if not self._is_scheduled:
                 self._thread.submit(self._step, self.context.abort)
                 self._is_scheduled = True
@@ -181,10 +184,16 @@ class Engine:
             self.context.abort()
 
         def between_two_steps() -> T:
+            if self._is_closed:
+                raise ValueError("this model is closed")
             self._admit()  # what was cancelled ends first
             return function()
 
-        return self._thread.run(between_two_steps, lambda: None)
+        self._calls.append(function)
+        try:
+            return self._thread.run(between_two_steps, lambda: None)
+        finally:
+            self._calls.remove(function)
 
     def start_over(self) -> None:
         """Empty the context, within `call`; generations that run read their tokens again."""
@@ -210,13 +219,23 @@ class Engine:
             self._is_closing = True
             try:
                 self.cancel()
-                while self._is_scheduled:
+                while not self._refuse_steps():
                     self._thread.run(lambda: None, lambda: None)  # after the step that ends them
                     self.cancel()
+                while self._calls:
+                    self._thread.run(lambda: None, lambda: None)
                 free()
-                self._is_closed = True
+            except BaseException:
+                self._is_closed = False
+                raise
             finally:
                 self._is_closing = False  # if it was interrupted, the model is still open and usable
+
+    def _refuse_steps(self) -> bool:
+        """Let no step begin any more and return True, unless there is one to do."""
+        with self._scheduling:
+            self._is_closed = not self._is_scheduled
+            return self._is_closed
 
     # ── a step, in the decode thread ────────────────────────────────────────────────────────────────────────────
 
@@ -226,9 +245,7 @@ class Engine:
             parts = self.schedule.parts()
             if parts:
                 self._decode(parts)
-            elif len(self.schedule.running) == 1 and not self.cache.make_room(
-                1
-            ):  # it has all cells, and needs one more
+            elif len(self.schedule.running) == 1 and not self.cache.make_room(1):  # it has all cells
                 self._end(self.schedule.running[0], "context")
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for an answer
             for request in self.schedule.admitted():
