@@ -195,10 +195,12 @@ def test_what_does_not_fit_waits() -> None:
 
 
 def test_when_the_context_fills_up_the_newest_waits_and_nothing_is_lost() -> None:
-    served = Served(n_parallel=3, n_ctx=330)
+    served = Served(n_parallel=3, n_ctx=530)  # room for the first 256 tokens of each
     prompts = [[10 + i] for i in range(2)]
     completions = served.run(*(served.request(prompt, max_tokens=280) for prompt in prompts))
     assert [len(completion.tokens) for completion in completions] == [280, 280]
+    assert served.together[200] == 2
+    assert set(served.together[-10:]) == {1}
     assert completions[1].totals.queued_s > 0
     assert [completion.totals.n_cached for completion in completions] == [0, 0]
 

@@ -164,3 +164,15 @@ def test_llama_cpp_survives_forged_states() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0  faults" in done.stdout
+
+
+def test_what_a_session_cannot_say_is_refused(model: Model, tmp_path: Path) -> None:
+    model.clear()
+    with pytest.raises(LlamaliteError, match="the context holds nothing of these tokens"):
+        model.save_session(tmp_path / "a.session", tokens=[5, 6, 7])
+    model.generate("once", max_tokens=2)
+    model._engine.cache.most_recent().adapters = (0.5,)
+    with pytest.raises(LlamaliteError, match="read with lora_scales of its own"):
+        model.save_session(tmp_path / "a.session")
+    assert not (tmp_path / "a.session").exists()
+    model.clear()

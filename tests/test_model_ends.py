@@ -84,7 +84,7 @@ def test_close_ends_running_and_waiting_generations(path: Path) -> None:
     answers: list[Completion] = []
     model = Model(path, n_threads=1, n_ctx=2048)
     threads = [in_a_thread(lambda: answers.append(model.generate("once", ENDLESS))) for _ in range(6)]
-    wait_for(lambda: model.n_held > 3)
+    wait_for(lambda: model.n_running + model.n_waiting == 6 and model.n_held > 3)
     model.close()
     for thread in threads:
         thread.join(60)

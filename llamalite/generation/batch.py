@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llamalite.generation.completion import Completion, Piece
+from llamalite.generation.completion import Completion, Piece, Totals
 from llamalite.generation.engine import Engine
 from llamalite.generation.request import GenerationRequest
 from llamalite.native.decode_thread import stop_at_exit
@@ -52,13 +52,13 @@ class _Batch:
         """Queue the next job, if there is one: in the decode thread, as soon as another has ended."""
         try:
             for number, job in self._left:
-                request = self._engine.request(job.prompt, job.params, partial(self._take, number), job.adapters)
-                self._requests[number], self._pieces[number] = request, []
                 if not self._is_cancelled:
+                    request = self._engine.request(job.prompt, job.params, partial(self._take, number), job.adapters)
+                    self._requests[number], self._pieces[number] = request, []
                     self._engine.submit(request, may_refuse=len(self._requests) == 1)
                     return
-                request.answer.sampler.close()
-                self._pieces[number].append(request.last_piece("cancelled"))
+                totals = Totals(len(job.prompt), 0, 0, 0.0, 0.0, 0.0, job.params.seed or 0)
+                self._pieces[number] = [Piece("", finish_reason="cancelled", totals=totals)]
                 self._ended.put(number)
         except BaseException as error:  # noqa: BLE001 - raised again by `completions`
             self._ended.put(error)
@@ -79,7 +79,7 @@ class _Batch:
             ended = self._wait()
             if isinstance(ended, BaseException):
                 raise ended
-            del self._requests[ended]
+            self._requests.pop(ended, None)
             yield ended, Completion.of(iter(self._pieces.pop(ended)))
 
     def _wait(self) -> int | BaseException:

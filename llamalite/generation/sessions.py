@@ -22,8 +22,19 @@ from llamalite.native.context import NativeContext
 def saved(
     cache: SequenceCache, context: NativeContext, tokens: Sequence[int] | None, facts: dict[str, Any]
 ) -> SavedSession:
-    """Return the sequence that holds the longest beginning of `tokens`, or without them the one that was used last."""
+    """Return the sequence that holds the longest beginning of `tokens`, or without them the one that was used last.
+
+    Raises ``LlamaliteError`` if the context holds nothing of `tokens`, or only under LoRA scales other than the model's
+    own: a session does not say which.
+    """
     sequence = cache.most_recent() if tokens is None else cache.longest([*tokens, -1])[0]
+    if tokens and sequence is None:
+        raise LlamaliteError(
+            "the context holds nothing of these tokens, or only as read with other lora_scales: generate with the "
+            "model's own first"
+        )
+    if sequence is not None and sequence.adapters is not None:
+        raise LlamaliteError("this conversation was read with lora_scales of its own, which a session does not keep")
     if sequence is None or not sequence.tokens:
         return SavedSession(facts, [], np.empty(0, np.uint8))
     return SavedSession(facts, list(sequence.tokens), context.state(sequence.id))
