@@ -104,6 +104,7 @@ def command(ctx: click.Context, /, model: str, prompt: str | None, **options: An
         path,
         **loading,
         draft=draft,
+        n_parallel=1,
     ) as loaded:
         as_chat = loaded.has_chat_template and not options["raw"]
         if not as_chat and (system or options["session"]):
