@@ -41,7 +41,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     metavar="TEXT",
     help="Stop before TEXT, a control token such as <|im_end|> too; repeatable.",
 )
-@click.option("--stop-token", type=int, multiple=True, metavar="ID", help="Stop before the token ID; repeatable.")
+@click.option(
+    "--stop-token",
+    type=click.IntRange(0, 2**31 - 1),
+    multiple=True,
+    metavar="ID",
+    help="Stop before the token ID; repeatable.",
+)
 @click.option("--schema", type=_FILE, metavar="FILE", help="Answer with JSON that is valid for this JSON Schema.")
 @click.option("--grammar", type=_FILE, metavar="FILE", help="Answer with text that follows this grammar (GBNF).")
 @click.option("--system", metavar="TEXT", help="The system message of a chat.")
