@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import side_by_side as bench
 from answering import Answer
@@ -52,7 +52,7 @@ class HttpServer:
         """Never sample these tokens: the ends of an answer."""
         self._forbidden = [[token, False] for token in tokens]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> HttpServer:
         self._log: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         try:

@@ -267,7 +267,7 @@ async def leaving(server: HttpServer, moments: Sequence[float], prompts: Sequenc
 
     async def one(moment: float, prompt: Sequence[int], stays_s: float) -> None:
         await asyncio.sleep(moment)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             try:
                 await asyncio.wait_for(side.answer(prompt, 1_000), stays_s)
             except RefusedError as refused:
