@@ -194,7 +194,7 @@ def measure_load(on: Setting) -> Iterator[Figure]:
     with on.servers(N_CTX, N_CTX) as (ours, theirs):
         for server in (ours, theirs):
             now(server, warming, 8)
-        capacity = now(ours, prompts[:N_SLOTS], sizes.n_new).tok_per_s / sizes.n_new
+        capacity = now(ours, prompts[: 4 * N_SLOTS], sizes.n_new).tok_per_s / sizes.n_new
 
         def loaded(server: HttpServer, share: float) -> Waits:
             moments = arrivals(share * capacity, sizes.load_s)
@@ -205,12 +205,12 @@ def measure_load(on: Setting) -> Iterator[Figure]:
             return waits
 
         below, peer, above = loaded(ours, 0.5), loaded(theirs, 0.5), loaded(ours, 2.0)
-    name = f"{sizes.load_s / 60:g} min of half the load"
+    name = f"{sizes.load_s / 60:.2g} min of half the load"
     for what, statistic in (("in the median", statistics.median), ("95th percentile", late)):
         values = [[statistic(waits.answers_s)] for waits in (below, peer)]
         yield Figure(f"{name}, an answer, {what}", "llama-server", "s", *values, note=str(below))
     yield grown(name, below)
-    name = f"{sizes.load_s / 60:g} min of twice the load"
+    name = f"{sizes.load_s / 60:.2g} min of twice the load"
     bound = 1.25 * (N_WAITING + 2 * N_SLOTS) / capacity  # all that wait and run when it comes, and its own answer
     yield promised(f"{name}, an answer, the slowest", "the whole queue", [max(above.answers_s)], bound)
     yield grown(name, above)
