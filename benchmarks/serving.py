@@ -282,7 +282,10 @@ def measure_leaving(on: Setting) -> Iterator[Figure]:
     """Yield when the last slot is free; exit if an answer is then not what it was before."""
     sizes = on.sizes
     asked, prompts = on.prompts(6, N_SLOTS, sizes.n_leaving)
+    with on.model() as model:
+        forbidden = ends(model)
     with LlamaliteServer(on.path, n_ctx=2 * N_CTX, n_slots=N_SLOTS, n_threads=on.n_threads) as server, server.awake():
+        server.forbid(forbidden)
 
         def answered() -> list[int]:
             return asyncio.run(server.answer(asked[0], sizes.n_new, stream=False)).tokens
