@@ -291,7 +291,8 @@ def measure_leaving(on: Setting) -> Iterator[Figure]:
             return asyncio.run(server.answer(asked[0], sizes.n_new, stream=False)).tokens
 
         before = answered()
-        moments = sorted(random.Random(7).uniform(0, sizes.leaving_s) for _ in prompts)
+        drawn = random.Random(7)
+        moments = sorted(drawn.uniform(0, sizes.leaving_s) for _ in prompts)
         asyncio.run(leaving(server, moments, prompts))
         gone = time.perf_counter()
         while any(slot["is_processing"] for slot in server.get("/slots")):
