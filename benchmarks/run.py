@@ -31,6 +31,7 @@ import generation
 import likelihoods
 import memory
 import perplexity
+import serving
 import serving_in_process
 import several_types
 import side_by_side as bench
@@ -99,6 +100,12 @@ def measure_serving(on: Bench) -> Iterator[Figure]:
         on.model("Q4_K_M"), on.peers, on.n_pairs(2), n_threads=on.n_threads, sizes=sizes
     )
     yield from serving_in_process.measure(setting, ("many", "long", "chats"))
+
+
+def measure_http(on: Bench) -> Iterator[Figure]:
+    sizes = serving.Sizes.quick() if on.quick else serving.Sizes()
+    setting = serving.Setting(on.model("Q4_K_M"), on.peers, on.n_pairs(3), n_threads=on.n_threads, sizes=sizes)
+    yield from serving.measure(setting)
 
 
 def measure_perplexity(on: Bench) -> Iterator[Figure]:
@@ -188,6 +195,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "speculation": measure_speculation,
     "generation": measure_generation,
     "serving": measure_serving,
+    "http": measure_http,
     "perplexity": measure_perplexity,
     "startup": measure_startup,
     "types": measure_types,

@@ -121,10 +121,11 @@ def measure_one(on: Setting) -> Iterator[Figure]:
 
 @dataclass(frozen=True)
 class Load:
-    """What many answers took in all, and the median wait for the first token."""
+    """What many answers took in all, and the wait for the first token: the median, and the 95th percentile."""
 
     tok_per_s: float
     first_s: float
+    late_first_s: float
 
     def __str__(self) -> str:
         return f"{self.tok_per_s:.1f} tok/s, first token after {self.first_s:.3f} s"
@@ -132,7 +133,13 @@ class Load:
     @classmethod
     def of(cls, answers: Sequence[Answer], n_new: int) -> Load:
         took = max(answer.ended for answer in answers) - min(answer.began for answer in answers)
-        return cls(len(answers) * n_new / took, statistics.median(answer.first_s for answer in answers))
+        firsts = [answer.first_s for answer in answers]
+        return cls(len(answers) * n_new / took, statistics.median(firsts), late(firsts))
+
+
+def late(seconds: Sequence[float]) -> float:
+    """Return the 95th percentile."""
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
 
 
 async def at(side: Side, moments: Sequence[float], prompts: Sequence[Sequence[int]], n_new: int) -> Load:
@@ -174,7 +181,7 @@ def batch(on: Setting, prompts: Sequence[Sequence[int]]) -> Load:
         asked = Path(folder) / "asked.json"
         asked.write_text(json.dumps([str(on.path), on.n_threads, on.sizes.n_new, prompts]))
         ran = bench.process([sys.executable, "-c", _BATCH, asked], {"PYTHONPATH": str(on.before)})
-    return Load(float(ran.output.split()[-1]), float("nan"))
+    return Load(float(ran.output.split()[-1]), float("nan"), float("nan"))
 
 
 def measure_many(on: Setting) -> Iterator[Figure]:
