@@ -154,6 +154,18 @@ def test_a_request_that_its_receiver_refers_to_is_freed_at_its_end() -> None:
     wait_for(lambda: gone() is None)
 
 
+def test_a_short_prompt_is_read_though_a_long_one_takes_more_than_its_time() -> None:
+    served = Served(n_batch=64)
+
+    def tokens(_n_rows: int, _room_s: float, n_left: int, _position: int) -> tuple[int, float]:
+        return min(n_left, 8), 10.0
+
+    served.engine.schedule.budget.tokens = tokens  # type: ignore[method-assign,assignment]
+    served.run(served.request(range(1, 90), max_tokens=1), served.request([100, 101, 3], max_tokens=1))
+    assert served.ended == [1, 0]
+    assert served.together[0] == 2
+
+
 def test_a_batch_that_failed_prepares_no_more_jobs() -> None:
     served = Served()
     prepared: list[list[int]] = []

@@ -163,5 +163,6 @@ class PromptBudget:
                 n = min(n_left, int(room_s / many_s))
                 return n, n * many_s
             if n_tile / (self.BOUND_S + n_tile * many_s) > 3 * n / (self.BOUND_S + n * few_s):
-                return n_tile, n_tile * many_s
+                n = n_left if n_left < 2 * n_tile else n_tile  # what would be left is slow to read on its own
+                return n, n * many_s
         return n, n * few_s

@@ -178,7 +178,8 @@ class Schedule:
     def _prompt_parts(self, prompts: list[GenerationRequest], n_answers: int) -> list[Part]:
         """Return as much of `prompts` as the step has room for beside `n_answers`.
 
-        The oldest gets half of the time, so that it goes on. In the rest the shortest come first: they soon answer.
+        The oldest gets half of the time, so that it goes on. In the other half, which it cannot use up, the shortest
+        come first: they soon answer.
         """
         parts = []
         room, room_s = self._step_tokens - n_answers, self.budget.room_s(n_answers)
@@ -186,15 +187,16 @@ class Schedule:
         for request in sorted(prompts, key=lambda request: (request is not oldest, request.n_unread)):
             n = min(request.n_unread, room)
             if len(self.running) > 1 and n > 0:
-                share_s = room_s / 2 if request is oldest and len(prompts) > 1 else room_s
+                is_first = request is oldest and len(prompts) > 1
+                share_s = room_s / 2 if is_first else room_s
                 position = len(request.tokens) - request.n_unread
-                n, took_s = (
-                    self.budget.tokens(self._step_tokens - room, share_s, n, position) if share_s > 0 else (0, 0.0)
-                )
-                room_s -= took_s
+                n, took_s = self.budget.tokens(self._step_tokens - room, share_s, n, position)
+                room_s -= min(took_s, share_s) if is_first else took_s
             if n > 0:
                 parts.append(_part(request, n))
                 room -= n
+            if room_s <= 0:
+                break
         return parts
 
     def _prompts(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
