@@ -30,14 +30,14 @@ from llamalite.generation.request import Deliver, GenerationRequest, Stream, pie
 from llamalite.generation.sessions import restore, saved
 from llamalite.generation.speculation import open_draft_model, speculator_factory
 from llamalite.gguf_check import check_adapter, checked_header
-from llamalite.model_options import DEFAULT_PARALLEL, MAX_PARALLEL, ModelOptions, check_whole, context_options
+from llamalite.model_options import DEFAULT_PARALLEL, MAX_PARALLEL, ModelOptions, context_options
 from llamalite.native.context import NativeContext
 from llamalite.native.devices import offload
 from llamalite.native.library import version
 from llamalite.native.lora import LoraAdapter, lora_adapters
 from llamalite.native.model import NativeModel
 from llamalite.native.sampler import NativeSampler
-from llamalite.sampling import SamplingParams
+from llamalite.sampling import SamplingParams, check_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict
 
 from llamalite.native.context_options import MAX_SEQUENCES, ContextOptions, FlashAttention
 from llamalite.native.lora import Lora, lora_adapters
-from llamalite.sampling import SamplingParams
+from llamalite.sampling import SamplingParams, check_whole
 
 MAX_PARALLEL = MAX_SEQUENCES
 DEFAULT_PARALLEL = 16
@@ -118,8 +118,3 @@ def context_options(options: ModelOptions, n_ctx: int, n_parallel: int = 1) -> C
         kv_unified=n_seq_max > 1,
         exact=options.exact,
     )
-
-
-def check_whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number in {low}..{high}, found {value!r}")

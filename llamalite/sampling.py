@@ -108,22 +108,22 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            self._check_whole("max_tokens", 0, 2**31 - 1)
+            check_whole("max_tokens", self.max_tokens, 0, 2**31 - 1)
         self._check_number("temperature", 0.0, 100.0)
-        self._check_whole("top_k", 0, 2**31 - 1)
+        check_whole("top_k", self.top_k, 0, 2**31 - 1)
         self._check_number("top_p", 0.0, 1.0)
         self._check_number("min_p", 0.0, 1.0)
         self._check_number("repeat_penalty", 0.01, 100.0)
-        self._check_whole("repeat_last_n", 0, 2**20)
+        check_whole("repeat_last_n", self.repeat_last_n, 0, 2**20)
         self._check_number("presence_penalty", -100.0, 100.0)
         self._check_number("frequency_penalty", -100.0, 100.0)
         if self.seed is not None:
-            self._check_whole("seed", 0, 2**32 - 2)  # 2**32 - 1 means "draw one" (LLAMA_DEFAULT_SEED)
+            check_whole("seed", self.seed, 0, 2**32 - 2)  # 2**32 - 1 means "draw one" (LLAMA_DEFAULT_SEED)
         if self.logprobs is not None:
-            self._check_whole("logprobs", 0, 1000)
+            check_whole("logprobs", self.logprobs, 0, 1000)
         if self.speculate not in (None, "off", "lookup", "draft"):
             raise ValueError(f"speculate must be 'off', 'lookup', 'draft' or None, found {self.speculate!r}")
-        self._check_whole("priority", -(2**31), 2**31 - 1)
+        check_whole("priority", self.priority, -(2**31), 2**31 - 1)
         if self.lora_scales is not None:
             scales = self.lora_scales
             if not isinstance(scales, (list, tuple)) or not all(is_finite_number(scale) for scale in scales):
@@ -153,11 +153,6 @@ class SamplingParams:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"{name} must lie in {low:g}..{high:g}, found {value!r}")
-
-    def _check_whole(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{name} must be a whole number in {low}..{high}, found {value!r}")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -205,6 +200,12 @@ class SamplingParams:
                 except (ValueError, OverflowError):
                     continue
         return params
+
+
+def check_whole(name: str, value: object, low: int, high: int) -> None:
+    """Raise ``ValueError`` unless `value`, which the caller knows as `name`, is a whole number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number in {low}..{high}, found {value!r}")
 
 
 def is_finite_number(value: object) -> bool:

@@ -7,7 +7,6 @@ As soon as one is answered, the next one is queued: behind whatever other caller
 
 from __future__ import annotations
 
-import contextlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from typing import Any
 
 from llamalite.generation.completion import Completion, Piece, Totals
 from llamalite.generation.engine import Engine
-from llamalite.generation.request import GenerationRequest
-from llamalite.native.decode_thread import stop_at_exit
+from llamalite.generation.request import GenerationRequest, next_item
 from llamalite.sampling import SamplingParams
 
 OnCompletion = Callable[[int, Completion], None]
@@ -76,17 +74,11 @@ class _Batch:
     def completions(self) -> Iterator[tuple[int, Completion]]:
         """Yield (number, completion) as the jobs end; raise what one of them raised."""
         for _ in self._jobs:
-            ended = self._wait()
+            ended = next_item(self._ended, self._engine.check_process)
             if isinstance(ended, BaseException):
                 raise ended
             self._requests.pop(ended, None)
             yield ended, Completion.of(iter(self._pieces.pop(ended)))
-
-    def _wait(self) -> int | BaseException:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._ended.get(timeout=0.1)
-            stop_at_exit()
 
     def cancel(self) -> None:
         self._is_cancelled, self._left = True, iter(())  # nobody waits for those that are left

@@ -93,6 +93,7 @@ class Engine:
         self._use_adapters = use_adapters
         self._adapters: Hashable = None
         self._thread = thread or DecodeThread()
+        self.check_process = self._thread.check_process
         self._numbers = itertools.count()
         self._in_step: tuple[GenerationRequest, ...] = ()  # whose tokens are being decoded
         self._is_long_step = False  # whether whoever joins should not wait for its end
@@ -148,11 +149,11 @@ class Engine:
         """
         if self._is_closed:
             raise ValueError("this model is closed")
-        self._thread.check_process()
+        self.check_process()
         n_waiting, n_running = self.schedule.n_waiting, len(self.schedule.running)
         if may_refuse and self._max_queue is not None and n_waiting + n_running >= self.n_parallel + self._max_queue:
             raise QueueFullError(n_waiting, self._max_queue)
-        request.number, request.wake, request.check = next(self._numbers), self._wake, self._thread.check_process
+        request.number, request.wake, request.check = next(self._numbers), self._wake, self.check_process
         request.submitted_s = request.since_s = time.perf_counter()
         if self._is_closing:
             self._end(request, "cancelled")

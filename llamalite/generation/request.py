@@ -15,7 +15,7 @@ import dataclasses
 import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llamalite.generation.completion import Answer, FinishReason, Piece, Totals
 from llamalite.generation.sequence_cache import CachedSequence
@@ -23,6 +23,7 @@ from llamalite.native.decode_thread import stop_at_exit
 from llamalite.sampling import SamplingParams
 
 Deliver = Callable[[Piece | BaseException], None]
+T = TypeVar("T")
 
 
 class SupportsDraft(Protocol):
@@ -102,6 +103,15 @@ class GenerationRequest:
         return Piece(self.answer.rest(), finish_reason=reason, totals=totals, stopped_by=self.answer.stopped_by)
 
 
+def next_item(items: queue.SimpleQueue[T], check: Callable[[], None]) -> T:
+    """Wait for the next of `items`; raise what `check` raises if none can come any more."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return items.get(timeout=0.1)  # with a timeout: on Windows a signal does not wake a waiting thread
+        stop_at_exit()
+        check()
+
+
 class Stream(Iterator[Piece]):
     """An iterator over the pieces of one generation, which goes on while the caller does something else.
 
@@ -144,16 +154,9 @@ class Stream(Iterator[Piece]):
         return item
 
     def _wait(self) -> Piece | BaseException:
-        while self._last is None:
-            try:
-                item = self._items.get(
-                    timeout=0.1
-                )  # with a timeout: on Windows a signal does not wake a waiting thread
-            except queue.Empty:
-                stop_at_exit()
-                self._request.check()
-                continue
-            return self._last or item
+        if self._last is None:
+            item = next_item(self._items, self._request.check)
+            return self._last or item  # cancelled while it waited
         return self._last
 
     @property

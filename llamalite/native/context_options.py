@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamalite.quant_types import TENSOR_TYPES
+from llamalite.sampling import check_whole
 
 FlashAttention = bool | Literal["auto"]
 
@@ -63,14 +64,9 @@ class ContextOptions:
             )
         if self.pooling is not None and self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, found {self.pooling!r}")
-        self._check_whole("n_ctx", 2**31 - 256)
-        self._check_whole("n_batch", 2**31 - 1)
-        self._check_whole("n_ubatch", 2**31 - 1)
-        self._check_whole("n_seq_max", min(self.n_batch, self.n_ctx, MAX_SEQUENCES))
+        check_whole("n_ctx", self.n_ctx, 1, 2**31 - 256)
+        check_whole("n_batch", self.n_batch, 1, 2**31 - 1)
+        check_whole("n_ubatch", self.n_ubatch, 1, 2**31 - 1)
+        check_whole("n_seq_max", self.n_seq_max, 1, min(self.n_batch, self.n_ctx, MAX_SEQUENCES))
         if self.n_threads is not None:
-            self._check_whole("n_threads", _MAX_THREADS)
-
-    def _check_whole(self, name: str, most: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ValueError(f"{name} must be a whole number in 1..{most}, found {value!r}")
+            check_whole("n_threads", self.n_threads, 1, _MAX_THREADS)
